@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The two traits through which the emulator and the page walk reach the guest.
+//!
+//! ```text
+//!   emulate ── Cpu::read(linear) ──► paging::walk ── GuestMemory::read_gpa ──► slots, host memory
+//!                     │                    └─ #PF ──► Stop::Exception
+//!                     └─ no memory there ──► device ──► Stop::User, and the instruction is run
+//!                                                       again when the answer is known
+//! ```
+
+use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
+use crate::regs::{Cr0, Cr4};
+
+/// Why guest-physical memory could not be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemError {
+    /// No memory slot is there: the address belongs to a device, or to nobody.
+    Unbacked,
+    /// The slot is read-only, and this was a write.
+    ReadOnly,
+    /// The host page is not present, and the caller may not sleep now.
+    WouldSleep,
+    /// The process that owns the memory has none at that address (`EFAULT`).
+    Fault,
+}
+
+/// Guest-physical memory. No access crosses a 4 KiB boundary; callers split.
+pub trait GuestMemory {
+    /// Reads `buf.len()` bytes at `gpa`.
+    fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), MemError>;
+
+    /// Writes `data` at `gpa`.
+    fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> Result<(), MemError>;
+
+    /// Atomically replaces `old` by `new` in the naturally aligned integer of `size` (1, 2, 4 or
+    /// 8) bytes at `gpa`. `Ok(Ok(()))` if it was `old`, `Ok(Err(current))` if it was not.
+    fn compare_exchange_gpa(
+        &mut self,
+        gpa: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, MemError>;
+}
+
+/// What a memory access is for. Decides permissions and the #PF error code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A data read at the current privilege level.
+    Read,
+    /// A data write, or the read half of a read-modify-write.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+    /// A read by the CPU itself, of descriptor tables or a TSS: supervisor at any privilege level.
+    SystemRead,
+    /// A write by the CPU itself, likewise.
+    SystemWrite,
+}
+
+/// Why the emulation of an instruction stopped before its end. Nothing of the instruction has
+/// become visible in the guest, unless it is a REP one that has finished some iterations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest gets this exception, with RIP at the instruction.
+    Exception(Exception),
+    /// A device outside the kernel must answer first; then the instruction is run again from its
+    /// beginning, and gets its answer in place of this value.
+    User,
+    /// A page of the host is absent: run the instruction again where sleeping is allowed.
+    WouldSleep,
+    /// The VMM's memory is gone (`EFAULT`).
+    Fault,
+    /// The decoder or the emulator does not know this instruction.
+    Unhandled,
+}
+
+impl From<Exception> for Stop {
+    fn from(e: Exception) -> Self {
+        Stop::Exception(e)
+    }
+}
+
+/// The CPU that an instruction is emulated on.
+///
+/// Register writes take effect at once, so an emulation function does all that can fail first and
+/// writes registers last.
+pub trait Cpu {
+    /// General-purpose register `index` (0 to 15), all 64 bits.
+    fn gpr(&self, index: u8) -> u64;
+    /// Sets all 64 bits of a general-purpose register.
+    fn set_gpr(&mut self, index: u8, value: u64);
+    /// RIP.
+    fn rip(&self) -> u64;
+    /// Sets RIP. Ends an interrupt shadow, too: an instruction was completed.
+    fn set_rip(&mut self, value: u64);
+    /// RFLAGS.
+    fn rflags(&self) -> Rflags;
+    /// Sets RFLAGS.
+    fn set_rflags(&mut self, value: Rflags);
+    /// A segment register with its hidden part.
+    fn segment(&self, reg: SegReg) -> Segment;
+    /// CR0.
+    fn cr0(&self) -> Cr0;
+    /// CR4.
+    fn cr4(&self) -> Cr4;
+    /// EFER.
+    fn efer(&self) -> Efer;
+    /// Current privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+
+    /// Reads memory at a linear address; may cross pages. A device behind it answers, too.
+    fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop>;
+    /// Writes memory at a linear address; may cross pages: then both are checked first.
+    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
+    /// A locked read-modify-write of `size` (1, 2, 4 or 8) bytes: stores `new` if memory holds `old`.
+    /// On a device or across pages it may be done as a plain write.
+    fn compare_exchange(
+        &mut self,
+        linear: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, Stop>;
+
+    /// Reads `size` (1, 2 or 4) bytes from an I/O port; permission has been checked by the caller.
+    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop>;
+    /// Writes `size` (1, 2 or 4) bytes to an I/O port.
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;
+
+    /// Reads XMM register `index` (0 to 15).
+    fn xmm(&mut self, index: u8) -> Result<u128, Stop>;
+    /// Writes XMM register `index` (0 to 15).
+    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop>;
+}
