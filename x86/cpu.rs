@@ -9,8 +9,8 @@
 //!                                                       again when the answer is known
 //! ```
 
-use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
 use crate::regs::{Cr0, Cr4};
+use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
 
 /// Why guest-physical memory could not be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use bitflags::bitflags;
 
 /// Index of a general-purpose register in its instruction encoding (APM vol. 3, 1.4.1).
 pub mod gpr {
-    #![expect(missing_docs, reason = "the names are the registers'")]
+    #![allow(missing_docs, reason = "the names are the registers'")]
     pub const RAX: u8 = 0;
     pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
@@ -58,7 +58,7 @@ impl GuestRegs {
 /// A segment register, in the order of its encoding (APM vol. 3, 1.4.1), then the system ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "the names are the registers'")]
+#[allow(missing_docs, reason = "the names are the registers'")]
 pub enum SegReg {
     Es,
     Cs,
@@ -120,7 +120,7 @@ bitflags! {
 bitflags! {
     /// CR0 (APM vol. 2, 3.1.1).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
+    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Cr0: u64 {
         const PE = 1 << 0;
         const MP = 1 << 1;
@@ -140,7 +140,7 @@ bitflags! {
 bitflags! {
     /// CR4 (APM vol. 2, 3.1.3).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
+    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Cr4: u64 {
         const VME = 1 << 0;
         const PVI = 1 << 1;
@@ -169,7 +169,7 @@ bitflags! {
 bitflags! {
     /// EFER (APM vol. 2, 3.1.7).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
+    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Efer: u64 {
         const SCE = 1 << 0;
         const LME = 1 << 8;
@@ -187,7 +187,7 @@ bitflags! {
 bitflags! {
     /// RFLAGS (APM vol. 2, 3.1.6).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
+    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Rflags: u64 {
         const CF = 1 << 0;
         /// Reads as one, always.
@@ -214,7 +214,7 @@ bitflags! {
 
 /// Exception vectors (APM vol. 2, table 8-1).
 pub mod vector {
-    #![expect(missing_docs, reason = "the names are the manual's")]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const DE: u8 = 0;
     pub const DB: u8 = 1;
     pub const NMI: u8 = 2;
@@ -250,12 +250,20 @@ pub struct Exception {
 impl Exception {
     /// An exception without an error code.
     pub const fn new(vector: u8) -> Self {
-        Self { vector, error_code: None, payload: None }
+        Self {
+            vector,
+            error_code: None,
+            payload: None,
+        }
     }
 
     /// An exception with an error code.
     pub const fn with_code(vector: u8, code: u32) -> Self {
-        Self { vector, error_code: Some(code), payload: None }
+        Self {
+            vector,
+            error_code: Some(code),
+            payload: None,
+        }
     }
 
     /// #UD.
@@ -265,6 +273,10 @@ impl Exception {
 
     /// #PF with the faulting linear address.
     pub const fn page_fault(linear: u64, code: u32) -> Self {
-        Self { vector: vector::PF, error_code: Some(code), payload: Some(linear) }
+        Self {
+            vector: vector::PF,
+            error_code: Some(code),
+            payload: Some(linear),
+        }
     }
 }
