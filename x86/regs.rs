@@ -2,11 +2,15 @@
 
 //! Registers of the guest CPU, with the names and bit positions of APM vol. 2, chapter 3 and 4.
 
+#![allow(
+    missing_docs,
+    reason = "the names of bits and registers are the manual's"
+)]
+
 use bitflags::bitflags;
 
 /// Index of a general-purpose register in its instruction encoding (APM vol. 3, 1.4.1).
 pub mod gpr {
-    #![allow(missing_docs, reason = "the names are the registers'")]
     pub const RAX: u8 = 0;
     pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
@@ -58,7 +62,6 @@ impl GuestRegs {
 /// A segment register, in the order of its encoding (APM vol. 3, 1.4.1), then the system ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "the names are the registers'")]
 pub enum SegReg {
     Es,
     Cs,
@@ -120,7 +123,6 @@ bitflags! {
 bitflags! {
     /// CR0 (APM vol. 2, 3.1.1).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Cr0: u64 {
         const PE = 1 << 0;
         const MP = 1 << 1;
@@ -140,7 +142,6 @@ bitflags! {
 bitflags! {
     /// CR4 (APM vol. 2, 3.1.3).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Cr4: u64 {
         const VME = 1 << 0;
         const PVI = 1 << 1;
@@ -169,7 +170,6 @@ bitflags! {
 bitflags! {
     /// EFER (APM vol. 2, 3.1.7).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Efer: u64 {
         const SCE = 1 << 0;
         const LME = 1 << 8;
@@ -187,7 +187,6 @@ bitflags! {
 bitflags! {
     /// RFLAGS (APM vol. 2, 3.1.6).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[allow(missing_docs, reason = "the names are the manual's")]
     pub struct Rflags: u64 {
         const CF = 1 << 0;
         /// Reads as one, always.
@@ -214,7 +213,6 @@ bitflags! {
 
 /// Exception vectors (APM vol. 2, table 8-1).
 pub mod vector {
-    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const DE: u8 = 0;
     pub const DB: u8 = 1;
     pub const NMI: u8 = 2;
