@@ -8,4 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub mod cpu;
+pub mod cpuid;
+pub mod decode;
+pub mod emulate;
+pub mod fxsave;
+pub mod msr;
+pub mod paging;
+pub mod pvclock;
 pub mod regs;
+pub mod sregs;
