@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod cpuid;
 pub mod decode;
 pub mod emulate;
+pub mod features;
 pub mod fxsave;
 pub mod msr;
 pub mod paging;
