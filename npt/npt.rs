@@ -1,5 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Nested page tables: walk, map, split, what to flush.
+//! Nested page tables: walk, map, split, what to flush (APM vol. 2, 15.25).
+//!
+//! The tables translate guest-physical to host-physical addresses. The CPU walks them while we
+//! change them, and sets accessed and dirty bits at any time; so an entry is read, decided upon,
+//! and replaced with compare-and-exchange, and nothing here ever holds a reference into a table.
+//! The memory of the tables is behind the [`Tables`] trait, which the kernel and the tests
+//! implement.
+//!
+//! ```text
+//!   entry.rs  one entry: bits, what they mean at each level
+//!   table.rs  walk, map, unmap, protect, split, merge
+//!   dirty.rs  accessed and dirty bits: look, harvest, clear
+//!   flush.rs  what the caller must flush before it may go on
+//! ```
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 #![forbid(unsafe_code)]
+
+mod dirty;
+mod entry;
+mod flush;
+mod table;
+
+pub use entry::{Entry, Kind, NptEntry, Rights};
+pub use flush::Flush;
+pub use table::{GpaRange, Levels, MapError, Mapping, Npt, PageSize, Tables};
+
+/// A host-physical address, with the host's memory-encryption bit where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hpa(pub u64);
