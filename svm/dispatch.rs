@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! From an exit to what is to be done about it: one small handler per exit.
+
+use crate::cpu::Guest;
+use crate::exit::{Exit, NestedError};
+use crate::io::UserIo;
+use x86::cpu::GuestMemory;
+use x86::cpuid::Dynamic;
+use x86::msr::Origin;
+use x86::regs::Exception;
+
+/// What became of a nested page fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page is mapped now: run on.
+    Mapped,
+    /// No memory is there: a device.
+    Mmio,
+    /// The slot is read-only and this was a write: the VMM's, as MMIO.
+    ReadOnlyWrite,
+    /// Sleeping would be needed, and is not allowed now.
+    WouldSleep,
+    /// The VMM has no memory there: `EFAULT`.
+    HostFault,
+}
+
+/// What the handlers need of the world outside of the CPU. The module implements it, the tests do,
+/// the fuzzers do.
+///
+/// No method may block, except where [`Action::NeedSleep`] has asked for another round with
+/// sleeping allowed; the implementation knows which round it is.
+pub trait Platform: GuestMemory {
+    /// CPUID as the guest sees it: [`x86::cpuid::guest_view`] on the vCPU's list.
+    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4];
+
+    /// The host's TSC.
+    fn tsc(&self) -> u64;
+
+    /// Reads a port of a device in the kernel; `None` if the VMM has the port.
+    fn port_in(&mut self, port: u16, size: u8) -> Option<u32>;
+    /// Writes a port of a device in the kernel (an ioeventfd counts); `false` if the VMM has it.
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool;
+    /// Reads a register of a device in the kernel; `false` if the VMM has the address.
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool;
+    /// Writes a register of a device in the kernel; `false` if the VMM has the address.
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool;
+
+    /// Makes the page at `gpa` accessible for `error`.
+    fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome;
+
+    /// Reads `IA32_APIC_BASE`.
+    fn apic_base(&self) -> u64;
+    /// Writes `IA32_APIC_BASE`.
+    fn set_apic_base(&mut self, value: u64, origin: Origin) -> Result<(), Exception>;
+    /// Reads x2APIC register `0x800 + register`.
+    fn x2apic_read(&mut self, register: u8) -> Result<u64, Exception>;
+    /// Writes x2APIC register `0x800 + register`.
+    fn x2apic_write(&mut self, register: u8, value: u64) -> Result<(), Exception>;
+    /// Reads the TSC deadline.
+    fn tsc_deadline(&self) -> u64;
+    /// Sets the TSC deadline.
+    fn set_tsc_deadline(&mut self, value: u64);
+    /// The guest wrote CR8, and V_TPR has it. Answers whether the VMM wants to hear of it
+    /// (`KVM_EXIT_SET_TPR`): its own controller's priority fell.
+    fn cr8_written(&mut self, old: u8, new: u8) -> bool;
+
+    /// The guest changed its TSC offset: timers are to be computed anew.
+    fn tsc_changed(&mut self);
+    /// XCR0 or XSS was changed; `xcr0` and `xss` have been checked against CPUID.
+    fn set_xcr0(&mut self, xcr0: u64, xss: u64);
+    /// Reads XMM register `index`.
+    fn xmm(&mut self, index: u8) -> u128;
+    /// Writes XMM register `index`.
+    fn set_xmm(&mut self, index: u8, value: u128);
+
+    /// The paging mode or a mapping was changed by us on behalf of the guest: before the next
+    /// VMRUN the TLB entries of its ASID go.
+    fn flush_tlb(&mut self);
+    /// The guest asked for its caches to be written back. Nothing to do unless a real device can
+    /// reach its memory past the caches.
+    fn wbinvd(&mut self);
+    /// The guest wants its paravirtual wall clock at this address.
+    fn pv_wall_clock(&mut self, value: u64);
+    /// The guest wants its paravirtual vCPU clock at this address, or (bit 0 clear) no longer.
+    fn pv_system_time(&mut self, value: u64);
+    /// A hypercall with its up to four arguments; `None` if there is no such.
+    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
+        let _ = (number, arguments);
+        None
+    }
+    /// The guest spins: another vCPU may have better use for the CPU.
+    fn pause(&mut self) {}
+}
+
+/// `KVM_EXIT_INTERNAL_ERROR`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InternalError {
+    /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that the emulator does not know. The bytes
+    /// as far as they could be read.
+    Emulation {
+        /// How many bytes are valid.
+        length: u8,
+        /// The instruction.
+        bytes: [u8; 15],
+    },
+    /// `KVM_INTERNAL_ERROR_DELIVERY_EV`: a device access in the delivery of an event.
+    Delivery {
+        /// EXITINTINFO.
+        event: u64,
+        /// EXITCODE.
+        exit_code: u64,
+        /// EXITINFO1.
+        info: u64,
+        /// The guest-physical address.
+        gpa: u64,
+    },
+    /// `KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON`.
+    UnexpectedExit {
+        /// EXITCODE.
+        exit_code: u64,
+    },
+}
+
+/// A reason to go back to the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserExit {
+    /// `KVM_EXIT_IO` or `KVM_EXIT_MMIO`. The answer goes to [`finish_io`].
+    Io(UserIo),
+    /// `KVM_EXIT_SHUTDOWN`: a triple fault.
+    Shutdown,
+    /// `KVM_EXIT_SET_TPR`.
+    SetTpr,
+    /// `KVM_EXIT_FAIL_ENTRY`: the CPU refused the VMCB.
+    FailEntry {
+        /// `hardware_entry_failure_reason`.
+        reason: u64,
+    },
+    /// `KVM_EXIT_INTERNAL_ERROR`.
+    InternalError(InternalError),
+    /// `KVM_RUN` fails with `EFAULT`: the VMM has no memory where its slots say so.
+    Fault,
+}
+
+/// What is to be done after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Run the guest on.
+    Resume,
+    /// The guest executed HLT (RIP is behind it): block until something is pending.
+    Halt,
+    /// Nothing has happened: call again with the same exit where sleeping is allowed.
+    NeedSleep,
+    /// Go back to the VMM.
+    User(UserExit),
+}
+
+/// Handles one exit.
+pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
+    let _ = (guest, exit);
+    Action::Resume
+}
+
+/// Gives the VMM's answer to the pending [`UserIo`] to the guest and goes on with the instruction.
+/// To be called at the start of `KVM_RUN` if [`crate::io::IoState::pending`] says so. On
+/// [`Action::NeedSleep`] call [`resume_io`] where sleeping is allowed.
+pub fn finish_io<P: Platform>(guest: &mut Guest<'_, P>, data: [u8; 8]) -> Action {
+    let _ = (guest, data);
+    Action::Resume
+}
+
+/// Goes on with an instruction that [`finish_io`] could not end without sleeping.
+pub fn resume_io<P: Platform>(guest: &mut Guest<'_, P>) -> Action {
+    let _ = guest;
+    Action::Resume
+}
+
+/// Reads an MSR, for RDMSR or `KVM_GET_MSRS`.
+pub fn read_msr<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    index: u32,
+    origin: Origin,
+) -> Result<u64, Exception> {
+    let _ = (guest, index, origin);
+    Err(Exception::GP0)
+}
+
+/// Writes an MSR, for WRMSR or `KVM_SET_MSRS`.
+pub fn write_msr<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    index: u32,
+    value: u64,
+    origin: Origin,
+) -> Result<(), Exception> {
+    let _ = (guest, index, value, origin);
+    Err(Exception::GP0)
+}

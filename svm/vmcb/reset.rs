@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The VMCB of a virtual CPU that comes out of RESET or INIT.
+
+use super::access::NP_ENABLE;
+use super::{Control, Save, VirtualInterrupt, Vmcb};
+use crate::clean::Clean;
+use crate::features::SvmFeatures;
+use crate::intercept::{
+    CrIntercepts, DrIntercepts, ExceptionIntercepts, Intercepts, Word3, Word4, Word5,
+};
+use x86::regs::{Cr0, Cr4, Efer, Rflags, SegAttr, SegReg, Segment};
+
+/// PAT after RESET (APM vol. 2, 7.8.2).
+pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// DR6 after RESET: the bits that always read as one (APM vol. 2, 13.1.1.3).
+pub const DR6_RESET: u64 = 0xffff_0ff0;
+/// DR7 after RESET (APM vol. 2, 13.1.1.4).
+pub const DR7_RESET: u64 = 0x400;
+/// Where the first instruction is (APM vol. 2, 14.1.5).
+const RESET_CS: u16 = 0xf000;
+const RESET_CS_BASE: u64 = 0xffff_0000;
+const RESET_RIP: u64 = 0xfff0;
+/// The limit of all segments and tables after RESET.
+const RESET_LIMIT: u32 = 0xffff;
+/// System descriptor types (APM vol. 2, table 4-6).
+const TYPE_LDT: u16 = 2;
+const TYPE_BUSY_TSS16: u16 = 3;
+/// How many PAUSEs in a row make an exit.
+const PAUSE_COUNT: u16 = 3000;
+/// How far apart they may be, in cycles, and still count as in a row.
+const PAUSE_THRESHOLD: u16 = 128;
+
+/// A segment that RESET left.
+fn reset_segment(selector: u16, base: u64, attributes: SegAttr) -> Segment {
+    Segment {
+        selector,
+        attributes,
+        limit: RESET_LIMIT,
+        base,
+    }
+}
+
+impl Vmcb {
+    /// A VMCB of zeros, on which VMRUN fails.
+    pub const fn zeroed() -> Self {
+        Self {
+            control: Control::ZERO,
+            save: Save::ZERO,
+        }
+    }
+
+    /// The baseline of the control area, and registers as after RESET.
+    ///
+    /// The owner still sets [`Self::set_iopm_base`], [`Self::set_msrpm_base`], [`Self::set_ncr3`],
+    /// [`Self::set_asid`] and [`Self::set_tsc_offset`].
+    pub fn reset(&mut self, features: SvmFeatures) {
+        self.control.virt_ext = 0;
+        self.control.np_control = NP_ENABLE;
+        self.control.int_vector = 0;
+        self.set_virtual_interrupt(VirtualInterrupt::V_INTR_MASKING);
+        self.set_intercepts(Intercepts::for_host(features));
+        if features.contains(SvmFeatures::PAUSE_FILTER) {
+            self.set_pause_filter_count(PAUSE_COUNT);
+        }
+        if features.contains(SvmFeatures::PAUSE_FILTER_THRESHOLD) {
+            self.set_pause_filter_threshold(PAUSE_THRESHOLD);
+        }
+        self.set_event_inj(0);
+        self.reset_registers();
+        // What INIT leaves alone (APM vol. 2, table 14-1).
+        self.set_g_pat(PAT_RESET);
+        self.set_star(0);
+        self.set_lstar(0);
+        self.set_cstar(0);
+        self.set_sfmask(0);
+        self.set_kernel_gs_base(0);
+        self.set_sysenter_cs(0);
+        self.set_sysenter_esp(0);
+        self.set_sysenter_eip(0);
+        self.set_dbgctl(0);
+        self.set_all_dirty();
+    }
+
+    /// The registers that both RESET and INIT set (APM vol. 2, table 14-1). Cache disable and
+    /// not-write-through of CR0, which the CPU never gets, are in [`crate::state::VcpuState`].
+    pub fn reset_registers(&mut self) {
+        let data = SegAttr::P | SegAttr::S | SegAttr::WRITABLE | SegAttr::ACCESSED;
+        for reg in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
+            self.set_segment(reg, reset_segment(0, 0, data));
+        }
+        self.set_segment(
+            SegReg::Cs,
+            reset_segment(RESET_CS, RESET_CS_BASE, data | SegAttr::CODE),
+        );
+        let system = |kind| reset_segment(0, 0, SegAttr::P | SegAttr::from_bits_retain(kind));
+        self.set_segment(SegReg::Ldtr, system(TYPE_LDT));
+        self.set_segment(SegReg::Tr, system(TYPE_BUSY_TSS16));
+        self.set_gdtr(reset_segment(0, 0, SegAttr::empty()));
+        self.set_idtr(reset_segment(0, 0, SegAttr::empty()));
+        self.set_cpl(0);
+        self.set_cr0(Cr0::ET);
+        self.set_cr2(0);
+        self.set_cr3(0);
+        self.set_cr4(Cr4::MCE);
+        self.set_efer(Efer::SVME);
+        self.set_dr6(DR6_RESET);
+        self.set_dr7(DR7_RESET);
+        self.set_rflags(Rflags::RESERVED1);
+        self.set_rip(RESET_RIP);
+        self.set_interrupt_shadow(false);
+        self.touch(Clean::all());
+    }
+}
+
+impl Control {
+    const ZERO: Self = Self {
+        intercepts: Intercepts {
+            cr: CrIntercepts::empty(),
+            dr: DrIntercepts::empty(),
+            exceptions: ExceptionIntercepts::empty(),
+            word3: Word3::empty(),
+            word4: Word4::empty(),
+            word5: Word5::empty(),
+        },
+        _018: [0; 0x24],
+        pause_filter_threshold: 0,
+        pause_filter_count: 0,
+        iopm_base: 0,
+        msrpm_base: 0,
+        tsc_offset: 0,
+        asid: 0,
+        tlb_control: 0,
+        erap_control: 0,
+        _05e: [0; 2],
+        int_control: 0,
+        int_vector: 0,
+        int_state: 0,
+        exit_code: 0,
+        exit_info1: 0,
+        exit_info2: 0,
+        exit_int_info: 0,
+        np_control: 0,
+        avic_bar: 0,
+        ghcb: 0,
+        event_inj: 0,
+        ncr3: 0,
+        virt_ext: 0,
+        clean: 0,
+        _0c4: 0,
+        next_rip: 0,
+        insn_len: 0,
+        insn_bytes: [0; 15],
+        avic_backing_page: 0,
+        _0e8: 0,
+        avic_logical_table: 0,
+        avic_physical_table: 0,
+        _100: 0,
+        vmsa: 0,
+        _110: [0; 0x2f0],
+    };
+}
+
+/// A segment of zeros.
+const NULL: Segment = Segment {
+    selector: 0,
+    attributes: SegAttr::empty(),
+    limit: 0,
+    base: 0,
+};
+
+impl Save {
+    const ZERO: Self = Self {
+        es: NULL,
+        cs: NULL,
+        ss: NULL,
+        ds: NULL,
+        fs: NULL,
+        gs: NULL,
+        gdtr: NULL,
+        ldtr: NULL,
+        idtr: NULL,
+        tr: NULL,
+        _4a0: [0; 0x2a],
+        vmpl: 0,
+        cpl: 0,
+        _4cc: [0; 4],
+        efer: 0,
+        _4d8: [0; 0x70],
+        cr4: 0,
+        cr3: 0,
+        cr0: 0,
+        dr7: 0,
+        dr6: 0,
+        rflags: 0,
+        rip: 0,
+        _580: [0; 0x58],
+        rsp: 0,
+        s_cet: 0,
+        ssp: 0,
+        isst_addr: 0,
+        rax: 0,
+        star: 0,
+        lstar: 0,
+        cstar: 0,
+        sfmask: 0,
+        kernel_gs_base: 0,
+        sysenter_cs: 0,
+        sysenter_esp: 0,
+        sysenter_eip: 0,
+        cr2: 0,
+        _648: [0; 0x20],
+        g_pat: 0,
+        dbgctl: 0,
+        br_from: 0,
+        br_to: 0,
+        last_excp_from: 0,
+        last_excp_to: 0,
+        _698: [0; 0x48],
+        spec_ctrl: 0,
+        _6e8: [0; 0x918],
+    };
+}
