@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Runs tiny guests and compares what they do with what is written beside them.
+//!
+//! `run-guests [--device PATH] [--machine NAME] [--directory PATH] [--print] [NAME]...`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use selftests::guest::{compare, Guest};
+use selftests::kvm::Handle;
+use selftests::machine::{catch_interruptions, missing, register, Machine};
+use selftests::tap::Tap;
+
+struct Options {
+    device: String,
+    machine: String,
+    directory: PathBuf,
+    print: bool,
+    names: Vec<String>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        device: std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into()),
+        machine: std::env::var("LAB_MACHINE").unwrap_or_else(|_| "hardware".into()),
+        directory: "/selftests/guests".into(),
+        print: false,
+        names: Vec::new(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        match word.as_str() {
+            "--device" => options.device = value()?,
+            "--machine" => options.machine = value()?,
+            "--directory" => options.directory = value()?.into(),
+            "--print" => options.print = true,
+            word if word.starts_with('-') => return Err(format!("unknown option {word}")),
+            _ => options.names.push(word),
+        }
+    }
+    if options.names.is_empty() {
+        options.names = all_names(&options.directory)?;
+    }
+    Ok(options)
+}
+
+fn all_names(directory: &Path) -> Result<Vec<String>, String> {
+    let entries = fs::read_dir(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".bin")?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The text of the file `excuses` for a bug, if that bug is one of this machine. Each line is a
+/// bug's name, the machines that have it with commas between them, and what it is.
+fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<String>, String> {
+    if guest.bugs.is_empty() {
+        return Ok(None);
+    }
+    let text =
+        fs::read_to_string(directory.join("excuses")).map_err(|e| format!("excuses: {e}"))?;
+    let mut found = None;
+    for bug in &guest.bugs {
+        let entry = text
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix(bug.as_str())?
+                    .trim_start()
+                    .split_once(' ')
+            })
+            .ok_or(format!("the file `excuses` has no bug {bug}"))?;
+        if entry.0.split(',').any(|name| name == machine) {
+            found = Some(format!("{bug}: {}", entry.1.trim()));
+        }
+    }
+    Ok(found)
+}
+
+/// Runs the guest; answers what it did. A `regs` line of the expectation is answered in kind.
+fn run(device: &Handle, guest: &Guest) -> Result<Vec<String>, String> {
+    let machine =
+        Machine::new(device, guest).map_err(|e| format!("could not make the machine: {e}"))?;
+    let mut lines = machine.run(guest);
+    for line in guest
+        .expected
+        .iter()
+        .filter_map(|line| line.strip_prefix("regs "))
+    {
+        let mut values = String::from("regs");
+        for name in line
+            .split_whitespace()
+            .filter_map(|word| Some(word.split_once('=')?.0))
+        {
+            let value =
+                register(&machine.vcpus[0].handle, name).ok_or(format!("no register {name}"))?;
+            values.push_str(&format!(" {name}={value:#x}"));
+        }
+        lines.push(values);
+    }
+    Ok(lines)
+}
+
+fn main() -> ExitCode {
+    let start = || -> Result<_, String> {
+        let options = options()?;
+        let device =
+            Handle::open(&options.device).map_err(|e| format!("{}: {e}", options.device))?;
+        Ok((options, device))
+    };
+    let (options, device) = match start() {
+        Ok(start) => start,
+        Err(error) => {
+            println!("Bail out! {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    catch_interruptions();
+    let mut tap = Tap::start();
+    for name in &options.names {
+        let guest = match Guest::load(&options.directory, name) {
+            Ok(guest) => guest,
+            Err(error) => {
+                tap.result(name, Err(error));
+                continue;
+            }
+        };
+        if let Some(reason) = missing(&device, &guest) {
+            tap.skip(name, reason);
+            continue;
+        }
+        let outcome = run(&device, &guest);
+        if options.print {
+            println!("== {name}");
+            match outcome {
+                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                Err(error) => println!("# {error}"),
+            }
+            continue;
+        }
+        let outcome = outcome.and_then(|lines| compare(&guest.expected, &lines));
+        match (
+            outcome,
+            excuse(&options.directory, &options.machine, &guest),
+        ) {
+            (_, Err(error)) => tap.result(name, Err(error)),
+            (Err(_), Ok(Some(bug))) => tap.skip(name, &format!("excused by {bug}")),
+            (outcome, _) => tap.result(name, outcome),
+        }
+    }
+    if options.print {
+        return ExitCode::SUCCESS;
+    }
+    tap.finish()
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the self-tests share: the device's ioctls, the machine that runs a tiny guest and writes
+//! down what it does, and the TAP that reports results.
+
+pub mod guest;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod tap;
+pub mod trace;

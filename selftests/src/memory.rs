@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Memory that a guest and this program share.
+
+use std::io;
+use std::ptr::{self, NonNull};
+
+/// The size of a page.
+pub const PAGE: usize = 4096;
+
+/// An anonymous or device mapping, unmapped when dropped.
+pub struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: A `Mapping` is plain memory; it is read and written by copies only.
+unsafe impl Send for Mapping {}
+// SAFETY: As above; the guest writes it at any time anyway.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Zeroed memory of this process.
+    pub fn anonymous(length: usize) -> io::Result<Self> {
+        Self::new(length, -1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+    }
+
+    /// The first `length` bytes of a file.
+    pub fn of_file(file: i32, length: usize) -> io::Result<Self> {
+        Self::new(length, file, libc::MAP_SHARED)
+    }
+
+    fn new(length: usize, file: i32, flags: i32) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: A new mapping at an address of the kernel's choice touches no other object.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, file, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, length })
+    }
+
+    /// Where the mapping begins.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether the mapping is of no bytes; it never is.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Copies `bytes` to `offset`.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(
+            offset <= self.length && bytes.len() <= self.length - offset,
+            "outside the mapping"
+        );
+        // SAFETY: The range lies within the mapping, which no reference covers.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start().add(offset), bytes.len()) };
+    }
+
+    /// A copy of `length` bytes at `offset`.
+    pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
+        assert!(
+            offset <= self.length && length <= self.length - offset,
+            "outside the mapping"
+        );
+        let mut bytes = vec![0; length];
+        // SAFETY: The range lies within the mapping, which no reference covers.
+        unsafe { ptr::copy_nonoverlapping(self.start().add(offset), bytes.as_mut_ptr(), length) };
+        bytes
+    }
+
+    /// Writes a table of 64-bit entries, page tables and descriptors for example.
+    pub fn write_words(&self, offset: usize, words: &[u64]) {
+        for (index, word) in words.iter().enumerate() {
+            self.write(offset + index * 8, &word.to_le_bytes());
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is this object's own and nothing points into it any more.
+        unsafe { libc::munmap(self.start().cast(), self.length) };
+    }
+}
