@@ -89,7 +89,7 @@ MMMMMMMMMMBMMMMM\
 MMBMBBBM........\
 MMMMMMMMMMMMMMMM\
 MMMMMMMMMMMMMMMM\
-MMMMMMMMMMMMMMMM";
+MMMMMMMMMMMMMMM.";
 
 /// What follows the opcode of `insn`; `None` if it is undefined in its mode.
 pub(super) fn layout(insn: &Insn) -> Option<Layout> {
