@@ -6,51 +6,43 @@
 
 use bitflags::bitflags;
 
-use crate::cpuid::Entry;
+use crate::cpuid::bits::*;
+use crate::cpuid::{self, function, Caps, Entry, PvFeatures};
+use crate::regs::{Cr4, Efer};
 
 bitflags! {
     /// A feature of the guest's CPUID that decides about the validity of something.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Feature: u64 {
-        const VME = 1 << 0;
-        const DE = 1 << 1;
-        const PSE = 1 << 2;
-        const TSC = 1 << 3;
-        const PAE = 1 << 4;
-        const MCE = 1 << 5;
-        const APIC = 1 << 6;
-        const SEP = 1 << 7;
-        const MTRR = 1 << 8;
-        const PGE = 1 << 9;
-        const MCA = 1 << 10;
-        const PAT = 1 << 11;
-        const FXSR = 1 << 12;
-        const SSE = 1 << 13;
-        const PCID = 1 << 14;
-        const X2APIC = 1 << 15;
-        const TSC_DEADLINE = 1 << 16;
-        const XSAVE = 1 << 17;
-        const FSGSBASE = 1 << 18;
-        const TSC_ADJUST = 1 << 19;
-        const SMEP = 1 << 20;
-        const INVPCID = 1 << 21;
-        const SMAP = 1 << 22;
-        const UMIP = 1 << 23;
-        const PKU = 1 << 24;
-        const CET_SS = 1 << 25;
-        const LA57 = 1 << 26;
-        const RDPID = 1 << 27;
-        const SYSCALL = 1 << 28;
-        const NX = 1 << 29;
-        const FFXSR = 1 << 30;
-        const GBPAGES = 1 << 31;
-        const RDTSCP = 1 << 32;
-        const LM = 1 << 33;
-        const SVM = 1 << 34;
-        const TCE = 1 << 35;
-        const MONITOR = 1 << 36;
-        const PV_CLOCK = 1 << 37;
-        const PV_CLOCK2 = 1 << 38;
+        const MTRR = 1 << 0;
+        const MCE = 1 << 1;
+        const PAT = 1 << 2;
+        const APIC = 1 << 3;
+        const SEP = 1 << 4;
+        const PCID = 1 << 5;
+        const X2APIC = 1 << 6;
+        const TSC_DEADLINE = 1 << 7;
+        const XSAVE = 1 << 8;
+        const FSGSBASE = 1 << 9;
+        const TSC_ADJUST = 1 << 10;
+        const SMEP = 1 << 11;
+        const INVPCID = 1 << 12;
+        const SMAP = 1 << 13;
+        const UMIP = 1 << 14;
+        const PKU = 1 << 15;
+        const CET_SS = 1 << 16;
+        const LA57 = 1 << 17;
+        const RDPID = 1 << 18;
+        const SYSCALL = 1 << 19;
+        const NX = 1 << 20;
+        const FFXSR = 1 << 21;
+        const GBPAGES = 1 << 22;
+        const RDTSCP = 1 << 23;
+        const LM = 1 << 24;
+        const SVM = 1 << 25;
+        const TCE = 1 << 26;
+        const PV_CLOCK = 1 << 27;
+        const PV_CLOCK2 = 1 << 28;
     }
 }
 
@@ -65,11 +57,46 @@ pub struct Features {
     pub max_phys_bits: u8,
 }
 
+/// Width of physical addresses of a CPU that does not say.
+const DEFAULT_PHYS_BITS: u8 = 36;
+
+impl Default for Features {
+    fn default() -> Self {
+        Self {
+            set: Feature::empty(),
+            max_phys_bits: DEFAULT_PHYS_BITS,
+        }
+    }
+}
+
 impl Features {
-    /// Features of a CPUID list, as `KVM_SET_CPUID2` gives it.
-    pub fn new(entries: &[Entry]) -> Self {
-        let _ = entries;
-        todo!()
+    /// What [`cpuid::supported`] offers: no guest gets more, whatever its list says.
+    pub fn offered(host: &mut impl FnMut(u32, u32) -> [u32; 4], caps: &Caps) -> Self {
+        let mut features = Self::default();
+        let mut add = |entry: Entry| -> Result<(), core::convert::Infallible> {
+            features.add(&entry);
+            if entry.function == function::PV_FEATURES {
+                features.set |= pv(entry.eax);
+            }
+            Ok(())
+        };
+        // It cannot fail: the sink does not.
+        let _ = cpuid::supported(host, caps, &mut add);
+        features
+    }
+
+    /// Features of a guest's CPUID list, as far as they are `offered`.
+    pub fn new(entries: &[Entry], offered: &Features) -> Self {
+        let mut features = Self::default();
+        for entry in entries {
+            features.add(entry);
+        }
+        if let Some(signature) = entries.iter().find(|entry| cpuid::is_pv_signature(entry)) {
+            let [eax, ..] = cpuid::lookup(entries, signature.function.wrapping_add(1), 0);
+            features.set |= pv(eax);
+        }
+        features.set &= offered.set;
+        features
     }
 
     /// True if the guest has all of `feature`.
@@ -77,13 +104,146 @@ impl Features {
     pub fn has(&self, feature: Feature) -> bool {
         self.set.contains(feature)
     }
-}
 
-impl Default for Features {
-    fn default() -> Self {
-        Self {
-            set: Feature::empty(),
-            max_phys_bits: 36,
+    /// The bits that MOV CR4 may set.
+    pub fn cr4(&self) -> Cr4 {
+        let mut allowed = Cr4::VME
+            | Cr4::PVI
+            | Cr4::TSD
+            | Cr4::DE
+            | Cr4::PSE
+            | Cr4::PAE
+            | Cr4::MCE
+            | Cr4::PGE
+            | Cr4::PCE
+            | Cr4::OSFXSR
+            | Cr4::OSXMMEXCPT;
+        for (feature, bit) in [
+            (Feature::UMIP, Cr4::UMIP),
+            (Feature::LA57, Cr4::LA57),
+            (Feature::FSGSBASE, Cr4::FSGSBASE),
+            (Feature::PCID, Cr4::PCIDE),
+            (Feature::XSAVE, Cr4::OSXSAVE),
+            (Feature::SMEP, Cr4::SMEP),
+            (Feature::SMAP, Cr4::SMAP),
+            (Feature::PKU, Cr4::PKE),
+            (Feature::CET_SS, Cr4::CET),
+        ] {
+            allowed.set(bit, self.has(feature));
+        }
+        allowed
+    }
+
+    /// The bits that WRMSR may set in EFER.
+    pub fn efer(&self) -> Efer {
+        let mut allowed = Efer::empty();
+        for (feature, bits) in [
+            (Feature::SYSCALL, Efer::SCE),
+            (Feature::LM, Efer::LME.union(Efer::LMA)),
+            (Feature::NX, Efer::NXE),
+            (Feature::FFXSR, Efer::FFXSR),
+            (Feature::TCE, Efer::TCE),
+        ] {
+            allowed.set(bits, self.has(feature));
+        }
+        allowed
+    }
+
+    /// Width of linear addresses that the CPU has, whatever CR4.LA57 says.
+    #[inline]
+    pub fn linear_bits(&self) -> u32 {
+        if self.has(Feature::LA57) {
+            57
+        } else {
+            48
         }
     }
+
+    /// The bits that must be zero in a physical address.
+    #[inline]
+    pub fn reserved_phys(&self) -> u64 {
+        !0 << self.max_phys_bits.clamp(32, 52)
+    }
+
+    /// Adds what one entry says.
+    fn add(&mut self, entry: &Entry) {
+        match entry.function {
+            function::FEATURES => self.set |= leaf_1(entry),
+            function::STRUCTURED_FEATURES if entry.answers(function::STRUCTURED_FEATURES, 0) => {
+                self.set |= leaf_7(entry);
+            }
+            function::EXTENDED_FEATURES => self.set |= ext_1(entry),
+            function::ADDRESS_SIZES => {
+                let [bits, ..] = entry.eax.to_le_bytes();
+                if bits != 0 {
+                    self.max_phys_bits = bits.clamp(32, 52);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn collect<const N: usize>(found: [(bool, Feature); N]) -> Feature {
+    let mut set = Feature::empty();
+    for (present, feature) in found {
+        set.set(feature, present);
+    }
+    set
+}
+
+fn leaf_1(entry: &Entry) -> Feature {
+    let ecx = Leaf1Ecx::from_bits_retain(entry.ecx);
+    let edx = Leaf1Edx::from_bits_retain(entry.edx);
+    collect([
+        (edx.contains(Leaf1Edx::MTRR), Feature::MTRR),
+        (edx.contains(Leaf1Edx::MCE), Feature::MCE),
+        (edx.contains(Leaf1Edx::PAT), Feature::PAT),
+        (edx.contains(Leaf1Edx::APIC), Feature::APIC),
+        (edx.contains(Leaf1Edx::SEP), Feature::SEP),
+        (ecx.contains(Leaf1Ecx::PCID), Feature::PCID),
+        (ecx.contains(Leaf1Ecx::X2APIC), Feature::X2APIC),
+        (ecx.contains(Leaf1Ecx::TSC_DEADLINE), Feature::TSC_DEADLINE),
+        (ecx.contains(Leaf1Ecx::XSAVE), Feature::XSAVE),
+    ])
+}
+
+fn leaf_7(entry: &Entry) -> Feature {
+    let ebx = Leaf7Ebx::from_bits_retain(entry.ebx);
+    let ecx = Leaf7Ecx::from_bits_retain(entry.ecx);
+    collect([
+        (ebx.contains(Leaf7Ebx::FSGSBASE), Feature::FSGSBASE),
+        (ebx.contains(Leaf7Ebx::TSC_ADJUST), Feature::TSC_ADJUST),
+        (ebx.contains(Leaf7Ebx::SMEP), Feature::SMEP),
+        (ebx.contains(Leaf7Ebx::INVPCID), Feature::INVPCID),
+        (ebx.contains(Leaf7Ebx::SMAP), Feature::SMAP),
+        (ecx.contains(Leaf7Ecx::UMIP), Feature::UMIP),
+        (ecx.contains(Leaf7Ecx::PKU), Feature::PKU),
+        (ecx.contains(Leaf7Ecx::CET_SS), Feature::CET_SS),
+        (ecx.contains(Leaf7Ecx::LA57), Feature::LA57),
+        (ecx.contains(Leaf7Ecx::RDPID), Feature::RDPID),
+    ])
+}
+
+fn ext_1(entry: &Entry) -> Feature {
+    let ecx = Ext1Ecx::from_bits_retain(entry.ecx);
+    let edx = Ext1Edx::from_bits_retain(entry.edx);
+    collect([
+        (ecx.contains(Ext1Ecx::SVM), Feature::SVM),
+        (ecx.contains(Ext1Ecx::TCE), Feature::TCE),
+        (edx.contains(Ext1Edx::SYSCALL), Feature::SYSCALL),
+        (edx.contains(Ext1Edx::NX), Feature::NX),
+        (edx.contains(Ext1Edx::FFXSR), Feature::FFXSR),
+        (edx.contains(Ext1Edx::GBPAGES), Feature::GBPAGES),
+        (edx.contains(Ext1Edx::RDTSCP), Feature::RDTSCP),
+        (edx.contains(Ext1Edx::LM), Feature::LM),
+    ])
+}
+
+fn pv(eax: u32) -> Feature {
+    let pv = PvFeatures::from_bits_truncate(eax);
+    collect([
+        (pv.contains(PvFeatures::CLOCKSOURCE), Feature::PV_CLOCK),
+        (pv.contains(PvFeatures::CLOCKSOURCE2), Feature::PV_CLOCK2),
+    ])
 }
