@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The command line: the one source of the arguments, the completions and the manual page.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::layout::MIB;
+
+/// The module's device node.
+pub(crate) const DEFAULT_DEVICE: &str = "/dev/pacifica";
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0       the guest powered off, or wrote 0 to the debug-exit port, or the user quit
+  1       this program or the host failed
+  2       wrong usage
+  3       the guest reset itself (with --reboot exit)
+  4       the guest crashed: a report with its registers is on standard error
+  64-127  the guest wrote another value to the debug-exit port (0xf4): 64 plus its low six bits
+
+On the terminal: Ctrl-A x quits, Ctrl-A h shows help, Ctrl-A a sends Ctrl-A.";
+
+/// Loads and runs guests on the Pacifica hypervisor.
+#[derive(Debug, Parser)]
+#[command(name = "pacifica", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a guest
+    #[command(after_help = EXIT_STATUS)]
+    Run(RunArgs),
+    /// Say whether this host can run guests, and what to do if not
+    Check(CheckArgs),
+    /// Run a program that finds the module's node at /dev/kvm
+    Exec(ExecArgs),
+    /// Write completions for a shell to standard output
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page to standard output
+    Man,
+}
+
+/// The arguments of `pacifica run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The kernel: a bzImage, or an ELF image (started by PVH if it has the note, else in 64-bit mode)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// The initial RAM disk
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// The kernel command line
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    pub(crate) append: String,
+
+    /// The guest's memory; without K, M or G in mebibytes
+    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: MemorySize,
+
+    /// How many processors the guest has
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
+    pub(crate) cpus: u32,
+
+    /// Where the first serial port goes: stdio, none, or a file for its output
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) console: ConsoleArg,
+
+    /// What to do when the guest resets itself
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Reboot::Exit)]
+    pub(crate) reboot: Reboot,
+
+    /// The interrupt controllers: the module's, or none at all, for small test guests
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Irqchip::Kernel)]
+    pub(crate) irqchip: Irqchip,
+
+    /// The hypervisor's device node
+    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    pub(crate) device: PathBuf,
+}
+
+/// The arguments of `pacifica check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The hypervisor's device node
+    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    pub(crate) device: PathBuf,
+}
+
+/// The arguments of `pacifica exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The node that the program shall find at /dev/kvm
+    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    pub(crate) device: PathBuf,
+
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// What to do when the guest resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reboot {
+    /// End the program with status 3
+    Exit,
+    /// Start the guest again
+    Restart,
+}
+
+/// Which interrupt controllers the guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Irqchip {
+    /// The module's PIC, I/O APIC, local APICs and PIT
+    Kernel,
+    /// None
+    None,
+}
+
+/// Where the first serial port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConsoleArg {
+    /// Standard input and output.
+    Stdio,
+    /// Nowhere.
+    None,
+    /// Output goes to a file; there is no input.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "" => return Err("an empty name".into()),
+            "stdio" => Self::Stdio,
+            "none" => Self::None,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// A size of memory, in bytes: whole mebibytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemorySize(pub(crate) u64);
+
+/// The most memory that a guest may have: below what every AMD-V processor can address.
+const MEMORY_LIMIT: u64 = 512 << 30;
+/// The least memory that holds the boot structures and a small guest.
+const MEMORY_LEAST: u64 = 2 * MIB;
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "K" | "KB" | "KIB" => 10,
+            "" | "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            unit => return Err(format!("unknown unit {unit:?}: use K, M or G")),
+        };
+        let number: u64 = digits.parse().map_err(|_| "not a number".to_string())?;
+        let bytes = number
+            .checked_mul(1 << shift)
+            .filter(|&bytes| bytes <= MEMORY_LIMIT);
+        match bytes.ok_or("more than 512 GiB")? {
+            bytes if bytes < MEMORY_LEAST => Err("less than 2 MiB".into()),
+            bytes if bytes % MIB != 0 => Err("not a multiple of 1 MiB".into()),
+            bytes => Ok(Self(bytes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
+        let all = ["pacifica", "run"].iter().chain(args);
+        Cli::try_parse_from(all).map(|cli| match cli.command {
+            Command::Run(args) => args,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let args = run(&["--kernel", "bzImage"]).unwrap();
+        assert_eq!(args.memory, MemorySize(512 * MIB));
+        assert_eq!(args.cpus, 1);
+        assert_eq!(args.append, "console=ttyS0");
+        assert_eq!(args.console, ConsoleArg::Stdio);
+        assert_eq!(args.reboot, Reboot::Exit);
+        assert_eq!(args.device, PathBuf::from("/dev/pacifica"));
+    }
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!("1G".parse(), Ok(MemorySize(1 << 30)));
+        assert_eq!("64".parse(), Ok(MemorySize(64 << 20)));
+        assert_eq!("2048k".parse(), Ok(MemorySize(2 << 20)));
+        assert_eq!("512GiB".parse(), Ok(MemorySize(512 << 30)));
+        for wrong in [
+            "",
+            "M",
+            "1T",
+            "0",
+            "1M",
+            "2049K",
+            "-1",
+            "513G",
+            "99999999999999999999G",
+            "1 G",
+            "é",
+        ] {
+            assert!(wrong.parse::<MemorySize>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn consoles() {
+        assert_eq!("none".parse(), Ok(ConsoleArg::None));
+        assert_eq!("log".parse(), Ok(ConsoleArg::File("log".into())));
+        assert!("".parse::<ConsoleArg>().is_err());
+    }
+
+    #[test]
+    fn usage_errors_have_status_2() {
+        for wrong in [
+            &[][..],
+            &["--kernel", "k", "--cpus", "0"],
+            &["--kernel", "k", "--cpus", "255"],
+            &["--kernel", "k", "--memory", "x"],
+            &["--kernel", "k", "--reboot", "never"],
+            &["--kernel", "k", "stray"],
+        ] {
+            assert_eq!(run(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn exec_takes_a_program_with_options() {
+        let cli = Cli::try_parse_from(["pacifica", "exec", "--", "qemu", "-m", "1G"]).unwrap();
+        match cli.command {
+            Command::Exec(args) => assert_eq!(args.program, ["qemu", "-m", "1G"]),
+            other => panic!("{other:?}"),
+        }
+        assert!(Cli::try_parse_from(["pacifica", "exec", "--"]).is_err());
+    }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The ways to end a run: the ACPI power-management registers, the reset control register, the
+//! keyboard controller's reset line, and the debug-exit port.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vm_superio::Trigger;
+
+use super::bus::{ByteDevice, PortDevice};
+use crate::layout::{PM1A_CONTROL, PM1A_EVENT, PM_PORTS, PM_TIMER, RESET_CONTROL};
+use crate::outcome::{Outcome, Stop};
+
+/// The sleep type that means off; the DSDT's `_S5` names it.
+pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
+/// What the FADT says to write to the reset control register: a hard reset, now.
+pub(crate) const RESET_SYSTEM: u8 = 0x06;
+
+// PM1 control (ACPI specification, 4.8.3.2).
+const PM1_SCI_ENABLE: u16 = 1 << 0;
+const PM1_SLEEP_TYPE_SHIFT: u16 = 10;
+const PM1_SLEEP_TYPE_MASK: u16 = 0b111 << PM1_SLEEP_TYPE_SHIFT;
+const PM1_SLEEP_ENABLE: u16 = 1 << 13;
+
+/// Reset control: this bit does it.
+const RESET_CPU: u8 = 1 << 2;
+
+/// The power-management timer's frequency (ACPI specification, 4.8.2.1).
+const PM_TIMER_HZ: u128 = 3_579_545;
+
+// Offsets within the ACPI block.
+const ENABLE: u16 = 2;
+const CONTROL: u16 = PM1A_CONTROL - PM1A_EVENT;
+const TIMER: usize = (PM_TIMER - PM1A_EVENT) as usize;
+
+/// The ACPI PM1a registers and the timer. The machine is always in ACPI mode and raises no events.
+pub(crate) struct PowerManagement {
+    stop: Arc<Stop>,
+    start: Instant,
+    enable: u16,
+    control: u16,
+}
+
+impl PowerManagement {
+    /// The registers after reset.
+    pub(crate) fn new(stop: Arc<Stop>) -> Self {
+        Self {
+            stop,
+            start: Instant::now(),
+            enable: 0,
+            control: PM1_SCI_ENABLE,
+        }
+    }
+
+    /// The timer, 32 bits wide.
+    fn timer(&self) -> u32 {
+        let ticks = self.start.elapsed().as_nanos() * PM_TIMER_HZ / 1_000_000_000;
+        (ticks & u128::from(u32::MAX)) as u32
+    }
+
+    /// The whole block as it reads now: status, enable, control, nothing, timer.
+    fn block(&self) -> [u8; PM_PORTS as usize] {
+        let mut block = [0; PM_PORTS as usize];
+        block[2..4].copy_from_slice(&self.enable.to_le_bytes());
+        block[4..6].copy_from_slice(&self.control.to_le_bytes());
+        block[TIMER..].copy_from_slice(&self.timer().to_le_bytes());
+        block
+    }
+
+    /// Writes PM1 control: a sleep type with the enable bit acts at once.
+    fn set_control(&mut self, value: u16) {
+        if value & PM1_SLEEP_ENABLE != 0
+            && (value & PM1_SLEEP_TYPE_MASK) >> PM1_SLEEP_TYPE_SHIFT == u16::from(SLEEP_TYPE_OFF)
+        {
+            self.stop.request(Outcome::PowerOff);
+        }
+        self.control = value & !PM1_SLEEP_ENABLE | PM1_SCI_ENABLE;
+    }
+}
+
+impl PortDevice for PowerManagement {
+    fn read(&mut self, offset: u16, data: &mut [u8]) {
+        let block = self.block();
+        for (byte, value) in data.iter_mut().zip(block.iter().skip(offset.into())) {
+            *byte = *value;
+        }
+    }
+
+    fn write(&mut self, offset: u16, data: &[u8]) {
+        // Registers take words; a double word to the status register also holds the enable register.
+        for (offset, word) in (offset..=u16::MAX).step_by(2).zip(data.chunks(2)) {
+            let value = u16::from_le_bytes([word[0], word.get(1).copied().unwrap_or(0)]);
+            match offset {
+                ENABLE => self.enable = value,
+                CONTROL => self.set_control(value),
+                // A byte access to the upper half of the control register, where the sleep bits are.
+                _ if offset == CONTROL + 1 => self.set_control(value << 8),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The PCI configuration ports of a machine without PCI, with the reset control register among them.
+pub(crate) struct PciPorts {
+    stop: Arc<Stop>,
+    reset_control: u8,
+}
+
+impl PciPorts {
+    /// The ports after reset.
+    pub(crate) fn new(stop: Arc<Stop>) -> Self {
+        Self {
+            stop,
+            reset_control: 0,
+        }
+    }
+}
+
+/// The reset control register's offset from the PCI configuration ports.
+const RESET_OFFSET: u16 = RESET_CONTROL - crate::layout::PCI_CONFIG;
+
+impl PortDevice for PciPorts {
+    fn read(&mut self, offset: u16, data: &mut [u8]) {
+        if let (RESET_OFFSET, [byte]) = (offset, data) {
+            *byte = self.reset_control;
+        }
+    }
+
+    fn write(&mut self, offset: u16, data: &[u8]) {
+        if let (RESET_OFFSET, [value]) = (offset, data) {
+            self.reset_control = *value & !RESET_CPU;
+            if value & RESET_CPU != 0 {
+                self.stop.request(Outcome::Reset);
+            }
+        }
+    }
+}
+
+/// Ends the run with a reset.
+pub(crate) struct ResetLine(pub(crate) Arc<Stop>);
+
+impl Trigger for ResetLine {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.request(Outcome::Reset);
+        Ok(())
+    }
+}
+
+/// The keyboard controller's command port: of the whole controller, only reset is there.
+pub(crate) struct KeyboardController(vm_superio::I8042Device<ResetLine>);
+
+impl KeyboardController {
+    /// How far the command port lies behind the controller's first one.
+    const COMMAND: u8 = 4;
+
+    /// A controller that resets through this line.
+    pub(crate) fn new(stop: Arc<Stop>) -> Self {
+        Self(vm_superio::I8042Device::new(ResetLine(stop)))
+    }
+}
+
+impl ByteDevice for KeyboardController {
+    fn read(&mut self, offset: u16) -> u8 {
+        match offset {
+            0 => self.0.read(Self::COMMAND),
+            _ => 0xff,
+        }
+    }
+
+    fn write(&mut self, offset: u16, value: u8) {
+        if offset == 0 {
+            // The line cannot fail.
+            let _ = self.0.write(Self::COMMAND, value);
+        }
+    }
+}
+
+/// The debug-exit port.
+pub(crate) struct DebugExit(pub(crate) Arc<Stop>);
+
+impl PortDevice for DebugExit {
+    fn read(&mut self, _offset: u16, _data: &mut [u8]) {}
+
+    fn write(&mut self, _offset: u16, data: &[u8]) {
+        let mut value = [0; 4];
+        for (to, from) in value.iter_mut().zip(data) {
+            *to = *from;
+        }
+        self.0
+            .request(Outcome::DebugExit(u32::from_le_bytes(value)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop() -> Arc<Stop> {
+        Arc::new(Stop::new().unwrap())
+    }
+
+    #[test]
+    fn sleep_type_5_powers_off() {
+        for (offset, data) in [(CONTROL, &[0x01, 0x34][..]), (CONTROL + 1, &[0x34])] {
+            let stop = stop();
+            let mut power = PowerManagement::new(stop.clone());
+            power.write(CONTROL, &[0x01, 0x14]);
+            assert_eq!(stop.outcome(), None);
+            power.write(offset, data);
+            assert_eq!(stop.outcome(), Some(&Outcome::PowerOff));
+        }
+    }
+
+    #[test]
+    fn the_machine_is_in_acpi_mode() {
+        let mut power = PowerManagement::new(stop());
+        let mut word = [0xff; 2];
+        power.read(CONTROL, &mut word);
+        assert_eq!(word, [1, 0]);
+        power.write(0, &[0xff, 0xff, 0x21, 0x01]);
+        let mut events = [0xff; 4];
+        power.read(0, &mut events);
+        assert_eq!(events, [0, 0, 0x21, 0x01]);
+        // Beyond the block, nothing answers; nothing panics.
+        let mut beyond = [0xff; 4];
+        power.read(TIMER as u16 + 2, &mut beyond);
+        assert_eq!(beyond[2..], [0xff; 2]);
+        power.write(TIMER as u16 + 3, &[0; 4]);
+    }
+
+    #[test]
+    fn the_timer_runs() {
+        let mut power = PowerManagement::new(stop());
+        power.start = Instant::now() - std::time::Duration::from_secs(1);
+        assert!(power.timer() >= 3_579_545);
+    }
+
+    #[test]
+    fn resets() {
+        let stops = [stop(), stop()];
+        let mut pci = PciPorts::new(stops[0].clone());
+        let mut address = [0xff; 4];
+        pci.write(0, &[0x00, 0x06, 0x00, 0x80]);
+        pci.read(0, &mut address);
+        assert_eq!(address, [0xff; 4]);
+        pci.write(RESET_OFFSET, &[0x02]);
+        assert_eq!(stops[0].outcome(), None);
+        pci.write(RESET_OFFSET, &[RESET_SYSTEM]);
+        assert_eq!(stops[0].outcome(), Some(&Outcome::Reset));
+
+        let mut keyboard = KeyboardController::new(stops[1].clone());
+        assert_eq!(ByteDevice::read(&mut keyboard, 0), 0);
+        ByteDevice::write(&mut keyboard, 0, 0xae);
+        assert_eq!(stops[1].outcome(), None);
+        ByteDevice::write(&mut keyboard, 0, 0xfe);
+        assert_eq!(stops[1].outcome(), Some(&Outcome::Reset));
+    }
+
+    #[test]
+    fn debug_exit_takes_any_width() {
+        let stop = stop();
+        DebugExit(stop.clone()).write(0, &[7, 1]);
+        assert_eq!(stop.outcome(), Some(&Outcome::DebugExit(0x107)));
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What can go wrong on the host, and what the user can do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failure of this program or of the host. Guests do not cause these: see [`crate::outcome`].
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The device node is not there.
+    #[error("there is no {}", .0.display())]
+    NodeAbsent(PathBuf),
+    /// The device node may not be opened.
+    #[error("no permission to open {}", .0.display())]
+    NodeDenied(PathBuf),
+    /// The device node cannot be opened for another reason.
+    #[error("cannot open {}: {error}", node.display())]
+    NodeOpen {
+        /// The device node.
+        node: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The node is there, but it does not speak the KVM API.
+    #[error("{} does not speak version 12 of the KVM API (it answers {version})", node.display())]
+    ApiVersion {
+        /// The device node.
+        node: PathBuf,
+        /// What it answered.
+        version: i32,
+    },
+    /// Another hypervisor holds the processor's virtualization.
+    #[error("cannot make a virtual machine: SVM is in use by another hypervisor")]
+    SvmBusy,
+    /// The module lacks a capability.
+    #[error("{} lacks the capability {capability}", node.display())]
+    Capability {
+        /// The device node.
+        node: PathBuf,
+        /// The capability's name in the KVM API.
+        capability: &'static str,
+    },
+    /// A request to the module failed.
+    #[error("{request} failed: {error}")]
+    Kvm {
+        /// What was asked for.
+        request: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// More processors than the module supports.
+    #[error("{asked} processors asked for, but the module supports at most {limit}")]
+    TooManyCpus {
+        /// What the user asked for.
+        asked: u32,
+        /// What there is.
+        limit: usize,
+    },
+    /// A file cannot be opened or read.
+    #[error("cannot read the {what} {}: {error}", path.display())]
+    File {
+        /// What the file was to be.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The file is no kernel that can be started.
+    #[error("{} is not a kernel that can be started: {reason}", path.display())]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The guest has too little memory for the kernel.
+    #[error("the kernel needs {need_mib} MiB of memory, but the guest has {have_mib} MiB")]
+    KernelTooLarge {
+        /// How much memory the kernel needs to start.
+        need_mib: u64,
+        /// How much there is.
+        have_mib: u64,
+    },
+    /// The guest has too little memory for the initrd.
+    #[error("the initrd of {initrd_mib} MiB does not fit in memory beside the kernel: {room_mib} MiB are free")]
+    InitrdTooLarge {
+        /// The size of the initrd.
+        initrd_mib: u64,
+        /// The room that there is.
+        room_mib: u64,
+    },
+    /// The command line is too long or holds a NUL.
+    #[error("the kernel command line is not usable: {0}")]
+    CommandLine(String),
+    /// The host cannot give the guest its memory.
+    #[error("cannot allocate {mib} MiB of guest memory: {reason}")]
+    Memory {
+        /// How much.
+        mib: u64,
+        /// Why not.
+        reason: String,
+    },
+    /// An access to guest memory that should have been possible.
+    #[error("cannot write {what} to guest memory: {reason}")]
+    GuestMemory {
+        /// What was to be written.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The console cannot be set up.
+    #[error("cannot set up the console {what}: {error}")]
+    Console {
+        /// Which one.
+        what: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A system call that should not fail did.
+    #[error("{call} failed: {error}")]
+    System {
+        /// What was called.
+        call: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+impl Error {
+    /// Wraps a failed request to the module. `EBUSY` has one meaning only.
+    pub(crate) fn kvm(request: &'static str, error: vmm_sys_util::errno::Error) -> Self {
+        match nix::errno::Errno::from_raw(error.errno()) {
+            nix::errno::Errno::EBUSY => Error::SvmBusy,
+            _ => Error::Kvm {
+                request,
+                error: error.into(),
+            },
+        }
+    }
+
+    /// Wraps a failed system call.
+    pub(crate) fn system(call: &'static str, error: impl Into<io::Error>) -> Self {
+        Error::System {
+            call,
+            error: error.into(),
+        }
+    }
+
+    /// What the user should do next, where that is known.
+    pub(crate) fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::NodeAbsent(node) => format!(
+                "Is the module loaded? `make load` in the source tree, or `modprobe {}`; then `pacifica check`.",
+                if node.ends_with("kvm") { "kvm_amd" } else { "pacifica" }
+            ),
+            Error::NodeDenied(_) => {
+                "Run as root, or add yourself to the group kvm (`adduser $USER kvm`) and log in again.".into()
+            }
+            Error::NodeOpen { .. } | Error::ApiVersion { .. } => {
+                "Name the hypervisor's node with --device, for example --device /dev/kvm.".into()
+            }
+            Error::SvmBusy => {
+                "KVM holds it: stop its guests and run `modprobe -r kvm_amd`, or use --device /dev/kvm.".into()
+            }
+            Error::Capability { .. } => "Is the module older than this program? Build and load both from one tree.".into(),
+            Error::TooManyCpus { .. } => "Ask for fewer with --cpus.".into(),
+            Error::NotAKernel { .. } => {
+                "Give a bzImage (on Debian /boot/vmlinuz-*) or a 64-bit ELF image for x86.".into()
+            }
+            Error::KernelTooLarge { need_mib, .. } => format!("Give more with --memory {need_mib}M or above."),
+            Error::InitrdTooLarge { .. } => "Give the guest more with --memory.".into(),
+            Error::Memory { .. } => "Ask for less with --memory.".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// The result of whatever can fail on the host.
+pub(crate) type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `pacifica run`: starts the guest and serves its console until it ends.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{self, SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::Boot;
+use crate::cli::{Irqchip, Reboot, RunArgs};
+use crate::console::{self, Action, Console, Escapes, RawMode};
+use crate::devices::bus::{lock, Shared};
+use crate::devices::serial::Serial;
+use crate::error::{Error, Result};
+use crate::outcome::{Outcome, Stop};
+use crate::vm::{Config, Vm};
+
+/// The signals that end the program.
+const ENDING: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
+/// The signals about stopping and going on.
+const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
+/// How much input may wait for the guest. From a pipe, more is not read; from a terminal, more is
+/// thrown away, because the escape keys must go on working.
+const INPUT_LIMIT: usize = 16 * 1024;
+
+/// Runs the guest as asked.
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
+    let config = Config {
+        boot: Boot {
+            kernel: args.kernel,
+            initrd: args.initrd,
+            append: args.append,
+            memory_size: args.memory.0,
+        },
+        cpus: args.cpus,
+        irqchip: args.irqchip == Irqchip::Kernel,
+    };
+    let console = Console::open(&args.console)?;
+    let mut session = Session::new(&console)?;
+    loop {
+        let stop = Arc::new(Stop::new()?);
+        let vm = Vm::start(&args.device, &config, &console, &stop)?;
+        let served = session.serve(&vm.serial, &stop);
+        if served.is_err() {
+            // The processors go by the outcome.
+            stop.request(Outcome::Quit);
+        }
+        vm.finish();
+        served?;
+        match stop.outcome() {
+            Some(Outcome::Reset) if args.reboot == Reboot::Restart => continue,
+            Some(outcome) => return Ok(session.end(outcome)),
+            None => unreachable!("serving ends with an outcome"),
+        }
+    }
+}
+
+/// The user's side of a run. It stays over restarts of the guest.
+struct Session {
+    signals: SignalFd,
+    raw: Option<RawMode>,
+    terminal: bool,
+    /// Whether there may be more input.
+    input: bool,
+    escapes: Escapes,
+}
+
+/// What a look at the descriptors showed.
+#[derive(Default)]
+struct Ready {
+    signal: bool,
+    input: bool,
+    drained: bool,
+}
+
+impl Session {
+    /// Takes the signals and the terminal. The threads that are started later inherit the mask.
+    fn new(console: &Console) -> Result<Self> {
+        let mut mask = SigSet::empty();
+        for signal in ENDING.into_iter().chain(JOB_CONTROL) {
+            mask.add(signal);
+        }
+        mask.thread_block()
+            .map_err(|error| Error::system("sigprocmask", error))?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(|error| Error::system("signalfd", error))?;
+        let mut session = Self {
+            signals,
+            raw: None,
+            terminal: console.terminal,
+            input: console.input,
+            escapes: Escapes::default(),
+        };
+        session.take_terminal()?;
+        Ok(session)
+    }
+
+    /// Puts the terminal into raw mode, if there is one and it is ours now.
+    fn take_terminal(&mut self) -> Result<()> {
+        if self.terminal && self.raw.is_none() && console::in_foreground() {
+            self.raw = Some(RawMode::enter()?);
+        }
+        Ok(())
+    }
+
+    /// Serves console and signals until there is an outcome.
+    fn serve(&mut self, serial: &Shared<Serial>, stop: &Stop) -> Result<()> {
+        let drained = lock(serial).drained()?;
+        while stop.outcome().is_none() {
+            let ready = self.wait(serial, stop, &drained)?;
+            if ready.signal {
+                self.handle_signals(stop)?;
+            }
+            if ready.drained {
+                // The event says only that there is room now.
+                let _ = drained.read();
+                lock(serial).refill();
+            }
+            if ready.input {
+                self.read_input(serial, stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until something happens.
+    fn wait(&self, serial: &Shared<Serial>, stop: &Stop, drained: &EventFd) -> Result<Ready> {
+        // In the background, a terminal is not ours to read.
+        let ours = !self.terminal || self.raw.is_some();
+        let room = self.terminal || lock(serial).waiting() < INPUT_LIMIT;
+        let stdin = io::stdin();
+        // SAFETY: The eventfds live longer than the borrows, which end with this function.
+        let [stopped, drained] = [stop.event(), drained].map(|event| unsafe { borrow(event) });
+        let mut descriptors = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stopped, PollFlags::POLLIN),
+            PollFd::new(drained, PollFlags::POLLIN),
+        ];
+        if self.input && ours && room {
+            descriptors.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut descriptors, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Ready::default()),
+            Err(error) => return Err(Error::system("poll", error)),
+        }
+        let ready = |index: usize| {
+            let descriptor = descriptors.get(index);
+            descriptor
+                .and_then(PollFd::revents)
+                .is_some_and(|events| !events.is_empty())
+        };
+        Ok(Ready {
+            signal: ready(0),
+            drained: ready(2),
+            input: ready(3),
+        })
+    }
+
+    /// Handles the signals that have arrived.
+    fn handle_signals(&mut self, stop: &Stop) -> Result<()> {
+        while let Some(info) = self
+            .signals
+            .read_signal()
+            .map_err(|error| Error::system("read", error))?
+        {
+            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            match Signal::try_from(number) {
+                Ok(Signal::SIGTSTP) => {
+                    self.raw = None;
+                    // Only the uncatchable signal is sure to stop us; the shell sees no difference.
+                    signal::raise(Signal::SIGSTOP)
+                        .map_err(|error| Error::system("raise", error))?;
+                    self.take_terminal()?;
+                }
+                Ok(Signal::SIGCONT) => self.take_terminal()?,
+                Ok(signal) => stop.request(Outcome::Signal(signal)),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what was typed.
+    fn read_input(&mut self, serial: &Shared<Serial>, stop: &Stop) -> Result<()> {
+        let mut buffer = [0; 1024];
+        let count = match io::stdin().lock().read(&mut buffer) {
+            Ok(count) => count,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                return Ok(())
+            }
+            // The terminal is gone; the guest goes on without it.
+            Err(_) => 0,
+        };
+        if count == 0 {
+            self.input = false;
+        }
+        let typed = &buffer[..count];
+        let mut guest = Vec::new();
+        if self.terminal {
+            for action in self.escapes.feed(typed, &mut guest) {
+                match action {
+                    Action::Quit => stop.request(Outcome::Quit),
+                    Action::Help => console::show_help(),
+                }
+            }
+        } else {
+            guest.extend(typed);
+        }
+        let mut serial = lock(serial);
+        let room = INPUT_LIMIT.saturating_sub(serial.waiting());
+        if !self.terminal || guest.len() <= room {
+            serial.input(&guest);
+        }
+        Ok(())
+    }
+
+    /// Says how the run ended.
+    fn end(self, outcome: &Outcome) -> ExitCode {
+        drop(self.raw);
+        match outcome {
+            Outcome::Crash(report) => eprint!("pacifica: the guest crashed: {report}"),
+            Outcome::Host(reason) => eprintln!("pacifica: {reason}"),
+            Outcome::Signal(signal) => {
+                // End as if the signal had not been caught, so that whoever waits for us sees it.
+                let mut mask = SigSet::empty();
+                mask.add(*signal);
+                let _ = signal::raise(*signal).and_then(|()| mask.thread_unblock());
+            }
+            _ => {}
+        }
+        ExitCode::from(outcome.status())
+    }
+}
+
+/// An eventfd for [`PollFd`].
+///
+/// # Safety
+///
+/// The eventfd must stay open for as long as the result is used.
+unsafe fn borrow<'a>(event: &EventFd) -> BorrowedFd<'a> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: The descriptor is open, and the caller keeps it so.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}

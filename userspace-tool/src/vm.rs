@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A virtual machine: memory, interrupt controllers, devices, processors.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    kvm_pit_config, kvm_userspace_memory_region, CpuId, KVM_MAX_CPUID_ENTRIES,
+    KVM_PIT_SPEAKER_DUMMY,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::boot::{self, acpi, cpu, cpuid, Boot};
+use crate::console::Console;
+use crate::devices::bus::{Bus, Shared};
+use crate::devices::power::{DebugExit, KeyboardController, PciPorts, PowerManagement};
+use crate::devices::rtc::Rtc;
+use crate::devices::serial::Serial;
+use crate::error::{Error, Result};
+use crate::kvm;
+use crate::layout::{
+    COM1, COM1_IRQ, COM_PORTS, DEBUG_EXIT, I8042_COMMAND, IDENTITY_MAP, PCI_CONFIG, PM1A_EVENT,
+    PM_PORTS, RTC, TSS,
+};
+use crate::memory::{self, GuestMemory};
+use crate::outcome::Stop;
+use crate::vcpu::{self, Vcpu, VcpuThread};
+
+/// What makes a virtual machine.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// What to start.
+    pub(crate) boot: Boot,
+    /// How many processors there are.
+    pub(crate) cpus: u32,
+    /// Whether there are interrupt controllers.
+    pub(crate) irqchip: bool,
+}
+
+/// A virtual machine that runs.
+pub(crate) struct Vm {
+    threads: Vec<VcpuThread>,
+    /// The first serial port, for its input.
+    pub(crate) serial: Shared<Serial>,
+    // These must outlive the processors' threads, and do: the threads end when this value is dropped.
+    _fd: VmFd,
+    _memory: GuestMemory,
+}
+
+impl Vm {
+    /// Makes a virtual machine and starts its processors.
+    pub(crate) fn start(
+        node: &Path,
+        config: &Config,
+        console: &Console,
+        stop: &Arc<Stop>,
+    ) -> Result<Self> {
+        let kvm = kvm::open(node)?;
+        kvm::require(&kvm, node, config.irqchip)?;
+        let limit = kvm.get_max_vcpus();
+        if config.cpus as usize > limit {
+            return Err(Error::TooManyCpus {
+                asked: config.cpus,
+                limit,
+            });
+        }
+        let memory = memory::allocate(config.boot.memory_size)?;
+        let tables = acpi::Tables::new(config.cpus);
+        memory::write(
+            &memory,
+            "the ACPI tables",
+            acpi::Tables::ADDRESS,
+            &tables.bytes,
+        )?;
+        let entry = boot::load(&memory, &config.boot, acpi::Tables::ADDRESS)?;
+
+        let fd = create(&kvm, config.irqchip)?;
+        set_memory(&fd, &memory)?;
+        let serial = Shared::new(Mutex::new(Serial::new(console.writer()?)?));
+        let bus = Arc::new(bus(&serial, stop));
+        if config.irqchip {
+            let serial = crate::devices::bus::lock(&serial);
+            fd.register_irqfd(serial.interrupt(), COM1_IRQ)
+                .map_err(|error| Error::kvm("KVM_IRQFD", error))?;
+        }
+
+        let vcpus = create_vcpus(&kvm, &fd, config)?;
+        if let Some(first) = vcpus.first() {
+            cpu::set_up(first.fd(), &memory, entry)?;
+        }
+        vcpu::install_kick_handler()?;
+        let mut threads = Vec::new();
+        for vcpu in vcpus {
+            threads.push(VcpuThread::start(vcpu, bus.clone(), stop.clone())?);
+        }
+        Ok(Self {
+            threads,
+            serial,
+            _fd: fd,
+            _memory: memory,
+        })
+    }
+
+    /// Ends the processors' threads. There must be an outcome already, or they would go on.
+    pub(crate) fn finish(self) {
+        for thread in &self.threads {
+            thread.kick();
+        }
+        for thread in self.threads {
+            thread.join();
+        }
+    }
+}
+
+/// Makes the virtual machine and its interrupt controllers.
+fn create(kvm: &Kvm, irqchip: bool) -> Result<VmFd> {
+    let fd = kvm
+        .create_vm()
+        .map_err(|error| Error::kvm("KVM_CREATE_VM", error))?;
+    if fd.check_extension(Cap::SetIdentityMapAddr) {
+        fd.set_identity_map_address(IDENTITY_MAP)
+            .map_err(|error| Error::kvm("KVM_SET_IDENTITY_MAP_ADDR", error))?;
+    }
+    if fd.check_extension(Cap::SetTssAddr) {
+        fd.set_tss_address(TSS as usize)
+            .map_err(|error| Error::kvm("KVM_SET_TSS_ADDR", error))?;
+    }
+    if irqchip {
+        fd.create_irq_chip()
+            .map_err(|error| Error::kvm("KVM_CREATE_IRQCHIP", error))?;
+        // With the port 0x61 that belongs to the timer: kernels calibrate their clocks with it.
+        let config = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(config)
+            .map_err(|error| Error::kvm("KVM_CREATE_PIT2", error))?;
+    }
+    Ok(fd)
+}
+
+/// Gives the guest its memory.
+fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: The range is a whole mapping that belongs to `memory`, which is used through
+        // volatile accesses only and lives as long as the virtual machine: `Vm` keeps both, and if
+        // starting fails, no processor runs.
+        unsafe { fd.set_user_memory_region(region) }
+            .map_err(|error| Error::kvm("KVM_SET_USER_MEMORY_REGION", error))?;
+    }
+    Ok(())
+}
+
+/// Puts the devices on their ports.
+fn bus(serial: &Shared<Serial>, stop: &Arc<Stop>) -> Bus {
+    let mut bus = Bus::default();
+    bus.add(COM1, COM_PORTS, serial.clone());
+    bus.add(RTC, 2, Arc::new(Mutex::new(Rtc::new())));
+    bus.add(
+        PM1A_EVENT,
+        PM_PORTS,
+        Arc::new(Mutex::new(PowerManagement::new(stop.clone()))),
+    );
+    bus.add(
+        PCI_CONFIG,
+        8,
+        Arc::new(Mutex::new(PciPorts::new(stop.clone()))),
+    );
+    bus.add(
+        I8042_COMMAND,
+        1,
+        Arc::new(Mutex::new(KeyboardController::new(stop.clone()))),
+    );
+    bus.add(DEBUG_EXIT, 1, Arc::new(Mutex::new(DebugExit(stop.clone()))));
+    bus
+}
+
+/// Makes the processors, each with its CPUID table.
+fn create_vcpus(kvm: &Kvm, fd: &VmFd, config: &Config) -> Result<Vec<Vcpu>> {
+    let supported: CpuId = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|error| Error::kvm("KVM_GET_SUPPORTED_CPUID", error))?;
+    let shape = cpuid::Shape {
+        cpus: config.cpus,
+        tsc_deadline: config.irqchip && kvm.check_extension(Cap::TscDeadlineTimer),
+    };
+    (0..config.cpus)
+        .map(|id| {
+            let vcpu = fd
+                .create_vcpu(u64::from(id))
+                .map_err(|error| Error::kvm("KVM_CREATE_VCPU", error))?;
+            vcpu.set_cpuid2(&cpuid::table(&supported, id, shape)?)
+                .map_err(|error| Error::kvm("KVM_SET_CPUID2", error))?;
+            cpu::set_up_msrs(&vcpu)?;
+            Ok(Vcpu::new(vcpu, id))
+        })
+        .collect()
+}
