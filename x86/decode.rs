@@ -153,19 +153,15 @@ impl Insn {
         self.prefixes.intersects(Prefixes::REP | Prefixes::REPNE)
     }
 
-    /// RIP of the instruction that follows this one at `rip`: EIP and IP wrap.
+    /// RIP of the instruction that follows this one at `rip`. EIP wraps.
+    ///
+    /// 16-bit code does not wrap at 64 KiB of itself: behind offset `FFFF` the limit of CS is
+    /// checked like anywhere else, and only a branch with a 16-bit operand cuts EIP to IP.
     pub fn next_rip(&self, rip: u64) -> u64 {
-        self.mode.wrap(rip.wrapping_add(u64::from(self.length)))
-    }
-}
-
-impl CodeSize {
-    /// Cuts an instruction pointer to its width in this kind of code.
-    pub fn wrap(self, rip: u64) -> u64 {
-        match self {
-            CodeSize::Bits16 => rip & 0xffff,
-            CodeSize::Bits32 => rip & 0xffff_ffff,
-            CodeSize::Bits64 => rip,
+        let next = rip.wrapping_add(u64::from(self.length));
+        match self.mode {
+            CodeSize::Bits64 => next,
+            _ => next & 0xffff_ffff,
         }
     }
 }

@@ -27,54 +27,213 @@
 use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::decode::decode;
+use crate::decode::DecodeError;
 use crate::decode::Insn;
+use crate::decode::Map;
+use crate::decode::Prefixes;
+use crate::decode::MAX_LENGTH;
+use crate::regs::gpr;
+use crate::regs::Exception;
+use crate::regs::Rflags;
+use operand::Place;
+
+mod address;
+mod alu;
+mod integer;
+mod operand;
+mod port;
+mod string;
+mod vector;
+
+pub use address::checked_address;
+pub use address::code_size;
+pub use address::linear_address;
+pub use port::io_allowed;
 
 /// Reads and decodes the instruction at CS:RIP.
 ///
-/// `known` are its first bytes as far as the CPU has saved them (decode assists), or empty.
+/// `known` are its first bytes as far as the CPU has saved them (decode assists), or empty. The
+/// page behind the instruction's first one is read only if the instruction goes on there.
 pub fn fetch<C: Cpu>(cpu: &mut C, known: &[u8]) -> Result<Insn, Stop> {
-    let _ = (cpu, known);
-    Err(Stop::Unhandled)
+    let mode = code_size(cpu);
+    let mut bytes = [0; MAX_LENGTH];
+    let mut length = 0;
+    for (byte, known) in bytes.iter_mut().zip(known) {
+        *byte = *known;
+        length += 1;
+    }
+    loop {
+        match decode(bytes.get(..length).unwrap_or(&bytes), mode) {
+            Ok(insn) => return Ok(insn),
+            Err(DecodeError::TooLong) => return Err(Exception::GP0.into()),
+            Err(DecodeError::Unknown) => return Err(Stop::Unhandled),
+            Err(DecodeError::NeedMoreBytes) => {}
+        }
+        let rip = cpu.rip().wrapping_add(length as u64);
+        let (linear, room) = address::code_address(cpu, mode, rip)?;
+        let end = length.saturating_add(room).min(MAX_LENGTH);
+        let part = bytes.get_mut(length..end).ok_or(Stop::Unhandled)?;
+        cpu.read(linear, part, Access::Fetch)?;
+        length = end;
+    }
 }
 
 /// Executes one instruction, or one iteration of a repeated one, and advances RIP behind it.
 ///
 /// RIP stays at a REP instruction until its last iteration. It also stays, and nothing else
 /// changes, when a locked instruction lost its race for memory too often. The trap flag is left
-/// to the caller: when it was set before a call that advanced RIP, a #DB is due.
+/// to the caller: when it was set before a call that returned `Ok`, a #DB is due.
 ///
 /// IN, OUT, INS and OUTS are checked with [`io_allowed`], even if the CPU has done so before it
 /// intercepted them: the guest may have written another instruction there since.
 pub fn emulate<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<(), Stop> {
-    let _ = (cpu, insn);
-    Err(Stop::Unhandled)
-}
-
-/// The linear address of the memory operand, without any check: what INVLPG uses.
-pub fn linear_address<C: Cpu>(cpu: &C, insn: &Insn) -> Option<u64> {
-    let _ = (cpu, insn);
-    None
-}
-
-/// The linear address of the memory operand, checked for an access of `size` bytes.
-pub fn checked_address<C: Cpu>(
-    cpu: &C,
-    insn: &Insn,
-    size: usize,
-    access: Access,
-) -> Result<u64, Stop> {
-    let _ = (cpu, insn, size, access);
-    Err(Stop::Unhandled)
+    let mut run = Run { cpu, insn };
+    let rip = match run.execute()? {
+        Flow::Next => insn.next_rip(run.cpu.rip()),
+        Flow::Jump(rip) => rip,
+        Flow::Stay => return Ok(()),
+    };
+    let flags = run.flags();
+    if flags.contains(Rflags::RF) {
+        run.cpu.set_rflags(flags.difference(Rflags::RF));
+    }
+    run.cpu.set_rip(rip);
+    Ok(())
 }
 
 /// The 16-bit operand of LMSW.
 pub fn lmsw_value<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<u16, Stop> {
-    let _ = (cpu, insn);
-    Err(Stop::Unhandled)
+    Run { cpu, insn }.load_rm(2).map(|value| value as u16)
 }
 
-/// Whether the CPU may access `size` I/O ports from `port` on (APM vol. 2, 12.2.4): else #GP(0).
-pub fn io_allowed<C: Cpu>(cpu: &mut C, port: u16, size: u8) -> Result<(), Stop> {
-    let _ = (cpu, port, size);
-    Err(Stop::Unhandled)
+/// Where the CPU goes after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// To the next instruction.
+    Next,
+    /// Nowhere: the same instruction goes on.
+    Stay,
+    /// To this RIP.
+    Jump(u64),
+}
+
+/// One instruction on its CPU.
+struct Run<'a, C> {
+    cpu: &'a mut C,
+    insn: &'a Insn,
+}
+
+impl<C: Cpu> Run<'_, C> {
+    fn execute(&mut self) -> Result<Flow, Stop> {
+        if self.insn.has(Prefixes::LOCK) && !self.may_be_locked() {
+            return Err(Exception::UD.into());
+        }
+        match self.insn.map {
+            Map::OneByte => self.one_byte(),
+            Map::TwoByte => self.two_byte(),
+            Map::ThreeByte38 => self.three_byte(),
+            Map::ThreeByte3a => Err(Stop::Unhandled),
+        }
+    }
+
+    /// LOCK is for these, and only if they modify memory (APM vol. 3, 1.2.5); #UD for all others.
+    fn may_be_locked(&self) -> bool {
+        let group = self.insn.group();
+        let lockable = match (self.insn.map, self.insn.opcode) {
+            (Map::OneByte, opcode @ 0x00..=0x37) => opcode & 7 < 2,
+            (Map::OneByte, 0x80..=0x83) => group != 7,
+            (Map::OneByte, 0x86 | 0x87) => true,
+            (Map::OneByte, 0xf6 | 0xf7) => matches!(group, 2 | 3),
+            (Map::OneByte, 0xfe | 0xff) => group < 2,
+            (Map::TwoByte, 0xab | 0xb0 | 0xb1 | 0xb3 | 0xbb | 0xc0 | 0xc1) => true,
+            (Map::TwoByte, 0xba) => group > 4,
+            (Map::TwoByte, 0xc7) => group == 1,
+            _ => false,
+        };
+        lockable && self.insn.mem.is_some()
+    }
+
+    fn one_byte(&mut self) -> Result<Flow, Stop> {
+        let insn = self.insn;
+        let size = self.width();
+        let operand_size = insn.operand_size;
+        match insn.opcode {
+            opcode @ 0x00..=0x3f if opcode & 7 < 6 => self.arithmetic(),
+            opcode @ 0x40..=0x4f => {
+                // Only outside 64-bit mode: there they are REX prefixes.
+                let place = Place::Register(opcode & 7);
+                self.increment(place, opcode & 8 != 0, operand_size)
+            }
+            0x50..=0x57 => {
+                self.push(self.register(insn.rm, operand_size), operand_size)?;
+                Ok(Flow::Next)
+            }
+            0x58..=0x5f => self.pop(),
+            0x63 if insn.is_64_bit() => self.load_extended(operand_size.min(4), operand_size, true),
+            0x68 | 0x6a => {
+                self.push(insn.immediate, operand_size)?;
+                Ok(Flow::Next)
+            }
+            0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf => self.string(),
+            0x80..=0x83 => self.arithmetic_immediate(),
+            0x84 | 0x85 => self.test_register(),
+            0x86 | 0x87 => self.exchange(),
+            0x88 | 0x89 => self.store_value(size, self.register(insn.reg, size)),
+            0x8a | 0x8b => self.load_extended(size, size, false),
+            0x8c => self.store_selector(),
+            0x8d => self.load_effective_address(),
+            0x8f => self.pop(),
+            0x90..=0x97 => self.exchange_accumulator(),
+            0xa0 | 0xa1 => self.load_extended(size, size, false),
+            0xa2 | 0xa3 => self.store_value(size, self.register(gpr::RAX, size)),
+            0xa8 | 0xa9 => self.test(Place::Register(gpr::RAX), insn.immediate, size),
+            opcode @ 0xb0..=0xbf => {
+                let size = if opcode & 8 == 0 { 1 } else { operand_size };
+                self.set_register(insn.rm, size, insn.immediate);
+                Ok(Flow::Next)
+            }
+            0xc0 | 0xc1 | 0xd0..=0xd3 => self.shift(),
+            0xc6 | 0xc7 if insn.group() == 0 => self.store_value(size, insn.immediate),
+            0xe4..=0xe7 | 0xec..=0xef => self.port_access(),
+            0xf6 | 0xf7 => self.group3(),
+            0xfe | 0xff => self.group5(),
+            _ => Err(Stop::Unhandled),
+        }
+    }
+
+    fn two_byte(&mut self) -> Result<Flow, Stop> {
+        let size = self.width();
+        let operand_size = self.insn.operand_size;
+        match self.insn.opcode {
+            0x01 if self.insn.is_smsw() => self.store_machine_status_word(),
+            // Prefetches and hints.
+            0x0d | 0x18..=0x1f => Ok(Flow::Next),
+            0x10..=0x17 | 0x28 | 0x29 | 0x2b | 0x6e | 0x6f => self.vector_move(),
+            0x7e | 0x7f | 0xd6 | 0xe7 | 0xf0 => self.vector_move(),
+            0x40..=0x4f => self.move_on_condition(),
+            0x90..=0x9f => self.set_on_condition(),
+            0xa3 | 0xab | 0xb3 | 0xbb => self.bit_test_register(),
+            0xa4 | 0xa5 | 0xac | 0xad => self.double_shift(),
+            0xae => self.flush_cache_line(),
+            0xb0 | 0xb1 => self.compare_exchange(),
+            0xb6 | 0xb7 => self.load_extended(size.min(2), operand_size, false),
+            0xba => self.bit_test_immediate(),
+            0xbe | 0xbf => self.load_extended(size.min(2), operand_size, true),
+            0xc0 | 0xc1 => self.exchange_add(),
+            0xc3 => self.store_direct(),
+            0xc7 => self.compare_exchange_pair(),
+            _ => Err(Stop::Unhandled),
+        }
+    }
+
+    fn three_byte(&mut self) -> Result<Flow, Stop> {
+        let repeats = self.insn.repeats();
+        match self.insn.opcode {
+            0x2a => self.vector_move(),
+            0xf0 | 0xf1 if !repeats => self.move_big_endian(),
+            0xf9 if !repeats && !self.insn.has(Prefixes::OPERAND_SIZE) => self.store_direct(),
+            _ => Err(Stop::Unhandled),
+        }
+    }
 }

@@ -161,7 +161,8 @@ fn vector_encodings_are_unknown() {
 #[test]
 fn instruction_pointer_wraps() {
     let nop = |mode| insn(&[0x90], mode);
-    assert_eq!(nop(Bits16).next_rip(0xffff), 0);
+    assert_eq!(nop(Bits16).next_rip(0xffff), 0x1_0000);
+    assert_eq!(nop(Bits16).next_rip(0xffff_ffff), 0);
     assert_eq!(nop(Bits32).next_rip(0xffff_ffff), 0);
     assert_eq!(nop(Bits64).next_rip(0xffff_ffff), 0x1_0000_0000);
 }

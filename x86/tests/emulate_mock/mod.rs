@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A small CPU for the emulator's tests and fuzzers: registers, memory, a log of accesses.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::collections::BTreeMap;
+use x86::cpu::Access;
+use x86::cpu::Cpu;
+use x86::cpu::Stop;
+use x86::decode::CodeSize;
+use x86::decode::Insn;
+use x86::emulate::emulate;
+use x86::emulate::fetch;
+use x86::regs::Cr0;
+use x86::regs::Cr4;
+use x86::regs::Efer;
+use x86::regs::Rflags;
+use x86::regs::SegAttr;
+use x86::regs::SegReg;
+use x86::regs::Segment;
+
+/// What the emulator did to the world outside its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Read(u64, usize, Access),
+    Write(u64, usize),
+    CompareExchange(u64, usize),
+    In(u16, u8),
+    Out(u16, u8, u32),
+}
+
+/// What an instruction can change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    pub gpr: [u64; 16],
+    pub rip: u64,
+    pub rflags: Rflags,
+    pub xmm: [u128; 16],
+    pub memory: BTreeMap<u64, u8>,
+}
+
+/// The CPU. Memory that was never written reads as a mixture of its address.
+#[derive(Clone, Debug)]
+pub struct Mock {
+    pub state: State,
+    pub segments: [Segment; 8],
+    pub cr0: Cr0,
+    pub cr4: Cr4,
+    pub efer: Efer,
+    pub cpl: u8,
+    pub events: Vec<Event>,
+    /// The access with this number, counted from 0 in `events`, stops.
+    pub stop_at: Option<(usize, Stop)>,
+    /// So many locked accesses find memory changed by another CPU.
+    pub lost_races: usize,
+}
+
+/// A flat segment with these attributes.
+pub fn flat(attributes: SegAttr) -> Segment {
+    Segment {
+        selector: 8,
+        attributes,
+        limit: 0xffff_ffff,
+        base: 0,
+    }
+}
+
+pub const CODE: SegAttr = SegAttr::CODE
+    .union(SegAttr::WRITABLE)
+    .union(SegAttr::S)
+    .union(SegAttr::P);
+pub const DATA: SegAttr = SegAttr::WRITABLE.union(SegAttr::S).union(SegAttr::P);
+
+impl Mock {
+    /// A CPU at privilege level 0 with flat segments, or in real mode for 16-bit code.
+    pub fn new(mode: CodeSize) -> Self {
+        let mut segments = [flat(DATA | SegAttr::DB); 8];
+        segments[SegReg::Cs as usize] = flat(match mode {
+            CodeSize::Bits16 => CODE,
+            CodeSize::Bits32 => CODE | SegAttr::DB,
+            CodeSize::Bits64 => CODE | SegAttr::L,
+        });
+        let mut mock = Self {
+            state: State {
+                gpr: [0; 16],
+                rip: 0x1000,
+                rflags: Rflags::RESERVED1,
+                xmm: [0; 16],
+                memory: BTreeMap::new(),
+            },
+            segments,
+            cr0: Cr0::PE,
+            cr4: Cr4::OSFXSR,
+            efer: Efer::empty(),
+            cpl: 0,
+            events: Vec::new(),
+            stop_at: None,
+            lost_races: 0,
+        };
+        match mode {
+            CodeSize::Bits16 => {
+                mock.cr0 = Cr0::empty();
+                for segment in &mut mock.segments {
+                    segment.limit = 0xffff;
+                    segment.attributes.remove(SegAttr::DB);
+                }
+            }
+            CodeSize::Bits32 => {}
+            CodeSize::Bits64 => mock.efer = Efer::LME | Efer::LMA,
+        }
+        mock
+    }
+
+    /// Puts code at RIP.
+    pub fn with_code(mode: CodeSize, code: &[u8]) -> Self {
+        let mut mock = Self::new(mode);
+        mock.poke(mock.state.rip, code);
+        mock
+    }
+
+    pub fn segment_mut(&mut self, register: SegReg) -> &mut Segment {
+        &mut self.segments[register as usize]
+    }
+
+    pub fn peek(&self, linear: u64, size: usize) -> u64 {
+        let mut bytes = [0; 8];
+        for (at, byte) in (linear..).zip(bytes.iter_mut().take(size)) {
+            *byte = self.byte(at);
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    pub fn poke(&mut self, linear: u64, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.state
+                .memory
+                .insert(linear.wrapping_add(index as u64), *byte);
+        }
+    }
+
+    fn byte(&self, linear: u64) -> u8 {
+        let mixture = (linear.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+        *self.state.memory.get(&linear).unwrap_or(&mixture)
+    }
+
+    /// Fetches and executes one instruction, a repeated one to its end.
+    pub fn step(&mut self) -> Result<Insn, Stop> {
+        let insn = fetch(self, &[])?;
+        let rip = self.state.rip;
+        self.events.clear();
+        loop {
+            emulate(self, &insn)?;
+            if self.state.rip != rip {
+                return Ok(insn);
+            }
+        }
+    }
+
+    fn log(&mut self, event: Event) -> Result<(), Stop> {
+        let number = self.events.len();
+        self.events.push(event);
+        match self.stop_at {
+            Some((at, stop)) if at == number => Err(stop),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Cpu for Mock {
+    fn gpr(&self, index: u8) -> u64 {
+        self.state.gpr[usize::from(index)]
+    }
+    fn set_gpr(&mut self, index: u8, value: u64) {
+        self.state.gpr[usize::from(index)] = value;
+    }
+    fn rip(&self) -> u64 {
+        self.state.rip
+    }
+    fn set_rip(&mut self, value: u64) {
+        self.state.rip = value;
+    }
+    fn rflags(&self) -> Rflags {
+        self.state.rflags
+    }
+    fn set_rflags(&mut self, value: Rflags) {
+        self.state.rflags = value;
+    }
+    fn segment(&self, reg: SegReg) -> Segment {
+        self.segments[reg as usize]
+    }
+    fn cr0(&self) -> Cr0 {
+        self.cr0
+    }
+    fn cr4(&self) -> Cr4 {
+        self.cr4
+    }
+    fn efer(&self) -> Efer {
+        self.efer
+    }
+    fn cpl(&self) -> u8 {
+        self.cpl
+    }
+
+    fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        assert!(linear.checked_add(buf.len() as u64 - 1).is_some());
+        self.log(Event::Read(linear, buf.len(), access))?;
+        for (index, byte) in buf.iter_mut().enumerate() {
+            *byte = self.byte(linear + index as u64);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        assert!(linear.checked_add(data.len() as u64 - 1).is_some());
+        self.log(Event::Write(linear, data.len()))?;
+        self.poke(linear, data);
+        Ok(())
+    }
+
+    fn compare_exchange(
+        &mut self,
+        linear: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, Stop> {
+        assert!(matches!(size, 1 | 2 | 4 | 8));
+        assert!(linear.checked_add(size as u64 - 1).is_some());
+        self.log(Event::CompareExchange(linear, size))?;
+        if self.lost_races > 0 {
+            self.lost_races -= 1;
+            let changed = (self.peek(linear, size) as u8).wrapping_add(1);
+            self.poke(linear, &[changed]);
+        }
+        let current = self.peek(linear, size);
+        if current != old {
+            return Ok(Err(current));
+        }
+        self.poke(linear, &new.to_le_bytes()[..size]);
+        Ok(Ok(()))
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+        assert!(matches!(size, 1 | 2 | 4));
+        self.log(Event::In(port, size))?;
+        Ok(0x8765_4321)
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
+        assert!(matches!(size, 1 | 2 | 4));
+        self.log(Event::Out(port, size, value))
+    }
+
+    fn xmm(&mut self, index: u8) -> Result<u128, Stop> {
+        Ok(self.state.xmm[usize::from(index)])
+    }
+
+    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop> {
+        self.state.xmm[usize::from(index)] = value;
+        Ok(())
+    }
+}
