@@ -2,6 +2,7 @@
 //
 // Real mode, and a HLT that comes to the VMM.
 // mode: real16
+#define __ax eax
 #include "report.inc"
 .code16
 .globl _start

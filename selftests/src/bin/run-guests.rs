@@ -41,6 +41,9 @@ fn options() -> Result<Options, String> {
             _ => options.names.push(word),
         }
     }
+    if options.device.ends_with("/kvm") {
+        options.machine.push_str(",kvm");
+    }
     if options.names.is_empty() {
         options.names = all_names(&options.directory)?;
     }
@@ -57,7 +60,8 @@ fn all_names(directory: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// The text of the file `excuses` for a bug, if that bug is one of this machine. Each line is a
+/// The text of the file `excuses` for a bug, if that bug is one of this machine (KVM's bugs are
+/// added when it is the one that runs). Each line is a
 /// bug's name, the machines that have it with commas between them, and what it is.
 fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<String>, String> {
     if guest.bugs.is_empty() {
@@ -75,7 +79,11 @@ fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<Strin
                     .split_once(' ')
             })
             .ok_or(format!("the file `excuses` has no bug {bug}"))?;
-        if entry.0.split(',').any(|name| name == machine) {
+        if entry
+            .0
+            .split(',')
+            .any(|name| machine.split(',').any(|own| own == name))
+        {
             found = Some(format!("{bug}: {}", entry.1.trim()));
         }
     }
