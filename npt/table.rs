@@ -169,8 +169,9 @@ pub(crate) struct Place {
     pub(crate) gpa: u64,
 }
 
-/// A tree of nested page tables. It is a handle: dropping it frees nothing, see [`Npt::destroy`].
-#[derive(Debug)]
+/// A tree of nested page tables. It is a handle: dropping it frees nothing, and after
+/// [`Npt::destroy`] no copy of it may be used.
+#[derive(Clone, Copy, Debug)]
 pub struct Npt {
     root: Hpa,
     levels: u8,
@@ -220,6 +221,17 @@ impl Npt {
     /// Maps a page. What was mapped there before, at whatever size, is replaced; where a larger page
     /// is in the way, it is split, unless it already gives all that is asked for.
     pub fn map<T: Tables>(&self, tables: &mut T, new: Mapping) -> Result<Flush, MapError> {
+        self.map_run(tables, new, core::iter::empty())
+    }
+
+    /// Maps a page as [`map`](Npt::map) does. If it is a small one, the pages `ahead` follow it, with
+    /// the same rights and no history: until the end of its table, and only where nothing is mapped.
+    pub fn map_run<T: Tables>(
+        &self,
+        tables: &mut T,
+        new: Mapping,
+        ahead: impl Iterator<Item = Hpa>,
+    ) -> Result<Flush, MapError> {
         if (new.gpa | new.page.0) & new.size.offset_mask() != 0 {
             return Err(MapError::Misaligned);
         }
@@ -244,7 +256,11 @@ impl Npt {
             };
             place = place.below(next, new.gpa);
         }
-        Ok(flush | place.replace(tables, &new))
+        flush |= place.replace(tables, &new);
+        if new.size == PageSize::Size4K {
+            place.fill_ahead(tables, new.rights, ahead);
+        }
+        Ok(flush)
     }
 
     /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it.
@@ -414,6 +430,20 @@ impl Place {
             self.report(tables, old);
         }
         flush
+    }
+
+    /// Maps pages in the entries after this one, where there is nothing yet.
+    fn fill_ahead<T: Tables>(
+        self,
+        tables: &mut T,
+        rights: Rights,
+        pages: impl Iterator<Item = Hpa>,
+    ) {
+        for (index, page) in (self.index.wrapping_add(1)..ENTRIES).zip(pages) {
+            let entry = Entry::page(page, PageSize::Size4K, rights).raw();
+            // Not to lose what is there, the exchange is tried once, with an absent entry.
+            let _ = tables.compare_exchange(self.table, index, Entry::ABSENT.raw(), entry);
+        }
     }
 
     /// Tells the tables of a dirty page that was taken out here.

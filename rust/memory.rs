@@ -1,11 +1,64 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guest memory: the public face. (The bodies follow; the signatures stand.)
+//! Guest memory: slots, nested page tables, and the process' address space behind them.
+//!
+//! ```text
+//!   guest-physical ──slots──► user address ──the process' tables──► host page
+//!         └───────────────── nested tables ──────────────────────────▲
+//!                            (a cache of the path above; the notifier keeps it true)
+//! ```
+//!
+//! | file | subject |
+//! |---|---|
+//! | `slots.rs` | the snapshot of all slots, and the rules of changing them |
+//! | `memory.rs` | the VM's memory: the lock, invalidations, changes of slots |
+//! | `fault.rs` | a vCPU's nested page fault |
+//! | `access.rs` | guest memory for the emulator and the page walk |
+//! | `notifier.rs` | the calls of the host when it takes pages back |
+//! | `dirty_log.rs` | which pages were written |
+//! | `tables.rs` | the pages that the nested tables are made of |
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. `change` (mutex): one change of slots, or one reading of a dirty log, at a time. Sleeps.
+//! 2. `readers` (SRCU): whoever uses a snapshot of the slots reads under it; may sleep inside,
+//!    where the process' page faults take `mmap_lock`. A change waits for those before it.
+//! 3. `mmu` (spinlock): the nested tables, the state of invalidations, and which snapshot is
+//!    current. Nothing under it sleeps. It is taken with interrupts on, always: who waits for it
+//!    with interrupts off would not see the IPI of a flush that its holder waits for.
+//!
+//! The host's locks around the notifier's calls come before `mmu`, and nothing that takes them is
+//! called under it.
+//!
+//! # What always holds
+//!
+//! - A page is in the nested tables only if the current snapshot, or the slot that is `leaving`,
+//!   maps its guest-physical address to a user address where the process has that very page. No
+//!   reference to the page is held.
+//! - So a fault looks the page up, takes `mmu`, and maps it only if the snapshot is still the
+//!   current one, and no invalidation of the page is under way or ended since before the lookup.
+//! - Each change of the tables is flushed before `mmu` is released. So nobody else can find an
+//!   entry gone while a CPU still uses it.
+//! - A page that the guest may write to is dirty in the eyes of the host.
 
-use kernel::error::Error;
+use crate::ffi;
+use crate::memory_ffi::{self, Srcu, SrcuGuard};
+use crate::notifier::Notifier;
+pub(crate) use crate::slots::Region;
+use crate::slots::{Change, Slot, SlotList};
+use crate::tables::{LockedTables, TableCache};
+use core::mem::offset_of;
+use core::pin::Pin;
+use kernel::bindings;
+use kernel::mm::Mm;
 use kernel::prelude::*;
-use kernel::sync::Arc;
-use x86::cpu::{GuestMemory, MemError};
+use kernel::sync::aref::ARef;
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use npt::{GpaRange, Npt};
+
+/// How much guest memory is worked on before the spinlock is released for a while.
+const CHUNK: u64 = 128 << 20;
 
 /// How the vCPUs' TLBs are reached. The VM gives one to [`VmMemory::new`].
 pub(crate) trait Flush: Send + Sync {
@@ -17,84 +70,366 @@ pub(crate) trait Flush: Send + Sync {
     fn flush_all(&self);
 }
 
-/// What `KVM_SET_USER_MEMORY_REGION` asks for.
-#[derive(Clone, Copy)]
-pub(crate) struct Region {
-    /// `slot`: the id, with the address space in the upper 16 bits.
-    pub(crate) slot: u32,
-    /// `flags`: `KVM_MEM_*`.
-    pub(crate) flags: u32,
-    /// `guest_phys_addr`.
-    pub(crate) gpa: u64,
-    /// `memory_size`, in bytes; 0 deletes the slot.
-    pub(crate) size: u64,
-    /// `userspace_addr`.
-    pub(crate) hva: u64,
+/// What is behind the spinlock.
+pub(crate) struct Mmu {
+    pub(crate) npt: Npt,
+    /// How many invalidations are under way.
+    invalidations: u32,
+    /// The user addresses that they touch together.
+    invalid: (u64, u64),
+    /// A slot that has left the snapshot, but not yet the tables.
+    leaving: Option<Slot>,
+    /// The process is gone.
+    dead: bool,
 }
 
-/// What became of a nested page fault.
-pub(crate) enum Outcome {
-    /// The page is mapped, or was taken away again meanwhile: run the guest again.
-    Mapped,
-    /// No slot is there: emulate the access as one to a device.
-    Mmio,
-    /// The slot is read-only, and this was a write: likewise.
-    ReadOnly,
-    /// The host page is not present, and the caller may not sleep now. Ask again where it may.
-    WouldSleep,
-    /// The process has no usable memory there (`EFAULT`, `EHWPOISON`), there is no memory for
-    /// tables (`ENOMEM`), or a signal came while waiting (`EINTR`).
-    HostFault(Error),
+/// The memory of a VM.
+#[pin_data(PinnedDrop)]
+pub(crate) struct VmMemory {
+    mm: ARef<Mm>,
+    flush: Arc<dyn Flush>,
+    /// The first guest-physical address that no slot can have.
+    limit: u64,
+    ncr3: u64,
+    #[pin]
+    change: Mutex<()>,
+    #[pin]
+    readers: Srcu,
+    /// The current snapshot, owned; replaced under `mmu`.
+    slots: Atomic<*mut SlotList>,
+    /// How many invalidations have ended; written under `mmu`.
+    sequence: Atomic<u64>,
+    #[pin]
+    pub(crate) mmu: SpinLock<Mmu>,
+    #[pin]
+    notifier: Notifier,
+    registered: Atomic<bool>,
 }
 
-/// The memory of a VM: slots, nested page tables, and the link to the process' address space.
-pub(crate) struct VmMemory {}
+// SAFETY: All fields but the snapshot are made for many threads, and it is replaced and freed by
+// the rules above.
+unsafe impl Send for VmMemory {}
+// SAFETY: Likewise.
+unsafe impl Sync for VmMemory {}
 
 impl VmMemory {
     /// Memory without slots on the address space of the current process. May sleep.
     pub(crate) fn new(flush: Arc<dyn Flush>) -> Result<Arc<Self>> {
-        todo!()
+        let mm = memory_ffi::current_mm();
+        if mm.is_null() {
+            return Err(EINVAL);
+        }
+        // SAFETY: The current process keeps its address space while we are in its system call.
+        let mm: ARef<Mm> = unsafe { Mm::from_raw(mm) }.into();
+        let mut cache = TableCache::new();
+        cache.fill()?;
+        let mut tables = LockedTables::new(Some(&mut cache), None);
+        let npt = Npt::new(&mut tables, memory_ffi::host_levels()).ok_or(ENOMEM)?;
+        let slots = KBox::into_raw(KBox::new(SlotList::new(), GFP_KERNEL_ACCOUNT)?);
+        let init = try_pin_init!(Self {
+            mm,
+            flush,
+            limit: npt.limit().min(memory_ffi::host_address_limit()),
+            ncr3: npt.root().0,
+            change <- new_mutex!((), "pacifica::change"),
+            readers <- Srcu::new(),
+            slots: Atomic::new(slots),
+            sequence: Atomic::new(0),
+            mmu <- new_spinlock!(Mmu::new(npt), "pacifica::mmu"),
+            notifier: Notifier::new(),
+            registered: Atomic::new(false),
+        });
+        let memory = Arc::pin_init(init, GFP_KERNEL_ACCOUNT).inspect_err(|_| {
+            // SAFETY: Nobody has seen the empty snapshot and the root.
+            unsafe {
+                drop(KBox::from_raw(slots));
+                let mut tables = LockedTables::new(None, None);
+                let _ = npt.destroy(&mut tables);
+                tables.give_back();
+            }
+        })?;
+        // SAFETY: The memory is complete and pinned by its `Arc`; `drop` unregisters.
+        unsafe { Pin::new_unchecked(&memory.notifier).register(memory.mm.as_raw())? };
+        memory.registered.store(true, Relaxed);
+        Ok(memory)
     }
 
     /// The value for the VMCB's nCR3. It never changes.
     pub(crate) fn ncr3(&self) -> u64 {
-        todo!()
+        self.ncr3
     }
 
-    /// True if the current thread runs on the address space of the VM. Whoever calls anything of
-    /// [`VcpuMemory`], or [`set_region`](Self::set_region), must have checked it (`EIO`).
+    /// True if the current thread runs on the address space of the VM. Whoever calls
+    /// [`set_region`](Self::set_region), or anything of a `VcpuMemory`, must have checked it
+    /// (`EIO`).
     pub(crate) fn is_current(&self) -> bool {
-        todo!()
+        core::ptr::eq(memory_ffi::current_mm(), self.mm.as_raw())
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`, with KVM's rules and errnos. May sleep.
+    ///
+    /// When it returns, nobody uses what was there before.
     pub(crate) fn set_region(&self, region: &Region) -> Result {
-        todo!()
+        let _change = self.change.lock();
+        // SAFETY: Only changes free a snapshot, and they are behind the mutex.
+        let slots = unsafe { &*self.slots.load(Relaxed) };
+        let change = slots.plan(region, self.limit)?;
+        if let Change::Nothing = change {
+            return Ok(());
+        }
+        let list = slots.changed(change.id(), change.new_slot())?;
+        let leaving = match &change {
+            Change::Delete(old) | Change::Move(old, _) => Some(old.clone()),
+            // Large pages and earlier D bits go, so that the log is exact from here on.
+            Change::Log(old, new) if new.log().is_some() => Some(old.clone()),
+            _ => None,
+        };
+        self.replace(list, leaving)?;
+        if let Some(log) = change.new_slot().and_then(Slot::log) {
+            log.clear();
+        }
+        Ok(())
+    }
+
+    /// Makes `list` the current snapshot, takes what `leaving` has mapped out of the tables, and
+    /// waits for the readers of the old snapshot.
+    fn replace(&self, list: SlotList, leaving: Option<Slot>) -> Result {
+        let new = KBox::into_raw(KBox::new(list, GFP_KERNEL_ACCOUNT)?);
+        let old = {
+            let mut mmu = self.mmu.lock();
+            mmu.leaving = leaving.clone();
+            let old = self.slots.load(Relaxed);
+            self.slots.store(new, Release);
+            old
+        };
+        if let Some(slot) = leaving {
+            let gpas = slot.gpas();
+            for range in chunks(gpas.start, gpas.end) {
+                self.unmap(&mut self.mmu.lock(), range);
+                ffi::yield_now();
+            }
+            self.mmu.lock().leaving = None;
+        }
+        self.readers.synchronize();
+        // SAFETY: It was the current snapshot, which came from a box; all its readers are done.
+        drop(unsafe { KBox::from_raw(old) });
+        Ok(())
+    }
+
+    /// Takes a range out of the tables and flushes.
+    fn unmap(&self, mmu: &mut Mmu, range: GpaRange) {
+        // SAFETY: The lock is held, so the snapshot stays until it is released.
+        let slots = unsafe { &*self.slots.load(Relaxed) };
+        let mut tables = LockedTables::new(None, Some(slots));
+        let needed = mmu.npt.unmap(&mut tables, range);
+        tables.finish(needed, &*self.flush);
+    }
+
+    /// `KVM_GET_DIRTY_LOG`: calls `put` with each word of the log of slot `id`, in order, and
+    /// clears it. `EINVAL` without such a slot, `ENOENT` if it keeps no log. May sleep.
+    pub(crate) fn dirty_log(&self, id: u32, mut put: impl FnMut(u64) -> Result) -> Result {
+        let _change = self.change.lock();
+        // SAFETY: Only changes free a snapshot, and they are behind the mutex.
+        let slots = unsafe { &*self.slots.load(Relaxed) };
+        let slot = slots.by_id(id).ok_or(EINVAL)?;
+        let log = slot.log().ok_or(ENOENT)?;
+        let gpas = slot.gpas();
+        for range in chunks(gpas.start, gpas.end) {
+            let mmu = self.mmu.lock();
+            let mut tables = LockedTables::new(None, None);
+            let needed = mmu.npt.harvest_dirty(&mut tables, range, |gpa, size| {
+                log.set(gpa.wrapping_sub(gpas.start) >> 12, size.bytes() >> 12);
+            });
+            tables.finish(needed, &*self.flush);
+            drop(mmu);
+            ffi::yield_now();
+        }
+        (0..log.words()).try_for_each(|word| put(log.take(word)))
+    }
+
+    /// Begins to read the slots.
+    #[inline]
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        let guard = self.readers.read();
+        Slots {
+            // SAFETY: A snapshot is freed only after those who read it have ended.
+            list: unsafe { &*self.slots.load(Acquire) },
+            _guard: guard,
+        }
+    }
+
+    /// Whether `list` is the current snapshot. Stays so while the lock is held.
+    pub(crate) fn is_current_list(&self, _mmu: &Mmu, list: &SlotList) -> bool {
+        core::ptr::eq(self.slots.load(Relaxed), list)
+    }
+
+    /// How many invalidations have ended; to be read before a page is looked up.
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence.load(Acquire)
+    }
+
+    /// The process' address space.
+    pub(crate) fn mm(&self) -> *mut bindings::mm_struct {
+        self.mm.as_raw()
+    }
+
+    /// The vCPUs' TLBs.
+    pub(crate) fn flush(&self) -> &dyn Flush {
+        &*self.flush
     }
 }
 
-/// A vCPU's own part: a cache of table pages and the slot used last.
-pub(crate) struct VcpuMemory {}
-
-impl VcpuMemory {
-    pub(crate) fn new(vm: Arc<VmMemory>) -> Result<Self> {
-        todo!()
+/// What the notifier calls.
+impl VmMemory {
+    /// The memory that a notifier is a part of.
+    ///
+    /// # Safety
+    ///
+    /// `notifier` must point to the field of a memory.
+    pub(crate) unsafe fn of_notifier(notifier: *const Notifier) -> *const Self {
+        // SAFETY: As promised by the caller.
+        unsafe { notifier.byte_sub(offset_of!(Self, notifier)).cast() }
     }
 
-    /// A nested page fault (exit code NPF) at `gpa`. With `may_sleep` false it takes a spinlock at
-    /// most, and may run with preemption off.
-    pub(crate) fn fault(&mut self, gpa: u64, write: bool, may_sleep: bool) -> Outcome {
-        todo!()
+    /// The host is going to change what the user addresses from `start` to `end` map to.
+    pub(crate) fn begin_invalidation(&self, start: u64, end: u64, may_sleep: bool) {
+        self.mmu.lock().begin(start, end);
+        self.for_each_backed(start, end, may_sleep, |mmu, range| self.unmap(mmu, range));
     }
 
-    /// Guest memory for the emulator and the page walk: `GuestMemory` of the `x86` crate.
-    pub(crate) fn access(&mut self, may_sleep: bool) -> GuestAccess<'_> {
-        todo!()
+    /// It has done so.
+    pub(crate) fn end_invalidation(&self) {
+        let mut mmu = self.mmu.lock();
+        // First the sequence: who sees no invalidation under way must see that one has ended.
+        self.sequence
+            .store(self.sequence.load(Relaxed).wrapping_add(1), Release);
+        mmu.invalidations = mmu.invalidations.saturating_sub(1);
+    }
+
+    /// Whether the guest has used memory behind these user addresses since this was last forgotten.
+    pub(crate) fn was_accessed(&self, start: u64, end: u64, forget: bool) -> bool {
+        let mut accessed = false;
+        self.for_each_backed(start, end, false, |mmu, range| {
+            let mut tables = LockedTables::new(None, None);
+            accessed |= match forget {
+                true => mmu.npt.clear_accessed(&mut tables, range),
+                false => mmu.npt.is_accessed(&mut tables, range),
+            };
+        });
+        accessed
+    }
+
+    /// The process is gone, or the VM: nothing is mapped any more, and nothing will be.
+    pub(crate) fn release(&self) {
+        self.mmu.lock().dead = true;
+        self.for_each_backed(0, u64::MAX, false, |mmu, range| self.unmap(mmu, range));
+    }
+
+    /// Calls `f` for each range of guest memory that the user addresses from `start` to `end`
+    /// back, a chunk at a time; the lock is released in between.
+    fn for_each_backed<F>(&self, start: u64, end: u64, may_sleep: bool, mut f: F)
+    where
+        F: FnMut(&mut Mmu, GpaRange),
+    {
+        let mut at = start;
+        while at < end {
+            let mut mmu = self.mmu.lock();
+            // SAFETY: The lock is held, so the snapshot stays until it is released.
+            let slots = unsafe { &*self.slots.load(Relaxed) };
+            let leaving = mmu.leaving.clone();
+            let next_leaving = leaving.as_ref().and_then(|slot| slot.next_hva(at));
+            let next = Iterator::chain(slots.next_hva(at).into_iter(), next_leaving).min();
+            let Some(from) = next.filter(|&from| from < end) else {
+                return;
+            };
+            at = from.saturating_add(CHUNK).min(end);
+            for slot in Iterator::chain(slots.backed_by(from, at), &leaving) {
+                f(&mut mmu, slot.gpas_of(from, at));
+            }
+            drop(mmu);
+            if may_sleep && at < end {
+                ffi::yield_now();
+            }
+        }
     }
 }
 
-/// Implements `x86::cpu::GuestMemory`.
-pub(crate) struct GuestAccess<'a> {
-    memory: &'a mut VcpuMemory,
-    may_sleep: bool,
+#[pinned_drop]
+impl PinnedDrop for VmMemory {
+    fn drop(self: Pin<&mut Self>) {
+        if self.registered.load(Relaxed) {
+            // SAFETY: `new` registered it, and `mm` is still referenced.
+            unsafe { self.notifier.unregister(self.mm.as_raw()) };
+        }
+        // SAFETY: The snapshot came from a box, and nobody reads it any more.
+        let slots = unsafe { KBox::from_raw(self.slots.load(Relaxed)) };
+        let ranges = slots.iter().flat_map(|slot| {
+            let gpas = slot.gpas();
+            chunks(gpas.start, gpas.end)
+        });
+        let npt = self.mmu.lock().npt;
+        let mut tables = LockedTables::new(None, None);
+        for range in ranges {
+            // No vCPU is left that could hold a translation: it would hold a reference to us.
+            let _ = npt.unmap(&mut tables, range);
+            ffi::yield_now();
+        }
+        let _ = npt.destroy(&mut tables);
+        // SAFETY: Likewise, and an ASID is flushed before another VM gets it.
+        unsafe { tables.give_back() };
+    }
+}
+
+impl Mmu {
+    fn new(npt: Npt) -> Self {
+        Self {
+            npt,
+            invalidations: 0,
+            invalid: (0, 0),
+            leaving: None,
+            dead: false,
+        }
+    }
+
+    /// An invalidation of these user addresses begins.
+    fn begin(&mut self, start: u64, end: u64) {
+        self.invalid = match self.invalidations {
+            0 => (start, end),
+            // One range for all is enough: two at a time are rare, and a fault only waits.
+            _ => (self.invalid.0.min(start), self.invalid.1.max(end)),
+        };
+        self.invalidations = self.invalidations.saturating_add(1);
+    }
+
+    /// Whether pages at user addresses from `start` to `end`, looked up after `sequence` was read,
+    /// may not be mapped.
+    pub(crate) fn forbids(&self, memory: &VmMemory, sequence: u64, start: u64, end: u64) -> bool {
+        let under_way = self.invalidations > 0 && start < self.invalid.1 && self.invalid.0 < end;
+        self.dead || under_way || memory.sequence.load(Relaxed) != sequence
+    }
+}
+
+/// A snapshot of the slots, for as long as it is read.
+pub(crate) struct Slots<'a> {
+    list: &'a SlotList,
+    _guard: SrcuGuard<'a>,
+}
+
+impl core::ops::Deref for Slots<'_> {
+    type Target = SlotList;
+
+    fn deref(&self) -> &SlotList {
+        self.list
+    }
+}
+
+/// Cuts a range into pieces.
+fn chunks(start: u64, end: u64) -> impl Iterator<Item = GpaRange> {
+    (start..end)
+        .step_by(CHUNK as usize)
+        .map(move |start| GpaRange {
+            start,
+            end: start.saturating_add(CHUNK).min(end),
+        })
 }

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What guest memory needs from the kernel and Rust cannot reach: inline functions and macros.
+ */
+#include <linux/mm.h>
+#include <linux/pgtable.h>
+#include <linux/sched.h>
+#include <linux/srcu.h>
+#include <linux/uaccess.h>
+#include <asm/cpuid/api.h>
+
+#include "helpers_memory.h"
+
+int pacifica_srcu_init(struct srcu_struct *srcu)
+{
+	return init_srcu_struct(srcu);
+}
+
+int pacifica_srcu_lock(struct srcu_struct *srcu)
+{
+	return srcu_read_lock(srcu);
+}
+
+void pacifica_srcu_unlock(struct srcu_struct *srcu, int index)
+{
+	srcu_read_unlock(srcu, index);
+}
+
+struct mm_struct *pacifica_current_mm(void)
+{
+	return current->mm;
+}
+
+bool pacifica_access_ok(unsigned long address, unsigned long bytes)
+{
+	return access_ok((void __user *)address, bytes);
+}
+
+/* Physical address as a page-table entry wants it: with the encryption bit, where there is one. */
+static u64 entry_address(struct page *page)
+{
+	return __sme_set(page_to_phys(page));
+}
+
+/*
+ * The page is about to become reachable for the guest: returns its address. The guest's writes leave
+ * no trace in the host's page tables, so a page that it may write to counts as dirty from now on.
+ *
+ * The caller holds a reference and the memory's lock, and no invalidation has passed since the
+ * page was looked up: then the page is mapped by the process, and its mapping cannot go away.
+ */
+u64 pacifica_page_for_guest(struct page *page, bool write)
+{
+	if (write) {
+		struct folio *folio = page_folio(page);
+
+		if (!folio_test_dirty(folio))
+			folio_mark_dirty(folio);
+	}
+	return entry_address(page);
+}
+
+/*
+ * The same for a page that the guest has not asked for: 0 if mapping it ahead would have a price,
+ * which is to make a page dirty that the host could otherwise drop.
+ */
+u64 pacifica_page_for_guest_ahead(struct page *page, bool write)
+{
+	struct folio *folio = page_folio(page);
+
+	if (write && !folio_test_dirty(folio)) {
+		if (!folio_test_anon(folio) || !folio_test_swapbacked(folio))
+			return 0;
+		folio_mark_dirty(folio);
+	}
+	return entry_address(page);
+}
+
+void pacifica_put_pages(struct page **pages, unsigned int count)
+{
+	while (count--)
+		put_page(*pages++);
+}
+
+/*
+ * How large the page is that the process has at this address: 1 for 4 KiB, 2 for 2 MiB, 3 for
+ * 1 GiB. Stays true while the memory's lock is held and no invalidation is under way.
+ */
+unsigned int pacifica_host_level(struct mm_struct *mm, unsigned long address)
+{
+	unsigned int level = 1;
+	unsigned long flags;
+	pgd_t *pgd;
+	p4d_t *p4d;
+	pud_t *pud, pud_entry;
+	pmd_t pmd_entry;
+
+	/* Interrupts off keep the tables of the process from being freed under our eyes. */
+	local_irq_save(flags);
+	pgd = pgd_offset(mm, address);
+	if (!pgd_present(READ_ONCE(*pgd)))
+		goto out;
+	p4d = p4d_offset(pgd, address);
+	if (!p4d_present(READ_ONCE(*p4d)))
+		goto out;
+	pud = pud_offset(p4d, address);
+	pud_entry = READ_ONCE(*pud);
+	if (!pud_present(pud_entry))
+		goto out;
+	if (pud_leaf(pud_entry)) {
+		level = 3;
+		goto out;
+	}
+	pmd_entry = READ_ONCE(*pmd_offset(&pud_entry, address));
+	if (pmd_present(pmd_entry) && pmd_leaf(pmd_entry))
+		level = 2;
+out:
+	local_irq_restore(flags);
+	return level;
+}
+
+/* Nested tables have as many levels as the host's own. */
+unsigned int pacifica_host_paging_levels(void)
+{
+	return pgtable_l5_enabled() ? 5 : 4;
+}
+
+/* The first physical address that this CPU cannot have. */
+u64 pacifica_host_address_limit(void)
+{
+	unsigned int bits = cpuid_eax(0x80000008) & 0xff;
+
+	return 1ull << clamp(bits, 32u, 52u);
+}
+
+int pacifica_read_user(void *to, unsigned long from, unsigned long bytes, bool may_sleep)
+{
+	const void __user *user = (const void __user *)from;
+
+	if (may_sleep)
+		return copy_from_user(to, user, bytes) ? -EFAULT : 0;
+	return copy_from_user_nofault(to, user, bytes) ? -EFAULT : 0;
+}
+
+int pacifica_write_user(unsigned long to, const void *from, unsigned long bytes, bool may_sleep)
+{
+	void __user *user = (void __user *)to;
+
+	if (may_sleep)
+		return copy_to_user(user, from, bytes) ? -EFAULT : 0;
+	return copy_to_user_nofault(user, from, bytes) ? -EFAULT : 0;
+}
+
+#define CMPXCHG_USER(type) ({						\
+	type __was = *old;						\
+	int __error = __try_cmpxchg_user((type __user *)address, &__was,\
+					 (type)new, fault_##type);	\
+	*old = __was;							\
+	__error;							\
+})
+
+/* 0 if memory was *old and is new now; 1 if it was not, and *old is what it was; -EFAULT. */
+int pacifica_cmpxchg_user(unsigned long address, unsigned int bytes, u64 *old, u64 new,
+			  bool may_sleep)
+{
+	int error = -EINVAL;
+
+	if (!access_ok((void __user *)address, bytes))
+		return -EFAULT;
+	if (!may_sleep)
+		pagefault_disable();
+	switch (bytes) {
+	case 1:
+		error = CMPXCHG_USER(u8);
+		break;
+	case 2:
+		error = CMPXCHG_USER(u16);
+		break;
+	case 4:
+		error = CMPXCHG_USER(u32);
+		break;
+	case 8:
+		error = CMPXCHG_USER(u64);
+		break;
+	}
+	if (!may_sleep)
+		pagefault_enable();
+	return error;
+}
