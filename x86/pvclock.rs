@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The paravirtual clock's pages (the kernel's Documentation/virt/kvm/x86/msr.rst).
+//!
+//! To change a page that guests may be reading, write it with an odd version, then with the next
+//! even one.
 
-/// The rate of a TSC as multiplier and shift: `ns = ((ticks << shift) * mul) >> 32`.
+/// The rate of a TSC as shift and multiplier: `ns = ((ticks << shift) * mul) >> 32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {
     /// The multiplier, a 32-bit binary fraction.
@@ -11,18 +14,61 @@ pub struct Scale {
     pub shift: i8,
 }
 
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
 impl Scale {
     /// The scale of a TSC of `khz`; zero is taken as one.
-    pub fn new(khz: u32) -> Self {
-        let _ = khz;
-        todo!()
+    pub const fn new(khz: u32) -> Self {
+        let mut khz = khz as u64;
+        if khz == 0 {
+            khz = 1;
+        }
+        // Nanoseconds per tick as `ns / hz`, where a shift brings the quotient into 1/2 to 1, so
+        // that the multiplier has all its 32 bits.
+        let mut ns = NS_PER_SECOND;
+        let mut hz = khz * 1000;
+        let mut shift = 0;
+        while ns >= hz {
+            hz <<= 1;
+            shift += 1;
+        }
+        while ns << 1 < hz {
+            ns <<= 1;
+            shift -= 1;
+        }
+        Self {
+            mul: fraction(ns, hz),
+            shift,
+        }
     }
 
-    /// Nanoseconds in `ticks`.
-    pub fn ns(&self, ticks: u64) -> u64 {
-        let _ = ticks;
-        todo!()
+    /// Nanoseconds in `ticks`, as a guest computes them.
+    pub const fn ns(&self, ticks: u64) -> u64 {
+        let shifted = if self.shift < 0 {
+            ticks >> (self.shift.unsigned_abs() & 63)
+        } else {
+            ticks << (self.shift.unsigned_abs() & 63)
+        };
+        ((shifted as u128 * self.mul as u128) >> 32) as u64
     }
+}
+
+/// `numerator / denominator` as a 32-bit binary fraction; the former is the smaller, and the latter
+/// below 2^63.
+const fn fraction(numerator: u64, denominator: u64) -> u32 {
+    let mut remainder = numerator;
+    let mut quotient = 0;
+    let mut bit = 0;
+    while bit < 32 {
+        remainder <<= 1;
+        quotient <<= 1;
+        if remainder >= denominator {
+            remainder -= denominator;
+            quotient |= 1;
+        }
+        bit += 1;
+    }
+    quotient
 }
 
 /// The clock of one vCPU at one instant.
@@ -44,10 +90,27 @@ impl PvClock {
     /// Bytes of the page that are used.
     pub const SIZE: usize = 32;
 
+    const FLAG_STABLE: u8 = 1 << 0;
+    const FLAG_GUEST_STOPPED: u8 = 1 << 1;
+
     /// The bytes to store; `version` is odd while the page is being changed.
     pub fn bytes(&self, version: u32) -> [u8; Self::SIZE] {
-        let _ = version;
-        todo!()
+        let mut flags = 0;
+        if self.stable {
+            flags |= Self::FLAG_STABLE;
+        }
+        if self.guest_stopped {
+            flags |= Self::FLAG_GUEST_STOPPED;
+        }
+        let [shift] = self.scale.shift.to_le_bytes();
+        let mut page = [0; Self::SIZE];
+        page[0..4].copy_from_slice(&version.to_le_bytes());
+        page[8..16].copy_from_slice(&self.tsc.to_le_bytes());
+        page[16..24].copy_from_slice(&self.system_time.to_le_bytes());
+        page[24..28].copy_from_slice(&self.scale.mul.to_le_bytes());
+        page[28] = shift;
+        page[29] = flags;
+        page
     }
 }
 
@@ -64,9 +127,22 @@ impl WallClock {
     /// Bytes of the structure.
     pub const SIZE: usize = 12;
 
+    /// The time at boot of a guest whose clock shows `system_time` when the world's shows `now`
+    /// nanoseconds since 1970.
+    pub const fn at_boot(now: u64, system_time: u64) -> Self {
+        let boot = now.saturating_sub(system_time);
+        Self {
+            sec: (boot / NS_PER_SECOND) as u32,
+            nsec: (boot % NS_PER_SECOND) as u32,
+        }
+    }
+
     /// The bytes to store; `version` is odd while the structure is being changed.
     pub fn bytes(&self, version: u32) -> [u8; Self::SIZE] {
-        let _ = version;
-        todo!()
+        let mut bytes = [0; Self::SIZE];
+        bytes[0..4].copy_from_slice(&version.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.sec.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.nsec.to_le_bytes());
+        bytes
     }
 }

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest's MSRs that are neither in the VMCB nor in a device.
+
+use super::mce::Mce;
+use super::mtrr::Mtrr;
+use super::{index, Origin};
+use crate::features::{Feature, Features};
+use crate::regs::Exception;
+
+/// In DE_CFG: LFENCE waits for all instructions before it. Linux hosts set it on every CPU that
+/// has it, and a guest cannot clear it for them.
+pub(super) const DE_CFG_LFENCE_SERIALIZES: u64 = 1 << 1;
+
+/// In MISC_ENABLE: there is no branch trace store and no precise event sampling; read-only.
+const MISC_ENABLE_PMU: u64 = 1 << 11 | 1 << 12;
+/// In MISC_ENABLE: performance monitoring; the guest's writes do not change it.
+const MISC_ENABLE_EMON: u64 = 1 << 7;
+
+/// HWCR bits that are kept: McStatusWrEn and TscFreqSel.
+const HWCR_KEPT: u64 = HWCR_STATUS_WRITABLE | HWCR_TSC_FREQ_SEL;
+/// In HWCR: MCi_STATUS can be written.
+const HWCR_STATUS_WRITABLE: u64 = 1 << 18;
+/// In HWCR: the TSC counts at the rate of P-state 0.
+const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+/// HWCR bits that may be written and stay zero: TlbCacheDis, FFDIS and IGNNE_EM. Operating systems
+/// set them for errata of old CPUs.
+const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+
+/// The patch level that KVM gives a new vCPU on AMD; a VMM may set the host's.
+const PATCH_LEVEL_RESET: u64 = 0x0100_0065;
+
+/// In the vCPU clock's MSR: on.
+const PV_ENABLED: u64 = 1 << 0;
+
+/// The guest's MSRs that are neither in the VMCB nor in a device. It is plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrFile {
+    /// TSC_AUX, which RDTSCP and RDPID read.
+    pub tsc_aux: u32,
+    /// `IA32_TSC_ADJUST`.
+    pub tsc_adjust: u64,
+    /// Where the guest wants its wall clock.
+    pub pv_wall_clock: u64,
+    /// Where the guest wants its vCPU clock, and bit 0 for "on".
+    pub pv_system_time: u64,
+    /// The memory-type range registers.
+    pub mtrr: Mtrr,
+    /// The machine-check registers.
+    pub mce: Mce,
+    misc_enable: u64,
+    platform_info: u64,
+    patch_level: u64,
+    hwcr: u64,
+    de_cfg: u64,
+}
+
+impl Default for MsrFile {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is read from a register that exists but means nothing here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Constant {
+    /// Writing anything else than what is read is #GP.
+    Fixed(u64),
+    /// Writes are accepted, and change nothing.
+    WriteIgnored(u64),
+}
+
+/// Registers of the platform and of the CPU's configuration that operating systems read, without
+/// being prepared for #GP, because of family and model alone.
+fn constant(index: u32) -> Option<Constant> {
+    use Constant::{Fixed, WriteIgnored};
+    Some(match index {
+        // No DRAM behind MTRRs and no memory above 4 GiB that TOP_MEM2 has to declare.
+        index::SYSCFG | index::TOP_MEM | index::TOP_MEM2 => Fixed(0),
+        index::IORR_FIRST..=index::IORR_LAST => Fixed(0),
+        index::INT_PENDING | index::MMIO_CFG_BASE => Fixed(0),
+        index::SMM_ADDR | index::SMM_MASK => Fixed(0),
+        index::IC_CFG | index::DC_CFG | index::TW_CFG => WriteIgnored(0),
+        index::BU_CFG2 | index::EX_CFG | index::NB_CFG => WriteIgnored(0),
+        index::PATCH_LOADER => WriteIgnored(0),
+        // The four counters of old count nothing.
+        index::PERF_LEGACY_FIRST..=index::PERF_LEGACY_LAST => WriteIgnored(0),
+        _ => return None,
+    })
+}
+
+/// True if the file answers for `index`.
+pub(super) fn holds(index: u32) -> bool {
+    matches!(
+        index,
+        index::TSC_AUX
+            | index::MISC_ENABLE
+            | index::PLATFORM_INFO
+            | index::PATCH_LEVEL
+            | index::HWCR
+            | index::DE_CFG
+    ) || Mce::holds(index)
+        || Mtrr::holds(index)
+        || constant(index).is_some()
+}
+
+/// Refuses what the guest's CPUID does not offer, except to the VMM.
+fn require(present: bool, origin: Origin) -> Result<(), Exception> {
+    if present || origin == Origin::Host {
+        Ok(())
+    } else {
+        Err(Exception::GP0)
+    }
+}
+
+/// The feature without which a guest does not have the register.
+fn is_present(index: u32, features: &Features) -> bool {
+    match index {
+        index::TSC_AUX => features.has(Feature::RDTSCP) || features.has(Feature::RDPID),
+        index::TSC_ADJUST => features.has(Feature::TSC_ADJUST),
+        index::PV_WALL_CLOCK_OLD | index::PV_SYSTEM_TIME_OLD => features.has(Feature::PV_CLOCK),
+        index::PV_WALL_CLOCK | index::PV_SYSTEM_TIME => features.has(Feature::PV_CLOCK2),
+        _ => true,
+    }
+}
+
+impl MsrFile {
+    /// The registers after reset.
+    pub fn new() -> Self {
+        Self {
+            tsc_aux: 0,
+            tsc_adjust: 0,
+            pv_wall_clock: 0,
+            pv_system_time: 0,
+            mtrr: Mtrr::default(),
+            mce: Mce::default(),
+            misc_enable: MISC_ENABLE_PMU,
+            platform_info: 0,
+            patch_level: PATCH_LEVEL_RESET,
+            hwcr: HWCR_TSC_FREQ_SEL,
+            de_cfg: 0,
+        }
+    }
+
+    /// The guest-physical address of the vCPU's clock, if it is on.
+    pub fn pv_clock_gpa(&self) -> Option<u64> {
+        (self.pv_system_time & PV_ENABLED != 0).then_some(self.pv_system_time & !PV_ENABLED)
+    }
+
+    /// Reads an MSR of class `File`, `TscAdjust`, `PvWallClock` or `PvSystemTime`.
+    pub fn read(&self, index: u32, origin: Origin, features: &Features) -> Result<u64, Exception> {
+        require(is_present(index, features), origin)?;
+        match index {
+            index::TSC_AUX => Ok(u64::from(self.tsc_aux)),
+            index::TSC_ADJUST => Ok(self.tsc_adjust),
+            index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => Ok(self.pv_wall_clock),
+            index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => Ok(self.pv_system_time),
+            index::MISC_ENABLE => Ok(self.misc_enable),
+            index::PLATFORM_INFO => Ok(self.platform_info),
+            index::PATCH_LEVEL => Ok(self.patch_level),
+            index::HWCR => Ok(self.hwcr),
+            index::DE_CFG => Ok(self.de_cfg),
+            _ if Mce::holds(index) => self.mce.read(index, origin),
+            _ => match constant(index) {
+                Some(Constant::Fixed(value) | Constant::WriteIgnored(value)) => Ok(value),
+                None => self.mtrr.read(index),
+            },
+        }
+    }
+
+    /// Writes an MSR of one of these classes. Nothing is changed if it fails.
+    pub fn write(
+        &mut self,
+        index: u32,
+        value: u64,
+        origin: Origin,
+        features: &Features,
+    ) -> Result<(), Exception> {
+        require(is_present(index, features), origin)?;
+        match index {
+            // AMD keeps 32 bits of it.
+            index::TSC_AUX => self.tsc_aux = value as u32,
+            index::TSC_ADJUST => self.tsc_adjust = value,
+            index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => self.pv_wall_clock = value,
+            index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => self.pv_system_time = value,
+            index::MISC_ENABLE => self.write_misc_enable(value, origin)?,
+            index::PLATFORM_INFO => {
+                require(false, origin)?;
+                self.platform_info = value;
+            }
+            // The guest writes zero before CPUID brings the revision on some CPUs.
+            index::PATCH_LEVEL if origin == Origin::Guest => {}
+            index::PATCH_LEVEL => self.patch_level = value,
+            index::HWCR => self.write_hwcr(value)?,
+            index::DE_CFG => self.write_de_cfg(value)?,
+            _ if Mce::holds(index) => {
+                let status_writable = self.hwcr & HWCR_STATUS_WRITABLE != 0;
+                self.mce.write(index, value, origin, status_writable)?;
+            }
+            _ => match constant(index) {
+                Some(Constant::WriteIgnored(_)) => {}
+                Some(Constant::Fixed(fixed)) if fixed == value => {}
+                Some(Constant::Fixed(_)) => return Err(Exception::GP0),
+                None => self.mtrr.write(index, value, origin, features)?,
+            },
+        }
+        Ok(())
+    }
+
+    fn write_misc_enable(&mut self, value: u64, origin: Origin) -> Result<(), Exception> {
+        let mut value = value;
+        if origin == Origin::Guest {
+            if (value ^ self.misc_enable) & MISC_ENABLE_PMU != 0 {
+                return Err(Exception::GP0);
+            }
+            value = (value & !MISC_ENABLE_EMON) | (self.misc_enable & MISC_ENABLE_EMON);
+        }
+        self.misc_enable = value;
+        Ok(())
+    }
+
+    fn write_hwcr(&mut self, value: u64) -> Result<(), Exception> {
+        if value & !(HWCR_KEPT | HWCR_IGNORED) != 0 {
+            return Err(Exception::GP0);
+        }
+        self.hwcr = value & HWCR_KEPT;
+        Ok(())
+    }
+
+    fn write_de_cfg(&mut self, value: u64) -> Result<(), Exception> {
+        if value & !DE_CFG_LFENCE_SERIALIZES != 0 {
+            return Err(Exception::GP0);
+        }
+        self.de_cfg = value;
+        Ok(())
+    }
+}

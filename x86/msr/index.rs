@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Indices of model-specific registers (APM vol. 2, appendix A).
+
+#![allow(missing_docs, reason = "the names of registers are the manual's")]
+
+pub const TSC: u32 = 0x10;
+pub const PV_WALL_CLOCK_OLD: u32 = 0x11;
+pub const PV_SYSTEM_TIME_OLD: u32 = 0x12;
+pub const APIC_BASE: u32 = 0x1b;
+pub const TSC_ADJUST: u32 = 0x3b;
+pub const PATCH_LEVEL: u32 = 0x8b;
+pub const PLATFORM_INFO: u32 = 0xce;
+pub const MTRR_CAP: u32 = 0xfe;
+pub const SYSENTER_CS: u32 = 0x174;
+pub const SYSENTER_ESP: u32 = 0x175;
+pub const SYSENTER_EIP: u32 = 0x176;
+pub const MCG_CAP: u32 = 0x179;
+pub const MCG_STATUS: u32 = 0x17a;
+pub const MCG_CTL: u32 = 0x17b;
+pub const MISC_ENABLE: u32 = 0x1a0;
+pub const DEBUG_CTL: u32 = 0x1d9;
+pub const LAST_BRANCH_FROM: u32 = 0x1db;
+pub const LAST_BRANCH_TO: u32 = 0x1dc;
+pub const LAST_EXCEPTION_FROM: u32 = 0x1dd;
+pub const LAST_EXCEPTION_TO: u32 = 0x1de;
+
+/// Eight pairs of base and mask.
+pub const MTRR_VARIABLE_FIRST: u32 = 0x200;
+pub const MTRR_VARIABLE_LAST: u32 = 0x20f;
+pub const MTRR_FIX_64K: u32 = 0x250;
+/// Two of them.
+pub const MTRR_FIX_16K: u32 = 0x258;
+pub const MTRR_FIX_16K_LAST: u32 = 0x259;
+/// Eight of them.
+pub const MTRR_FIX_4K: u32 = 0x268;
+pub const MTRR_FIX_4K_LAST: u32 = 0x26f;
+pub const PAT: u32 = 0x277;
+pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+
+/// Four registers a bank: CTL, STATUS, ADDR, MISC.
+pub const MC0_CTL: u32 = 0x400;
+pub const MC_LAST: u32 = 0x47f;
+
+pub const TSC_DEADLINE: u32 = 0x6e0;
+pub const X2APIC_FIRST: u32 = 0x800;
+pub const X2APIC_LAST: u32 = 0x8ff;
+
+pub const PV_WALL_CLOCK: u32 = 0x4b56_4d00;
+pub const PV_SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+pub const EFER: u32 = 0xc000_0080;
+pub const STAR: u32 = 0xc000_0081;
+pub const LSTAR: u32 = 0xc000_0082;
+pub const CSTAR: u32 = 0xc000_0083;
+pub const SFMASK: u32 = 0xc000_0084;
+pub const FS_BASE: u32 = 0xc000_0100;
+pub const GS_BASE: u32 = 0xc000_0101;
+pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+pub const TSC_AUX: u32 = 0xc000_0103;
+
+/// Four event selectors, then four counters.
+pub const PERF_LEGACY_FIRST: u32 = 0xc001_0000;
+pub const PERF_LEGACY_LAST: u32 = 0xc001_0007;
+pub const SYSCFG: u32 = 0xc001_0010;
+pub const HWCR: u32 = 0xc001_0015;
+/// Base and mask of two ranges.
+pub const IORR_FIRST: u32 = 0xc001_0016;
+pub const IORR_LAST: u32 = 0xc001_0019;
+pub const TOP_MEM: u32 = 0xc001_001a;
+pub const TOP_MEM2: u32 = 0xc001_001d;
+pub const NB_CFG: u32 = 0xc001_001f;
+pub const PATCH_LOADER: u32 = 0xc001_0020;
+pub const INT_PENDING: u32 = 0xc001_0055;
+pub const MMIO_CFG_BASE: u32 = 0xc001_0058;
+pub const SMM_ADDR: u32 = 0xc001_0112;
+pub const SMM_MASK: u32 = 0xc001_0113;
+pub const IC_CFG: u32 = 0xc001_1021;
+pub const DC_CFG: u32 = 0xc001_1022;
+pub const TW_CFG: u32 = 0xc001_1023;
+pub const DE_CFG: u32 = 0xc001_1029;
+pub const BU_CFG2: u32 = 0xc001_102a;
+pub const EX_CFG: u32 = 0xc001_102c;

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The machine-check registers (APM vol. 2, chapter 9).
+
+use super::index;
+use super::Origin;
+use crate::regs::Exception;
+
+/// Most banks that a VMM can ask for.
+pub const MAX_BANKS: usize = 32;
+/// Registers of a bank: CTL, STATUS, ADDR, MISC.
+const BANK: usize = 4;
+const CTL: usize = 0;
+const STATUS: usize = 1;
+
+/// In MCG_CAP: the number of banks.
+const CAP_COUNT: u64 = 0xff;
+/// In MCG_CAP: MCG_CTL is there.
+const CAP_CTL: u64 = 1 << 8;
+/// In MCG_CAP: software can recover from some errors.
+const CAP_SER: u64 = 1 << 24;
+/// In MCG_STATUS, for a guest: RIPV, EIPV and MCIP.
+const STATUS_VALID: u64 = 0b111;
+
+/// The registers after reset: ten banks, all enabled, nothing logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mce {
+    cap: u64,
+    status: u64,
+    ctl: u64,
+    banks: [[u64; BANK]; MAX_BANKS],
+}
+
+impl Default for Mce {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT_BANKS | CAP_CTL)
+    }
+}
+
+impl Mce {
+    /// Banks of a vCPU for which `KVM_X86_SETUP_MCE` was not called.
+    const DEFAULT_BANKS: u64 = 10;
+
+    /// What `KVM_X86_GET_MCE_CAP_SUPPORTED` answers.
+    pub const CAP_SUPPORTED: u64 = CAP_CTL | CAP_SER;
+
+    fn new(cap: u64) -> Self {
+        let mut bank = [0; BANK];
+        bank[CTL] = u64::MAX;
+        Self {
+            cap,
+            status: 0,
+            ctl: u64::MAX,
+            banks: [bank; MAX_BANKS],
+        }
+    }
+
+    /// `KVM_X86_SETUP_MCE`: false, and no change, if `cap` asks for what is not supported.
+    #[must_use]
+    pub fn setup(&mut self, cap: u64) -> bool {
+        let count = cap & CAP_COUNT;
+        let valid = cap & !(CAP_COUNT | Self::CAP_SUPPORTED) == 0
+            && (1..=MAX_BANKS as u64).contains(&count);
+        if valid {
+            *self = Self::new(cap);
+        }
+        valid
+    }
+
+    /// Number of banks.
+    pub fn banks(&self) -> usize {
+        usize::from(self.cap.to_le_bytes()[0]).min(MAX_BANKS)
+    }
+
+    /// True if `index` can be one of these registers.
+    pub(super) fn holds(index: u32) -> bool {
+        matches!(
+            index,
+            index::MCG_CAP | index::MCG_STATUS | index::MCG_CTL | index::MC0_CTL..=index::MC_LAST
+        )
+    }
+
+    pub(super) fn read(&self, index: u32, origin: Origin) -> Result<u64, Exception> {
+        match index {
+            index::MCG_CAP => Ok(self.cap),
+            index::MCG_STATUS => Ok(self.status),
+            index::MCG_CTL if self.has_ctl(origin) => Ok(self.ctl),
+            _ => {
+                let (bank, register) = self.place(index)?;
+                let bank = self.banks.get(bank).ok_or(Exception::GP0)?;
+                bank.get(register).copied().ok_or(Exception::GP0)
+            }
+        }
+    }
+
+    /// `status_writable` is HWCR.McStatusWrEn.
+    pub(super) fn write(
+        &mut self,
+        index: u32,
+        value: u64,
+        origin: Origin,
+        status_writable: bool,
+    ) -> Result<(), Exception> {
+        let host = origin == Origin::Host;
+        match index {
+            index::MCG_CAP if host && value == self.cap => {}
+            index::MCG_STATUS if host || value & !STATUS_VALID == 0 => self.status = value,
+            index::MCG_CTL if self.has_ctl(origin) => self.ctl = value,
+            _ => {
+                let (bank, register) = self.place(index)?;
+                // Software clears what hardware has logged (APM vol. 2, 9.3.2.1).
+                if register == STATUS && value != 0 && !host && !status_writable {
+                    return Err(Exception::GP0);
+                }
+                let bank = self.banks.get_mut(bank).ok_or(Exception::GP0)?;
+                *bank.get_mut(register).ok_or(Exception::GP0)? = value;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_ctl(&self, origin: Origin) -> bool {
+        self.cap & CAP_CTL != 0 || origin == Origin::Host
+    }
+
+    /// Which bank, and which of its registers, `index` is.
+    fn place(&self, index: u32) -> Result<(usize, usize), Exception> {
+        if !matches!(index, index::MC0_CTL..=index::MC_LAST) {
+            return Err(Exception::GP0);
+        }
+        let offset = index.wrapping_sub(index::MC0_CTL) as usize;
+        let (bank, register) = (offset / BANK, offset % BANK);
+        if bank < self.banks() {
+            Ok((bank, register))
+        } else {
+            Err(Exception::GP0)
+        }
+    }
+}
