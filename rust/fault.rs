@@ -37,13 +37,11 @@ pub(crate) struct VcpuMemory {
 }
 
 impl VcpuMemory {
-    /// For one more vCPU.
-    pub(crate) fn new(vm: Arc<VmMemory>) -> Self {
-        Self {
-            vm,
-            cache: TableCache::new(),
-            hint: 0,
-        }
+    /// For one more vCPU. May sleep.
+    pub(crate) fn new(vm: Arc<VmMemory>) -> Result<Self> {
+        let mut cache = TableCache::new();
+        cache.fill()?;
+        Ok(Self { vm, cache, hint: 0 })
     }
 
     /// The VM's memory.
