@@ -207,7 +207,8 @@ impl<C: Cpu> Run<'_, C> {
         let operand_size = self.insn.operand_size;
         match self.insn.opcode {
             0x01 if self.insn.is_smsw() => self.store_machine_status_word(),
-            // Prefetches and hints.
+            // PREFETCH has no register form; the hints have one.
+            0x0d if self.insn.mem.is_none() => Err(Exception::UD.into()),
             0x0d | 0x18..=0x1f => Ok(Flow::Next),
             0x10..=0x17 | 0x28 | 0x29 | 0x2b | 0x6e | 0x6f => self.vector_move(),
             0x7e | 0x7f | 0xd6 | 0xe7 | 0xf0 => self.vector_move(),
@@ -228,11 +229,10 @@ impl<C: Cpu> Run<'_, C> {
     }
 
     fn three_byte(&mut self) -> Result<Flow, Stop> {
-        let repeats = self.insn.repeats();
         match self.insn.opcode {
             0x2a => self.vector_move(),
-            0xf0 | 0xf1 if !repeats => self.move_big_endian(),
-            0xf9 if !repeats && !self.insn.has(Prefixes::OPERAND_SIZE) => self.store_direct(),
+            0xf0 | 0xf1 if !self.insn.repeats() => self.move_big_endian(),
+            0xf9 => self.store_direct(),
             _ => Err(Stop::Unhandled),
         }
     }

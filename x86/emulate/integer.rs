@@ -13,6 +13,7 @@ use super::Run;
 use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::decode::Prefixes;
 use crate::regs::gpr;
 use crate::regs::Cr4;
 use crate::regs::Exception;
@@ -269,13 +270,15 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    /// CMPXCHG. Memory is written back, too, when the comparison fails.
+    /// CMPXCHG. When the comparison fails, memory is written back, but a register is left alone:
+    /// a 32-bit one keeps its upper half.
     pub(super) fn compare_exchange(&mut self) -> Result {
         let size = self.width();
         let flags = self.flags();
         let source = self.register(self.insn.reg, size);
         let accumulator = self.register(gpr::RAX, size);
         let place = self.place(size, Access::Write)?;
+        let before = self.cpu.gpr(self.insn.rm);
         let old = self.modify(place, size, |a| {
             let (_, flags) = alu::subtract(accumulator, a, 0, size, flags);
             (if a == accumulator { source } else { a }, flags)
@@ -284,6 +287,9 @@ impl<C: Cpu> Run<'_, C> {
             return Ok(Flow::Stay);
         };
         if old != accumulator {
+            if let Place::Register(index) = place {
+                self.cpu.set_gpr(index, before);
+            }
             self.set_register(gpr::RAX, size, old);
         }
         Ok(Flow::Next)
@@ -416,6 +422,10 @@ impl<C: Cpu> Run<'_, C> {
 
     /// MOVNTI and MOVDIRI: plain stores, to memory only.
     pub(super) fn store_direct(&mut self) -> Result {
+        // With one of these prefixes the opcode is another instruction, or none.
+        if self.insn.repeats() || self.insn.has(Prefixes::OPERAND_SIZE) {
+            return Err(Stop::Unhandled);
+        }
         let size = if self.insn.rex_w() { 8 } else { 4 };
         let linear = self.memory(size, Access::Write)?;
         let value = self.register(self.insn.reg, size);
@@ -460,13 +470,13 @@ impl<C: Cpu> Run<'_, C> {
 
     /// CLFLUSH, CLFLUSHOPT, CLWB and the fences: nothing but a translation of the address.
     pub(super) fn flush_cache_line(&mut self) -> Result {
-        match (self.insn.group(), self.insn.mem.is_some()) {
-            (5..=7, false) => Ok(Flow::Next),
-            (7, true) => {
-                self.memory(1, Access::Read)?;
-                Ok(Flow::Next)
-            }
-            (6, true) if self.insn.has(crate::decode::Prefixes::OPERAND_SIZE) => {
+        let prefix = self.insn.has(Prefixes::OPERAND_SIZE);
+        if self.insn.repeats() {
+            return Err(Stop::Unhandled);
+        }
+        match (self.insn.group(), self.insn.mem.is_some(), prefix) {
+            (5..=7, false, false) => Ok(Flow::Next),
+            (7, true, _) | (6, true, true) => {
                 self.memory(1, Access::Read)?;
                 Ok(Flow::Next)
             }

@@ -2,7 +2,11 @@
 
 //! A small CPU for the emulator's tests and fuzzers: registers, memory, a log of accesses.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a test uses a part of it, a fuzz target may use another"
+)]
 
 use std::collections::BTreeMap;
 use x86::cpu::Access;

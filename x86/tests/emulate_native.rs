@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The emulator against the CPU that runs this test: the same bytes, the same registers.
+//!
+//! A page of executable memory gets code that loads all registers, the instruction under test,
+//! and code that saves all registers. Instructions and operands are random, but what they address
+//! is always inside a mapped region. What the manual calls undefined is not compared.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use emulate_mock::Event;
+use emulate_mock::Mock;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use x86::decode::decode;
+use x86::decode::CodeSize;
+use x86::decode::Insn;
+use x86::decode::Map;
+use x86::decode::Prefixes;
+use x86::regs::gpr;
+use x86::regs::Rflags;
+
+mod emulate_mock;
+
+const CASES: usize = 150_000;
+
+/// The mapping: code, saved state, then memory for operands. It lies low, so that 32-bit
+/// addresses and absolute displacements reach it.
+const BASE: u64 = 0x1000_0000;
+const SIZE: usize = 0x10000;
+const STATE: u64 = BASE + 0x1000;
+const GPR_IN: u64 = STATE;
+const GPR_OUT: u64 = STATE + 0x80;
+const FLAGS_IN: u64 = STATE + 0x100;
+const FLAGS_OUT: u64 = STATE + 0x108;
+const HOST_RSP: u64 = STATE + 0x110;
+const XMM_IN: u64 = STATE + 0x200;
+const XMM_OUT: u64 = STATE + 0x300;
+const DATA: u64 = BASE + 0x4000;
+const DATA_SIZE: u64 = 0x8000;
+const MIDDLE: u64 = DATA + DATA_SIZE / 2;
+
+const STATUS: Rflags = Rflags::CF
+    .union(Rflags::PF)
+    .union(Rflags::AF)
+    .union(Rflags::ZF)
+    .union(Rflags::SF)
+    .union(Rflags::OF);
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 16) % end
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    /// Random bits, or a number at an edge.
+    fn value(&mut self) -> u64 {
+        const EDGES: [u64; 8] = [0, 1, 0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 1 << 63];
+        match self.below(4) {
+            0 => EDGES[self.below(8) as usize],
+            1 => !EDGES[self.below(8) as usize],
+            2 => self.below(256),
+            _ => self.next(),
+        }
+    }
+}
+
+/// The mapped region, to which everything unsafe of this test is confined.
+struct Machine;
+
+impl Machine {
+    /// Maps the region. There can be only one.
+    fn new() -> Self {
+        const MMAP: u64 = 9;
+        const READ_WRITE_EXECUTE: u64 = 7;
+        const PRIVATE_ANONYMOUS_FIXED_NOREPLACE: u64 = 0x10_0022;
+        let result: u64;
+        // SAFETY: A new mapping at an address where there was none; the kernel sees to that.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") MMAP => result,
+                in("rdi") BASE,
+                in("rsi") SIZE,
+                in("rdx") READ_WRITE_EXECUTE,
+                in("r10") PRIVATE_ANONYMOUS_FIXED_NOREPLACE,
+                in("r8") -1i64,
+                in("r9") 0,
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        assert_eq!(result, BASE, "no executable memory to be had");
+        Machine
+    }
+
+    fn bytes(&mut self, address: u64, size: usize) -> &mut [u8] {
+        let end = address + size as u64;
+        assert!(address >= BASE && end <= BASE + SIZE as u64);
+        // SAFETY: Inside the mapping, to which `self` is the only way.
+        unsafe { std::slice::from_raw_parts_mut(address as *mut u8, size) }
+    }
+
+    fn number(&mut self, address: u64) -> u64 {
+        let bytes = self.bytes(address, 8);
+        u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
+    }
+
+    fn set_number(&mut self, address: u64, value: u64) {
+        self.bytes(address, 8).copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Executes an instruction, with registers and flags from `mock` and back to it.
+    fn execute(&mut self, instruction: &[u8], mock: &mut Mock) {
+        for index in 0..16 {
+            self.set_number(GPR_IN + 8 * index, mock.state.gpr[index as usize]);
+            let xmm = mock.state.xmm[index as usize].to_le_bytes();
+            self.bytes(XMM_IN + 16 * index, 16).copy_from_slice(&xmm);
+        }
+        self.set_number(FLAGS_IN, mock.state.rflags.bits());
+        let (code, _) = program(instruction);
+        self.bytes(BASE, code.len()).copy_from_slice(&code);
+        // SAFETY: `program` keeps the calling convention, and the caller has checked that the
+        // instruction touches nothing but registers and the region.
+        unsafe {
+            let function: extern "C" fn() = std::mem::transmute(BASE as *const u8);
+            function();
+        }
+        for index in 0..16 {
+            mock.state.gpr[index as usize] = self.number(GPR_OUT + 8 * index);
+            let xmm = self.bytes(XMM_OUT + 16 * index, 16).to_vec();
+            mock.state.xmm[index as usize] = u128::from_le_bytes(xmm.try_into().expect("16 bytes"));
+        }
+        mock.state.rflags = Rflags::from_bits_retain(self.number(FLAGS_OUT));
+    }
+}
+
+/// `opcode` with a register and the absolute address of its memory operand.
+fn absolute(code: &mut Vec<u8>, prefix: &[u8], opcode: &[u8], register: u64, address: u64) {
+    code.extend_from_slice(prefix);
+    code.extend_from_slice(opcode);
+    code.extend_from_slice(&[4 | ((register & 7) << 3) as u8, 0x25]);
+    code.extend_from_slice(&(address as u32).to_le_bytes());
+}
+
+/// A function that loads all registers, executes the instruction, and saves all registers; and
+/// where in it the instruction is.
+fn program(instruction: &[u8]) -> (Vec<u8>, usize) {
+    const SAVE: [u8; 10] = [0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57];
+    const RESTORE: [u8; 10] = [0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b];
+    let rex_w = |register: u64| [0x48 | ((register >> 3) << 2) as u8];
+    let movdqu = |register: u64| [0xf3, 0x40 | ((register >> 3) << 2) as u8];
+    let mut code = SAVE.to_vec();
+    absolute(&mut code, &[0x48], &[0x89], 4, HOST_RSP);
+    absolute(&mut code, &[], &[0xff], 6, FLAGS_IN);
+    code.push(0x9d);
+    for index in 0..16 {
+        let address = XMM_IN + 16 * index;
+        absolute(&mut code, &movdqu(index), &[0x0f, 0x6f], index, address);
+    }
+    for index in 0..16 {
+        absolute(&mut code, &rex_w(index), &[0x8b], index, GPR_IN + 8 * index);
+    }
+    let offset = code.len();
+    code.extend_from_slice(instruction);
+    for index in 0..16 {
+        absolute(
+            &mut code,
+            &rex_w(index),
+            &[0x89],
+            index,
+            GPR_OUT + 8 * index,
+        );
+    }
+    for index in 0..16 {
+        let address = XMM_OUT + 16 * index;
+        absolute(&mut code, &movdqu(index), &[0x0f, 0x7f], index, address);
+    }
+    absolute(&mut code, &[0x48], &[0x8b], 4, HOST_RSP);
+    code.push(0x9c);
+    absolute(&mut code, &[], &[0x8f], 0, FLAGS_OUT);
+    code.push(0xfc);
+    code.extend_from_slice(&RESTORE);
+    code.push(0xc3);
+    (code, offset)
+}
+
+fn one_byte_opcodes() -> Vec<u8> {
+    let arithmetic = (0..0x40).filter(|opcode| opcode & 7 < 6);
+    let rest = (0x50..=0x5f)
+        .chain([0x63, 0x68, 0x6a, 0x80, 0x81, 0x83])
+        .chain(0x84..=0x8b)
+        .chain([0x8d, 0x8f])
+        .chain(0x90..=0x97)
+        .chain(0xa0..=0xbf)
+        .chain([0xc0, 0xc1, 0xc6, 0xc7, 0xd0, 0xd1, 0xd2, 0xd3])
+        .chain([0xf6, 0xf7, 0xfe, 0xff]);
+    arithmetic.chain(rest).collect()
+}
+
+fn two_byte_opcodes() -> Vec<u8> {
+    let moves = [
+        0x10, 0x11, 0x12, 0x13, 0x16, 0x17, 0x28, 0x29, 0x2b, 0x6e, 0x6f, 0x7e, 0x7f, 0xd6, 0xe7,
+        0xf0,
+    ];
+    let rest = [
+        0x0d, 0x18, 0x1f, 0xa3, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xae, 0xb0, 0xb1, 0xb3, 0xb6, 0xb7,
+        0xba, 0xbb, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7,
+    ];
+    (0x40..=0x4f)
+        .chain(0x90..=0x9f)
+        .chain(moves)
+        .chain(rest)
+        .collect()
+}
+
+/// Random instruction bytes with an opcode that is emulated.
+fn random_instruction(random: &mut Random) -> [u8; 15] {
+    let mut bytes: [u8; 15] = std::array::from_fn(|_| (random.next() >> 32) as u8);
+    let mut prefixes = Vec::new();
+    for (prefix, chance) in [(0x66, 3), (0x67, 8), (0xf0, 8), (0xf2, 6), (0xf3, 4)] {
+        if random.one_in(chance) {
+            prefixes.push(prefix);
+        }
+    }
+    if random.one_in(2) {
+        prefixes.push(0x40 | random.below(16) as u8);
+    }
+    let opcode = match random.below(16) {
+        0..=8 => {
+            let opcodes = one_byte_opcodes();
+            vec![opcodes[random.below(opcodes.len() as u64) as usize]]
+        }
+        9..=14 => {
+            let opcodes = two_byte_opcodes();
+            vec![0x0f, opcodes[random.below(opcodes.len() as u64) as usize]]
+        }
+        _ => vec![0x0f, 0x38, [0x2a, 0xf0, 0xf1][random.below(3) as usize]],
+    };
+    prefixes.extend_from_slice(&opcode);
+    bytes[..prefixes.len()].copy_from_slice(&prefixes);
+    bytes
+}
+
+fn is_string(insn: &Insn) -> bool {
+    insn.map == Map::OneByte && matches!(insn.opcode, 0xa4..=0xa7 | 0xaa..=0xaf)
+}
+
+fn is_bit_string(insn: &Insn) -> bool {
+    insn.map == Map::TwoByte && matches!(insn.opcode, 0xa3 | 0xab | 0xb3 | 0xbb)
+}
+
+fn is_branch(insn: &Insn) -> bool {
+    insn.is(Map::OneByte, 0xff) && matches!(insn.group(), 2..=5)
+}
+
+fn uses_stack(insn: &Insn) -> bool {
+    let opcode = insn.opcode;
+    insn.map == Map::OneByte && matches!(opcode, 0x50..=0x5f | 0x68 | 0x6a | 0x8f | 0xff)
+}
+
+/// An address in the region. With 32-bit addressing, what is above the address is noise.
+fn pointer(random: &mut Random, address: u64, address_size: u8) -> u64 {
+    if address_size == 4 {
+        (random.next() << 32) | (address & 0xffff_ffff)
+    } else {
+        address
+    }
+}
+
+/// Sets the registers so that the memory operand is in the region. False if that cannot be.
+fn place_operand(random: &mut Random, insn: &Insn, mock: &mut Mock) -> bool {
+    let Some(mem) = insn.mem else {
+        return true;
+    };
+    let Some(base) = mem.base else {
+        return false;
+    };
+    if mem.index == Some(base) || mem.segment as u8 > 3 {
+        return false;
+    }
+    let mut target = MIDDLE + 8 * random.below(16) + u64::from(random.one_in(2));
+    if random.one_in(2) {
+        target &= !15;
+    }
+    target = target.wrapping_sub(mem.displacement);
+    if let Some(index) = mem.index {
+        let value = random.below(16);
+        mock.state.gpr[usize::from(index)] = value;
+        target = target.wrapping_sub(value << mem.shift);
+    }
+    if uses_stack(insn) && (base == gpr::RSP || mem.index == Some(gpr::RSP)) {
+        return false;
+    }
+    if is_bit_string(insn) && insn.mem.is_some() {
+        if insn.reg == base || Some(insn.reg) == mem.index {
+            return false;
+        }
+        let bit = random.below(16000).wrapping_sub(8000);
+        mock.state.gpr[usize::from(insn.reg)] = bit;
+    }
+    mock.state.gpr[usize::from(base)] = pointer(random, target, insn.address_size);
+    true
+}
+
+/// A CPU with random registers, in which the instruction finds its operands.
+fn random_cpu(random: &mut Random, insn: &Insn) -> Option<Mock> {
+    let mut mock = Mock::new(CodeSize::Bits64);
+    for index in 0..16 {
+        mock.state.gpr[index] = random.value();
+        mock.state.xmm[index] = u128::from(random.next()) << 64 | u128::from(random.value());
+    }
+    let flags = Rflags::from_bits_retain(random.next()) & (STATUS | Rflags::DF);
+    mock.state.rflags = flags | Rflags::RESERVED1 | Rflags::IF;
+    let somewhere = MIDDLE + random.below(64);
+    if uses_stack(insn) {
+        mock.state.gpr[usize::from(gpr::RSP)] = somewhere;
+    }
+    if is_string(insn) {
+        let destination = pointer(random, somewhere, insn.address_size);
+        let source = MIDDLE + random.below(64);
+        mock.state.gpr[usize::from(gpr::RDI)] = destination;
+        mock.state.gpr[usize::from(gpr::RSI)] = pointer(random, source, insn.address_size);
+        let count = random.below(6);
+        mock.state.gpr[usize::from(gpr::RCX)] = pointer(random, count, insn.address_size);
+    }
+    let movbe = insn.map == Map::ThreeByte38 && insn.opcode >= 0xf0;
+    if insn.segment_override.is_some() || (movbe && !is_x86_feature_detected!("movbe")) {
+        return None;
+    }
+    if insn.is(Map::OneByte, 0x8d) || place_operand(random, insn, &mut mock) {
+        Some(mock)
+    } else {
+        None
+    }
+}
+
+/// Lets half of the comparisons of CMPXCHG and its kin succeed.
+fn match_accumulator(random: &mut Random, insn: &Insn, mock: &mut Mock) {
+    let compares = matches!(insn.opcode, 0xb0 | 0xb1 | 0xc7) && insn.map == Map::TwoByte;
+    if !compares || random.one_in(2) {
+        return;
+    }
+    let Some(linear) = x86::emulate::linear_address(mock, insn) else {
+        return;
+    };
+    let half = if insn.rex_w() { 8 } else { 4 };
+    let accumulator = mock.state.gpr[usize::from(gpr::RAX)].to_le_bytes();
+    let upper = mock.state.gpr[usize::from(gpr::RDX)].to_le_bytes();
+    mock.poke(linear, &accumulator[..half]);
+    mock.poke(linear + half as u64, &upper[..half]);
+}
+
+/// The flags that the manual defines for the instruction; `None` if not even its result.
+fn defined_flags(insn: &Insn, before: &Mock) -> Option<Rflags> {
+    let all = STATUS | Rflags::DF;
+    let undefined_in_bit_test = Rflags::OF | Rflags::SF | Rflags::AF | Rflags::PF;
+    let count = |from_cl: bool, by_one: bool| {
+        let count = if from_cl {
+            before.state.gpr[usize::from(gpr::RCX)]
+        } else if by_one {
+            1
+        } else {
+            insn.immediate
+        };
+        let wide = insn.operand_size == 8;
+        count & if wide { 63 } else { 31 }
+    };
+    Some(match (insn.map, insn.opcode) {
+        (Map::OneByte, opcode @ 0..=0x3f) if matches!(opcode >> 3, 1 | 4 | 6) => all - Rflags::AF,
+        (Map::OneByte, 0x80..=0x83) if matches!(insn.group(), 1 | 4 | 6) => all - Rflags::AF,
+        (Map::OneByte, 0x84 | 0x85 | 0xa8 | 0xa9) => all - Rflags::AF,
+        (Map::OneByte, 0xf6 | 0xf7) if insn.group() < 2 => all - Rflags::AF,
+        (Map::OneByte, opcode @ (0xc0 | 0xc1 | 0xd0..=0xd3)) => {
+            let byte = opcode & 1 == 0;
+            let wide = insn.operand_size == 8 && !byte;
+            let count = count(opcode >= 0xd2, opcode >= 0xd0) & if wide { 63 } else { 31 };
+            let bits = if byte {
+                8
+            } else {
+                u64::from(insn.operand_size) * 8
+            };
+            let mut defined = all;
+            if count > 1 {
+                defined -= Rflags::OF;
+            }
+            if insn.group() >= 4 && count > 0 {
+                defined -= Rflags::AF;
+                if count >= bits {
+                    defined -= Rflags::CF;
+                }
+            }
+            defined
+        }
+        (Map::TwoByte, opcode @ (0xa4 | 0xa5 | 0xac | 0xad)) => {
+            let count = count(opcode & 1 != 0, false);
+            if count > u64::from(insn.operand_size) * 8 {
+                return None;
+            }
+            match count {
+                0 => all,
+                1 => all - Rflags::AF,
+                _ => all - Rflags::AF - Rflags::OF,
+            }
+        }
+        (Map::TwoByte, 0xa3 | 0xab | 0xb3 | 0xbb | 0xba) => all - undefined_in_bit_test,
+        _ => all,
+    })
+}
+
+/// Restores the bytes that an instruction wrote, and checks that the CPU wrote the same.
+fn compare_memory(machine: &mut Machine, memory: &BTreeMap<u64, u8>, untouched: &Mock) -> bool {
+    let mut same = true;
+    for (address, byte) in memory {
+        let native = &mut machine.bytes(*address, 1)[0];
+        same &= native == byte;
+        *native = untouched.peek(*address, 1) as u8;
+    }
+    same
+}
+
+fn is_in_region(events: &[Event]) -> bool {
+    events.iter().all(|event| match event {
+        Event::Read(linear, size, _) | Event::Write(linear, size) => {
+            *linear >= DATA && linear + *size as u64 <= DATA + DATA_SIZE
+        }
+        Event::CompareExchange(linear, _) => *linear >= DATA,
+        _ => false,
+    })
+}
+
+/// Executes one instruction on both. `Err` tells how they differ.
+fn compare(
+    machine: &mut Machine,
+    bytes: &[u8],
+    before: &Mock,
+    emulated: &Mock,
+    flags: Rflags,
+) -> Result<(), String> {
+    let code: Vec<u64> = (0..)
+        .map(|index| before.state.rip + index)
+        .take(bytes.len())
+        .collect();
+    let untouched = Mock::new(CodeSize::Bits64);
+    let data = |memory: &BTreeMap<u64, u8>| {
+        let mut memory = memory.clone();
+        memory.retain(|address, _| !code.contains(address));
+        memory
+    };
+    for (address, byte) in data(&before.state.memory) {
+        machine.bytes(address, 1)[0] = byte;
+    }
+    let mut native = before.clone();
+    machine.execute(bytes, &mut native);
+    let same_memory = compare_memory(machine, &data(&emulated.state.memory), &untouched);
+    let flags = (native.state.rflags ^ emulated.state.rflags) & flags;
+    let same = native.state.gpr == emulated.state.gpr && native.state.xmm == emulated.state.xmm;
+    if same && same_memory && flags.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{bytes:02x?} memory {same_memory} flags {flags:?}\n{:x?}\nnative {:x?}\nemulated {:x?}",
+        before.state.gpr, native.state.gpr, emulated.state.gpr,
+    ))
+}
+
+/// A random instruction, and a CPU that can execute it.
+fn random_case(random: &mut Random) -> Option<(Vec<u8>, Insn, Mock)> {
+    let bytes = random_instruction(random);
+    let insn = decode(&bytes, CodeSize::Bits64).ok()?;
+    if is_branch(&insn) {
+        return None;
+    }
+    let bytes = bytes[..usize::from(insn.length)].to_vec();
+    let mut before = random_cpu(random, &insn)?;
+    before.state.rip = BASE + program(&[]).1 as u64;
+    before.poke(before.state.rip, &bytes);
+    match_accumulator(random, &insn, &mut before);
+    Some((bytes, insn, before))
+}
+
+#[test]
+fn agrees_with_this_cpu() {
+    let mut machine = Machine::new();
+    let untouched = Mock::new(CodeSize::Bits64);
+    for address in DATA..DATA + DATA_SIZE {
+        machine.bytes(address, 1)[0] = untouched.peek(address, 1) as u8;
+    }
+    let mut random = Random(0xc0_ffee);
+    let mut kinds = BTreeSet::new();
+    let mut failures = BTreeMap::new();
+    let mut executed = 0;
+    for _ in 0..CASES {
+        let Some((bytes, insn, before)) = random_case(&mut random) else {
+            continue;
+        };
+        let Some(flags) = defined_flags(&insn, &before) else {
+            continue;
+        };
+        let mut emulated = before.clone();
+        if emulated.step().is_err() {
+            continue;
+        }
+        assert!(is_in_region(&emulated.events), "{bytes:02x?}");
+        if let Err(report) = compare(&mut machine, &bytes, &before, &emulated, flags) {
+            failures.insert((insn.map as u8, insn.opcode, insn.group()), report);
+        }
+        kinds.insert((insn.map as u8, insn.opcode, insn.has(Prefixes::LOCK)));
+        executed += 1;
+    }
+    for address in DATA..DATA + DATA_SIZE {
+        let expected = untouched.peek(address, 1) as u8;
+        assert_eq!(machine.bytes(address, 1)[0], expected);
+    }
+    for report in failures.values() {
+        println!("{report}");
+    }
+    println!("{executed} instructions, {} kinds", kinds.len());
+    assert!(failures.is_empty());
+    assert!(executed > CASES / 2);
+    assert!(kinds.len() > 200);
+}
