@@ -10,7 +10,7 @@ use kvm_bindings::{
     KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::boot::{self, acpi, cpu, cpuid, Boot};
 use crate::console::Console;

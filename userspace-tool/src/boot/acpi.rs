@@ -1,55 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The ACPI tables: processors, interrupt controllers, the serial port, power-off and reset
-//! (ACPI specification 6.5).
+//! (ACPI specification 6.5, chapter 5).
 
-use acpi_tables::aml::{
-    Device, EISAName, Interrupt, Name, Package, Path, ResourceTemplate, Scope, IO,
-};
-use acpi_tables::facs::FACS;
-use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
-use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
-use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
-
+use super::aml;
 use crate::devices::power::{RESET_SYSTEM, SLEEP_TYPE_OFF};
 use crate::layout::{
     ACPI, ACPI_END, COM1, COM1_IRQ, COM_PORTS, IOAPIC, LAPIC, PM1A_CONTROL, PM1A_EVENT, PM_TIMER,
     RESET_CONTROL, SCI_IRQ,
 };
 
-const OEM_ID: [u8; 6] = *b"PACIFI";
-const OEM_TABLE_ID: [u8; 8] = *b"PACIFICA";
+const OEM_ID: &[u8; 6] = b"PACIFI";
+const OEM_TABLE_ID: &[u8; 8] = b"PACIFICA";
 const OEM_REVISION: u32 = 1;
+const CREATOR_ID: &[u8; 4] = b"PCFC";
+const CREATOR_REVISION: u32 = 1;
 
-/// The size of a table's header.
-const HEADER: u32 = 36;
-/// MADT flags: the machine also has two 8259 PICs.
-const PCAT_COMPAT: u32 = 1 << 0;
-/// FADT boot flags: there are devices on the ISA bus.
-const LEGACY_DEVICES: u16 = 1 << 0;
-/// FADT boot flags: there is no VGA.
-const NO_VGA: u16 = 1 << 2;
-/// FADT boot flags: message-signalled interrupts are not supported.
-const NO_MSI: u16 = 1 << 3;
-/// MADT structure type of an interrupt override.
-const INTERRUPT_OVERRIDE: u8 = 2;
-/// MADT structure type of the pin for non-maskable interrupts.
-const LOCAL_APIC_NMI: u8 = 4;
-/// MADT interrupt flags: active high, level triggered.
-const ACTIVE_HIGH_LEVEL: u16 = 0b01 | 0b11 << 2;
+/// Where a table's header has the length, and where the checksum.
+const LENGTH_OFFSET: usize = 4;
+const CHECKSUM_OFFSET: usize = 9;
 /// Alignment of the tables.
 const ALIGN: u64 = 16;
 /// Alignment of the firmware control structure.
 const FACS_ALIGN: u64 = 64;
 
-/// The tables, and where they belong.
+/// The size of the root pointer, and of the part of it that version 1 had: it has its own checksum.
+const ROOT_SIZE: usize = 36;
+const ROOT_V1_SIZE: usize = 20;
+const ROOT_V1_CHECKSUM_OFFSET: usize = 8;
+const ROOT_CHECKSUM_OFFSET: usize = 32;
+
+/// The tables as they are to lie in memory from [`Tables::ADDRESS`] on.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    /// All tables as they are to lie in memory from [`Tables::ADDRESS`] on.
+    /// All tables.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -59,113 +43,220 @@ impl Tables {
 
     /// Makes the tables of a machine with this many processors.
     pub(crate) fn new(cpus: u32) -> Self {
-        let mut tables = Tables { bytes: Vec::new() };
         // The root pointer comes first, but can only be made last.
-        let root_size = Rsdp::len();
-        tables.bytes.resize(root_size, 0);
-
-        let facs = tables.append(&FACS::new(), FACS_ALIGN);
+        let mut tables = Tables {
+            bytes: vec![0; ROOT_SIZE],
+        };
+        let facs = tables.append(&facs(), FACS_ALIGN);
         let dsdt = tables.append(&dsdt(), ALIGN);
         let fadt = tables.append(&fadt(dsdt, facs), ALIGN);
         let madt = tables.append(&madt(cpus), ALIGN);
-        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-        xsdt.add_entry(fadt);
-        xsdt.add_entry(madt);
-        let xsdt = tables.append(&xsdt, ALIGN);
-
-        let root = bytes(&Rsdp::new(OEM_ID, xsdt));
-        tables.bytes[..root_size].copy_from_slice(&root);
+        let xsdt = tables.append(&xsdt(&[fadt, madt]), ALIGN);
+        tables.bytes[..ROOT_SIZE].copy_from_slice(&root(xsdt));
         debug_assert!(Self::ADDRESS + tables.bytes.len() as u64 <= ACPI_END);
         tables
     }
 
     /// Adds a table and returns its address.
-    fn append(&mut self, table: &dyn Aml, align: u64) -> u64 {
+    fn append(&mut self, table: &[u8], align: u64) -> u64 {
         let address = (Self::ADDRESS + self.bytes.len() as u64).next_multiple_of(align);
         self.bytes.resize((address - Self::ADDRESS) as usize, 0);
-        table.to_aml_bytes(&mut self.bytes);
+        self.bytes.extend(table);
         address
     }
 }
 
-/// The bytes of a table or object.
-fn bytes(aml: &dyn Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    aml.to_aml_bytes(&mut bytes);
+/// Makes the bytes sum to zero, by way of the one at `offset`.
+fn set_checksum(bytes: &mut [u8], offset: usize) {
+    bytes[offset] = 0;
+    let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    bytes[offset] = sum.wrapping_neg();
+}
+
+/// A table with its header (5.2.6).
+fn table(signature: &[u8; 4], revision: u8, contents: &[u8]) -> Vec<u8> {
+    let mut table = Vec::new();
+    table.extend(signature);
+    table.extend([0; 4]); // length
+    table.extend([revision, 0]); // checksum
+    table.extend(OEM_ID);
+    table.extend(OEM_TABLE_ID);
+    table.extend(OEM_REVISION.to_le_bytes());
+    table.extend(CREATOR_ID);
+    table.extend(CREATOR_REVISION.to_le_bytes());
+    table.extend(contents);
+    let length = table.len() as u32;
+    table[LENGTH_OFFSET..LENGTH_OFFSET + 4].copy_from_slice(&length.to_le_bytes());
+    set_checksum(&mut table, CHECKSUM_OFFSET);
+    table
+}
+
+/// The root system description pointer (5.2.5.3).
+fn root(xsdt: u64) -> [u8; ROOT_SIZE] {
+    let mut root = Vec::new();
+    root.extend(b"RSD PTR ");
+    root.push(0); // checksum of the first part
+    root.extend(OEM_ID);
+    root.push(2); // revision
+    root.extend([0; 4]); // no RSDT
+    root.extend((ROOT_SIZE as u32).to_le_bytes());
+    root.extend(xsdt.to_le_bytes());
+    let mut bytes = [0; ROOT_SIZE];
+    bytes[..root.len()].copy_from_slice(&root);
+    set_checksum(&mut bytes[..ROOT_V1_SIZE], ROOT_V1_CHECKSUM_OFFSET);
+    set_checksum(&mut bytes, ROOT_CHECKSUM_OFFSET);
     bytes
 }
 
-/// An I/O register of so many bytes.
-fn io_register(port: u16, size: u8) -> GAS {
-    let access = match size {
-        1 => AccessSize::ByteAccess,
-        2 => AccessSize::WordAccess,
-        _ => AccessSize::DwordAccess,
-    };
-    GAS::new(AddressSpace::SystemIo, size * 8, 0, access, u64::from(port))
+/// The list of tables (5.2.8).
+fn xsdt(tables: &[u64]) -> Vec<u8> {
+    let entries: Vec<u8> = tables
+        .iter()
+        .flat_map(|address| address.to_le_bytes())
+        .collect();
+    table(b"XSDT", 1, &entries)
 }
 
-/// The fixed hardware: the PM1a registers, the timer, the reset register.
-fn fadt(dsdt: u64, facs: u64) -> impl Aml {
-    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-        .dsdt_64(dsdt)
-        .firmware_ctrl_64(facs)
-        .preferred_pm_profile(PmProfile::EnterpriseServer)
-        .flag(Flags::Wbinvd)
-        .flag(Flags::ProcC1)
-        .flag(Flags::PwrButton)
-        .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
-        .flag(Flags::TmrValExt)
-        .flag(Flags::ResetRegSup)
-        .flag(Flags::Headless);
-    fadt.sci_int = u16::from(SCI_IRQ).into();
-    fadt.pm1a_evt_blk = u32::from(PM1A_EVENT).into();
-    fadt.pm1a_cnt_blk = u32::from(PM1A_CONTROL).into();
-    fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
-    fadt.pm1_evt_len = 4;
-    fadt.pm1_cnt_len = 2;
-    fadt.pm_tmr_len = 4;
-    // Latencies above these limits say that C2 and C3 do not exist.
-    fadt.p_lvl2_lat = 0xffff.into();
-    fadt.p_lvl3_lat = 0xffff.into();
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA | NO_MSI).into();
-    fadt.x_pm1a_evt_blk = GAS::new(
-        AddressSpace::SystemIo,
-        32,
-        0,
-        AccessSize::WordAccess,
-        u64::from(PM1A_EVENT),
-    );
-    fadt.x_pm1a_cnt_blk = io_register(PM1A_CONTROL, 2);
-    fadt.x_pm_tmr_blk = io_register(PM_TIMER, 4);
-    fadt.reset_reg = io_register(RESET_CONTROL, 1);
-    fadt.reset_value = RESET_SYSTEM;
-    fadt.finalize()
+/// The firmware control structure, which has no checksum (5.2.10).
+fn facs() -> [u8; 64] {
+    let mut facs = [0; 64];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4..8].copy_from_slice(&64u32.to_le_bytes());
+    facs[32] = 2; // version
+    facs
 }
+
+// FADT fixed feature flags (5.2.9, table 5.10).
+const WBINVD: u32 = 1 << 0;
+const PROC_C1: u32 = 1 << 2;
+/// The power and sleep buttons are not fixed hardware, and so not there.
+const NO_FIXED_BUTTONS: u32 = 1 << 4 | 1 << 5;
+/// The clock's alarm cannot wake the machine through a fixed event.
+const NO_FIXED_RTC: u32 = 1 << 6;
+const TIMER_32_BITS: u32 = 1 << 8;
+const RESET_REGISTER: u32 = 1 << 10;
+const HEADLESS: u32 = 1 << 12;
+
+// FADT boot architecture flags (table 5.11): there is an ISA bus, there is no VGA, no MSI.
+const LEGACY_DEVICES: u16 = 1 << 0;
+const NO_VGA: u16 = 1 << 2;
+const NO_MSI: u16 = 1 << 3;
+
+/// The FADT's preferred profile of an enterprise server.
+const PROFILE_SERVER: u8 = 4;
+/// Latencies that say that C2 and C3 do not exist.
+const NO_C2: u16 = 0xffff;
+const NO_C3: u16 = 0xffff;
+/// Where the CMOS memory has the century.
+const RTC_CENTURY: u8 = 0x32;
+/// The revision of the FADT.
+const FADT_REVISION: u8 = 6;
+const FADT_MINOR_REVISION: u8 = 5;
+
+// The sizes of the register blocks, in bytes.
+const PM1A_EVENT_SIZE: u8 = 4;
+const PM1A_CONTROL_SIZE: u8 = 2;
+const PM_TIMER_SIZE: u8 = 4;
+
+// Generic addresses (5.2.3.2): the space of I/O ports, and how wide accesses are.
+const SPACE_IO: u8 = 1;
+const ACCESS_BYTE: u8 = 1;
+const ACCESS_WORD: u8 = 2;
+const ACCESS_DWORD: u8 = 3;
+
+/// The generic address of an I/O register of `size` bytes.
+fn io_register(port: u16, size: u8, access: u8) -> [u8; 12] {
+    let mut address = [0; 12];
+    address[..4].copy_from_slice(&[SPACE_IO, size * 8, 0, access]);
+    address[4..6].copy_from_slice(&port.to_le_bytes());
+    address
+}
+
+/// The size of the FADT.
+const FADT_SIZE: usize = 276;
+/// The size of a table's header.
+const HEADER_SIZE: usize = 36;
+
+/// The fixed hardware: the PM1a registers, the timer, the reset register. The numbers are the fields'
+/// offsets (5.2.9, table 5.9); what is not named stays 0 and means that it is not there. There is no
+/// SMI command port: the machine is always in ACPI mode.
+fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
+    let flags = WBINVD
+        | PROC_C1
+        | NO_FIXED_BUTTONS
+        | NO_FIXED_RTC
+        | TIMER_32_BITS
+        | RESET_REGISTER
+        | HEADLESS;
+    let boot_flags = LEGACY_DEVICES | NO_VGA | NO_MSI;
+    let mut contents = [0; FADT_SIZE - HEADER_SIZE];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        let start = offset - HEADER_SIZE;
+        contents[start..start + bytes.len()].copy_from_slice(bytes);
+    };
+    put(45, &[PROFILE_SERVER]);
+    put(46, &u16::from(SCI_IRQ).to_le_bytes());
+    put(56, &u32::from(PM1A_EVENT).to_le_bytes());
+    put(64, &u32::from(PM1A_CONTROL).to_le_bytes());
+    put(76, &u32::from(PM_TIMER).to_le_bytes());
+    put(88, &[PM1A_EVENT_SIZE, PM1A_CONTROL_SIZE, 0, PM_TIMER_SIZE]);
+    put(96, &NO_C2.to_le_bytes());
+    put(98, &NO_C3.to_le_bytes());
+    put(108, &[RTC_CENTURY]);
+    put(109, &boot_flags.to_le_bytes());
+    put(112, &flags.to_le_bytes());
+    put(116, &io_register(RESET_CONTROL, 1, ACCESS_BYTE));
+    put(128, &[RESET_SYSTEM]);
+    put(131, &[FADT_MINOR_REVISION]);
+    put(132, &facs.to_le_bytes());
+    put(140, &dsdt.to_le_bytes());
+    put(148, &io_register(PM1A_EVENT, PM1A_EVENT_SIZE, ACCESS_WORD));
+    put(
+        172,
+        &io_register(PM1A_CONTROL, PM1A_CONTROL_SIZE, ACCESS_WORD),
+    );
+    put(208, &io_register(PM_TIMER, PM_TIMER_SIZE, ACCESS_DWORD));
+    table(b"FACP", FADT_REVISION, &contents)
+}
+
+// MADT structure types (5.2.12).
+const LOCAL_APIC: u8 = 0;
+const IO_APIC: u8 = 1;
+const INTERRUPT_OVERRIDE: u8 = 2;
+const LOCAL_APIC_NMI: u8 = 4;
+/// MADT flags: the machine also has two 8259 PICs.
+const PCAT_COMPAT: u32 = 1 << 0;
+/// Local APIC flags: the processor can be used.
+const ENABLED: u32 = 1 << 0;
+/// Interrupt flags: active high, level triggered.
+const ACTIVE_HIGH_LEVEL: u16 = 0b11 << 2 | 0b01;
+/// All processors.
+const ALL_PROCESSORS: u8 = 0xff;
+/// The number of the I/O APIC's first pin.
+const FIRST_INTERRUPT: u32 = 0;
+/// The revision of the MADT.
+const MADT_REVISION: u8 = 5;
 
 /// The processors and interrupt controllers.
-fn madt(cpus: u32) -> Sdt {
-    let mut madt = Sdt::new(*b"APIC", HEADER, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    madt.append_slice(&LAPIC.to_le_bytes());
-    madt.append_slice(&PCAT_COMPAT.to_le_bytes());
+fn madt(cpus: u32) -> Vec<u8> {
+    let mut contents = Vec::new();
+    contents.extend(LAPIC.to_le_bytes());
+    contents.extend(PCAT_COMPAT.to_le_bytes());
     for id in (0..cpus).filter_map(|id| u8::try_from(id).ok()) {
-        madt.append_slice(&bytes(&ProcessorLocalApic::new(
-            id,
-            id,
-            EnabledStatus::Enabled,
-        )));
+        contents.extend([LOCAL_APIC, 8, id, id]);
+        contents.extend(ENABLED.to_le_bytes());
     }
-    madt.append_slice(&bytes(&IoApic::new(io_apic_id(cpus), IOAPIC, 0)));
+    contents.extend([IO_APIC, 12, io_apic_id(cpus), 0]);
+    contents.extend(IOAPIC.to_le_bytes());
+    contents.extend(FIRST_INTERRUPT.to_le_bytes());
     // ISA interrupts are wired one to one, so only the system control interrupt differs from the
     // default of edge-triggered pins.
-    let mut sci = vec![INTERRUPT_OVERRIDE, 10, 0, SCI_IRQ];
-    sci.dword(u32::from(SCI_IRQ));
-    sci.word(ACTIVE_HIGH_LEVEL);
-    madt.append_slice(&sci);
-    // On all processors, non-maskable interrupts come to LINT1.
-    madt.append_slice(&[LOCAL_APIC_NMI, 6, 0xff, 0, 0, 1]);
-    madt
+    contents.extend([INTERRUPT_OVERRIDE, 10, 0, SCI_IRQ]);
+    contents.extend(u32::from(SCI_IRQ).to_le_bytes());
+    contents.extend(ACTIVE_HIGH_LEVEL.to_le_bytes());
+    // Non-maskable interrupts come to LINT1.
+    contents.extend([LOCAL_APIC_NMI, 6, ALL_PROCESSORS, 0, 0, 1]);
+    table(b"APIC", MADT_REVISION, &contents)
 }
 
 /// The I/O APIC's number: behind those of the processors, within its four bits.
@@ -173,30 +264,27 @@ fn io_apic_id(cpus: u32) -> u8 {
     u8::try_from(cpus).map_or(0, |id| id & 0xf)
 }
 
-/// The definition block: the serial port, the clock, and how to power off.
-fn dsdt() -> Sdt {
-    let zero = 0u8;
-    let off = Name::new(
-        Path::new("_S5_"),
-        &Package::new(vec![&SLEEP_TYPE_OFF, &zero, &zero, &zero]),
+/// The definition block: the serial port, and how to power off.
+fn dsdt() -> Vec<u8> {
+    let off = [SLEEP_TYPE_OFF, 0, 0, 0].map(aml::byte);
+    let resources = [
+        aml::ports(COM1, COM_PORTS as u8),
+        aml::interrupt(COM1_IRQ as u8),
+    ];
+    let com1 = aml::device(
+        b"COM1",
+        &[
+            aml::name(b"_HID", &aml::eisa_id(*b"PNP", 0x0501)),
+            aml::name(b"_UID", &aml::byte(0)),
+            aml::name(b"_CRS", &aml::resources(&resources)),
+        ],
     );
-    let (hid, uid) = (EISAName::new("PNP0501"), zero);
-    let (hid, uid) = (
-        Name::new(Path::new("_HID"), &hid),
-        Name::new(Path::new("_UID"), &uid),
-    );
-    let ports = IO::new(COM1, COM1, 0, COM_PORTS as u8);
-    let interrupt = Interrupt::new(true, true, false, false, COM1_IRQ);
-    let resources = Name::new(
-        Path::new("_CRS"),
-        &ResourceTemplate::new(vec![&ports, &interrupt]),
-    );
-    let com1 = Device::new(Path::new("COM1"), vec![&hid, &uid, &resources]);
-    let scope = Scope::new(Path::new("_SB_"), vec![&com1]);
-    let mut dsdt = Sdt::new(*b"DSDT", HEADER, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    dsdt.append_slice(&bytes(&off));
-    dsdt.append_slice(&bytes(&scope));
-    dsdt
+    let contents = [
+        aml::name(b"_S5_", &aml::package(&off)),
+        aml::scope(b"_SB_", &com1),
+    ]
+    .concat();
+    table(b"DSDT", 2, &contents)
 }
 
 #[cfg(test)]
@@ -212,7 +300,7 @@ mod tests {
         tables.bytes[at..at + N].try_into().unwrap()
     }
 
-    fn table(tables: &Tables, address: u64, signature: &[u8; 4]) -> Vec<u8> {
+    fn find(tables: &Tables, address: u64, signature: &[u8; 4]) -> Vec<u8> {
         assert_eq!(&read::<4>(tables, address), signature);
         let length = u32::from_le_bytes(read(tables, address + 4)) as usize;
         let at = (address - Tables::ADDRESS) as usize;
@@ -228,7 +316,7 @@ mod tests {
             assert_eq!(sum(&tables.bytes[..20]), 0);
             assert_eq!(sum(&tables.bytes[..36]), 0);
 
-            let xsdt = table(
+            let xsdt = find(
                 &tables,
                 u64::from_le_bytes(read(&tables, ACPI + 24)),
                 b"XSDT",
@@ -237,20 +325,20 @@ mod tests {
             let entry =
                 |n: usize| u64::from_le_bytes(xsdt[36 + 8 * n..44 + 8 * n].try_into().unwrap());
             assert_eq!(xsdt.len(), 36 + 2 * 8);
-            let fadt = table(&tables, entry(0), b"FACP");
-            let madt = table(&tables, entry(1), b"APIC");
+            let fadt = find(&tables, entry(0), b"FACP");
+            let madt = find(&tables, entry(1), b"APIC");
             assert_eq!((sum(&fadt), sum(&madt)), (0, 0));
             let dsdt = u64::from_le_bytes(fadt[140..148].try_into().unwrap());
-            assert_eq!(sum(&table(&tables, dsdt, b"DSDT")), 0);
+            assert_eq!(sum(&find(&tables, dsdt, b"DSDT")), 0);
             let facs = u64::from_le_bytes(fadt[132..140].try_into().unwrap());
             assert_eq!(facs % FACS_ALIGN, 0);
-            assert_eq!(table(&tables, facs, b"FACS").len(), 64);
+            assert_eq!(find(&tables, facs, b"FACS").len(), 64);
         }
     }
 
     #[test]
     fn the_madt_lists_the_processors() {
-        let madt = bytes(&madt(3));
+        let madt = madt(3);
         let mut rest = &madt[44..];
         let mut ids = Vec::new();
         let mut kinds = Vec::new();

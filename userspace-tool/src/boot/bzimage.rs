@@ -154,7 +154,7 @@ fn zero_page(
         *slot = boot_e820_entry {
             addr,
             size,
-            r#type: kind as u32,
+            type_: kind as u32,
         };
         parameters.e820_entries += 1;
     }
@@ -175,7 +175,7 @@ mod tests {
         let page = zero_page(setup_header::default(), 5 * GIB, Some(initrd), 0xe_0000).unwrap();
         assert_eq!(page.e820_entries, 5);
         let last = page.e820_table[4];
-        let (addr, size, kind) = (last.addr, last.size, last.r#type);
+        let (addr, size, kind) = (last.addr, last.size, last.type_);
         assert_eq!((addr, size, kind), (4 * GIB, 2 * GIB, 1));
         let (image, size, line, rsdp) = (
             page.hdr.ramdisk_image,

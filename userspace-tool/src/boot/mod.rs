@@ -3,6 +3,7 @@
 //! Loading a kernel, by the protocol that its image speaks.
 
 pub(crate) mod acpi;
+mod aml;
 pub(crate) mod bzimage;
 pub(crate) mod cpu;
 pub(crate) mod cpuid;

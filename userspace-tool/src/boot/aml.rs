@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The few words of the ACPI machine language that the definition block needs (ACPI specification
+//! 6.5, chapter 20). Each function gives the bytes of one term.
+
+const BYTE_PREFIX: u8 = 0x0a;
+const DWORD_PREFIX: u8 = 0x0c;
+const NAME_OP: u8 = 0x08;
+const SCOPE_OP: u8 = 0x10;
+const BUFFER_OP: u8 = 0x11;
+const PACKAGE_OP: u8 = 0x12;
+const EXT_PREFIX: u8 = 0x5b;
+const DEVICE_OP: u8 = 0x82;
+
+// Resource descriptors (6.4).
+const IRQ_DESCRIPTOR: u8 = 0x22;
+const IO_DESCRIPTOR: u8 = 0x47;
+const IO_DECODES_16_BITS: u8 = 1;
+const END_TAG: [u8; 2] = [0x79, 0];
+
+/// A name of four characters.
+pub(super) type Segment = [u8; 4];
+
+/// The length of a package, which counts its own bytes (20.2.4).
+fn package_length(contents: usize) -> Vec<u8> {
+    // One byte holds lengths up to 63. With more bytes, the first one holds the low four bits and the
+    // number of those that follow.
+    if contents < 0x3f {
+        return vec![(contents + 1) as u8];
+    }
+    let following = if contents + 2 < 1 << 12 { 1 } else { 2 };
+    let length = contents + 1 + following;
+    let mut bytes = vec![(following << 6 | length & 0xf) as u8];
+    bytes.extend(&(length >> 4).to_le_bytes()[..following]);
+    bytes
+}
+
+/// An operator, and a package with the contents.
+fn packaged(operator: &[u8], contents: &[u8]) -> Vec<u8> {
+    [operator, &package_length(contents.len()), contents].concat()
+}
+
+/// A number below 256.
+pub(super) fn byte(value: u8) -> Vec<u8> {
+    vec![BYTE_PREFIX, value]
+}
+
+/// A number of 32 bits.
+fn dword(value: u32) -> Vec<u8> {
+    [&[DWORD_PREFIX][..], &value.to_le_bytes()].concat()
+}
+
+/// Gives an object a name.
+pub(super) fn name(segment: &Segment, object: &[u8]) -> Vec<u8> {
+    [&[NAME_OP][..], segment, object].concat()
+}
+
+/// An array of objects; there must be fewer than 256.
+pub(super) fn package(objects: &[Vec<u8>]) -> Vec<u8> {
+    let contents = [&[objects.len() as u8][..], &objects.concat()].concat();
+    packaged(&[PACKAGE_OP], &contents)
+}
+
+/// Terms within the name space of an existing object.
+pub(super) fn scope(segment: &Segment, terms: &[u8]) -> Vec<u8> {
+    packaged(&[SCOPE_OP], &[segment, terms].concat())
+}
+
+/// A new device with its objects.
+pub(super) fn device(segment: &Segment, objects: &[Vec<u8>]) -> Vec<u8> {
+    packaged(
+        &[EXT_PREFIX, DEVICE_OP],
+        &[segment, &objects.concat()[..]].concat(),
+    )
+}
+
+/// A hardware number such as PNP0501: three letters and four hexadecimal digits (19.3.4).
+pub(super) fn eisa_id(letters: [u8; 3], digits: u16) -> Vec<u8> {
+    let letters = letters
+        .iter()
+        .fold(0, |bits, letter| bits << 5 | u32::from(letter & 0x1f));
+    dword((letters << 16 | u32::from(digits)).swap_bytes())
+}
+
+/// Resources in a buffer.
+pub(super) fn resources(descriptors: &[Vec<u8>]) -> Vec<u8> {
+    let bytes = [&descriptors.concat()[..], &END_TAG].concat();
+    let contents = [byte(bytes.len() as u8), bytes].concat();
+    packaged(&[BUFFER_OP], &contents)
+}
+
+/// The resource of `count` I/O ports from a fixed one on.
+pub(super) fn ports(first: u16, count: u8) -> Vec<u8> {
+    let [low, high] = first.to_le_bytes();
+    vec![
+        IO_DESCRIPTOR,
+        IO_DECODES_16_BITS,
+        low,
+        high,
+        low,
+        high,
+        1,
+        count,
+    ]
+}
+
+/// The resource of an edge-triggered ISA interrupt.
+pub(super) fn interrupt(number: u8) -> Vec<u8> {
+    let [low, high] = 1u16.checked_shl(number.into()).unwrap_or(0).to_le_bytes();
+    vec![IRQ_DESCRIPTOR, low, high]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn package_lengths_count_themselves() {
+        assert_eq!(package_length(0), [1]);
+        assert_eq!(package_length(62), [63]);
+        assert_eq!(package_length(63), [0x41, 0x04]);
+        assert_eq!(package_length(0xffd), [0x4f, 0xff]);
+        assert_eq!(package_length(0xffe), [0x81, 0x00, 0x01]);
+    }
+
+    #[test]
+    fn terms() {
+        assert_eq!(eisa_id(*b"PNP", 0x0501), [0x0c, 0x41, 0xd0, 0x05, 0x01]);
+        assert_eq!(name(b"_UID", &byte(0)), *b"\x08_UID\x0a\x00");
+        assert_eq!(package(&[byte(5), byte(0)]), [0x12, 6, 2, 0x0a, 5, 0x0a, 0]);
+        assert_eq!(device(b"COM1", &[]), *b"\x5b\x82\x05COM1");
+        assert_eq!(scope(b"_SB_", &[1]), *b"\x10\x06_SB_\x01");
+        assert_eq!(interrupt(4), [0x22, 0x10, 0]);
+        assert_eq!(
+            resources(&[interrupt(4)]),
+            [0x11, 8, 0x0a, 5, 0x22, 0x10, 0, 0x79, 0]
+        );
+        assert_eq!(ports(0x3f8, 8), [0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]);
+    }
+}
