@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest CPU that handlers and the emulator work on.
+//! The guest CPU that handlers and the emulator work on: [`Guest`].
 
 use crate::dispatch::Platform;
 use crate::features::SvmFeatures;
-use crate::state::VcpuState;
+use crate::io::{Fragment, Place};
+use crate::state::{guest_cr0, guest_cr4, VcpuState};
 use crate::vmcb::Vmcb;
+use x86::cpu::{Access, Cpu, MemError, Stop};
+use x86::features::Feature;
+use x86::paging::{walk, PagingState};
+use x86::regs::{Cr0, Cr4, Efer, Rflags, SegReg, Segment};
 
 /// One virtual CPU outside of VMRUN: its VMCB, the rest of its state, and the world around it.
 pub struct Guest<'a, P: Platform> {
@@ -17,4 +22,283 @@ pub struct Guest<'a, P: Platform> {
     pub platform: &'a mut P,
     /// What the host's AMD-V can do.
     pub host: SvmFeatures,
+}
+
+/// Accesses to guest memory do not cross multiples of it.
+const PAGE: u64 = 4096;
+
+/// What a part of an access, within one page, goes to.
+#[derive(Clone, Copy)]
+struct Part {
+    gpa: u64,
+    length: usize,
+}
+
+impl<P: Platform> Guest<'_, P> {
+    /// What decides how the guest translates an address now.
+    pub fn paging(&self) -> PagingState {
+        PagingState {
+            cr0: self.vmcb.cr0(),
+            cr3: self.vmcb.cr3(),
+            cr4: self.vmcb.cr4(),
+            efer: self.vmcb.efer(),
+            cpl: self.vmcb.cpl(),
+            rflags_ac: self.vmcb.rflags().contains(Rflags::AC),
+            max_phys_bits: self.state.features.max_phys_bits,
+            gbpages: self.state.features.has(Feature::GBPAGES),
+        }
+    }
+
+    /// Translates an access to one or two parts: it is at most a page long.
+    fn parts(&mut self, linear: u64, length: usize, access: Access) -> Result<[Part; 2], Stop> {
+        let paging = self.paging();
+        let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
+        let first = length.min(in_page);
+        let mut parts = [Part { gpa: 0, length: 0 }; 2];
+        let mut linear = linear;
+        for (part, length) in parts.iter_mut().zip([first, length.wrapping_sub(first)]) {
+            if length != 0 {
+                let gpa = walk(self.platform, &paging, linear, access)?.gpa;
+                *part = Part { gpa, length };
+            }
+            linear = linear.wrapping_add(length as u64);
+        }
+        Ok(parts)
+    }
+
+    /// Reads from one page, which may be a device's.
+    fn read_part(&mut self, gpa: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        match self.platform.read_gpa(gpa, buf) {
+            Ok(()) => Ok(()),
+            Err(MemError::Unbacked) if access != Access::Fetch => self.read_device(gpa, buf),
+            Err(error) => Err(stop(error)),
+        }
+    }
+
+    /// Writes to one page, which may be a device's; a read-only slot is one for writes.
+    fn write_part(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        match self.platform.write_gpa(gpa, data) {
+            Ok(()) => Ok(()),
+            Err(MemError::Unbacked | MemError::ReadOnly) => self.write_device(gpa, data),
+            Err(error) => Err(stop(error)),
+        }
+    }
+
+    fn read_device(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let mut gpa = gpa;
+        for piece in buf.chunks_mut(Fragment::MAX) {
+            let place = Place::Gpa(gpa);
+            if let Some(data) = self.state.io.answer(place, piece.len()) {
+                for (to, from) in piece.iter_mut().zip(data) {
+                    *to = from;
+                }
+            } else if self.platform.mmio_read(gpa, piece) {
+                self.state.io.record(Fragment::new(place, piece));
+            } else {
+                piece.fill(0);
+                self.state.io.ask(Fragment::new(place, piece));
+                return Err(Stop::User);
+            }
+            gpa = gpa.wrapping_add(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn write_device(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        let mut gpa = gpa;
+        for piece in data.chunks(Fragment::MAX) {
+            if !self.platform.mmio_write(gpa, piece)
+                && !self.state.io.queue(Fragment::new(Place::Gpa(gpa), piece))
+            {
+                return Err(Stop::Unhandled);
+            }
+            gpa = gpa.wrapping_add(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Compares and exchanges without atomicity: across pages, and on devices.
+    fn exchange_plainly(
+        &mut self,
+        linear: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, Stop> {
+        let mut bytes = [0; 8];
+        let bytes = bytes.get_mut(..size).ok_or(Stop::Unhandled)?;
+        self.read(linear, bytes, Access::Write)?;
+        let current = little_endian(bytes);
+        if current != old {
+            return Ok(Err(current));
+        }
+        for (to, from) in bytes.iter_mut().zip(new.to_le_bytes()) {
+            *to = from;
+        }
+        self.write(linear, bytes)?;
+        Ok(Ok(()))
+    }
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+fn stop(error: MemError) -> Stop {
+    match error {
+        MemError::WouldSleep => Stop::WouldSleep,
+        MemError::Fault => Stop::Fault,
+        MemError::Unbacked | MemError::ReadOnly => Stop::Unhandled,
+    }
+}
+
+impl<P: Platform> Cpu for Guest<'_, P> {
+    #[inline]
+    fn gpr(&self, index: u8) -> u64 {
+        self.state.regs.get(index)
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, index: u8, value: u64) {
+        self.state.regs.set(index, value);
+    }
+
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.vmcb.rip()
+    }
+
+    #[inline]
+    fn set_rip(&mut self, value: u64) {
+        self.vmcb.set_rip(value);
+        self.vmcb.set_interrupt_shadow(false);
+    }
+
+    fn rflags(&self) -> Rflags {
+        self.vmcb.rflags()
+    }
+
+    fn set_rflags(&mut self, value: Rflags) {
+        self.vmcb.set_rflags(value);
+    }
+
+    fn segment(&self, reg: SegReg) -> Segment {
+        self.vmcb.segment(reg)
+    }
+
+    fn cr0(&self) -> Cr0 {
+        guest_cr0(self.vmcb, self.state)
+    }
+
+    fn cr4(&self) -> Cr4 {
+        guest_cr4(self.vmcb, self.state)
+    }
+
+    /// Without SVME, which AMD-V needs in the VMCB and the guest does not have.
+    fn efer(&self) -> Efer {
+        self.vmcb.efer().difference(Efer::SVME)
+    }
+
+    #[inline]
+    fn cpl(&self) -> u8 {
+        self.vmcb.cpl() & 3
+    }
+
+    fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        let mut rest = buf;
+        for part in self.parts(linear, rest.len(), access)? {
+            let (piece, after) = rest
+                .split_at_mut_checked(part.length)
+                .ok_or(Stop::Unhandled)?;
+            rest = after;
+            if part.length != 0 {
+                self.read_part(part.gpa, piece, access)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        let [first, second] = self.parts(linear, data.len(), Access::Write)?;
+        let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
+        if second.length == 0 {
+            return self.write_part(first.gpa, low);
+        }
+        // If the second page cannot be written now, the instruction is run again: then it must
+        // find in the first one what it found before.
+        let mut before = [0; Fragment::MAX * 2];
+        let before = before.get_mut(..first.length).ok_or(Stop::Unhandled)?;
+        let memory = self.platform.read_gpa(first.gpa, before).is_ok();
+        self.write_part(first.gpa, low)?;
+        let result = self.write_part(second.gpa, high);
+        if result.is_err() && memory {
+            self.write_part(first.gpa, before)?;
+        }
+        result
+    }
+
+    fn compare_exchange(
+        &mut self,
+        linear: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, Stop> {
+        let aligned = matches!(size, 1 | 2 | 4 | 8) && linear % size as u64 == 0;
+        if !aligned {
+            return self.exchange_plainly(linear, size, old, new);
+        }
+        let paging = self.paging();
+        let gpa = walk(self.platform, &paging, linear, Access::Write)?.gpa;
+        match self.platform.compare_exchange_gpa(gpa, size, old, new) {
+            Ok(result) => Ok(result),
+            Err(MemError::Unbacked | MemError::ReadOnly) => {
+                self.exchange_plainly(linear, size, old, new)
+            }
+            Err(error) => Err(stop(error)),
+        }
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+        let place = Place::Port(port);
+        if let Some([a, b, c, d, ..]) = self.state.io.answer(place, usize::from(size)) {
+            return Ok(u32::from_le_bytes([a, b, c, d]));
+        }
+        let length = usize::from(size.min(4));
+        if let Some(value) = self.platform.port_in(port, size) {
+            let bytes = value.to_le_bytes();
+            let bytes = bytes.get(..length).unwrap_or(&bytes);
+            self.state.io.record(Fragment::new(place, bytes));
+            return Ok(value);
+        }
+        let bytes = [0; 4];
+        let bytes = bytes.get(..length).unwrap_or(&bytes);
+        self.state.io.ask(Fragment::new(place, bytes));
+        Err(Stop::User)
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
+        if self.platform.port_out(port, size, value) {
+            return Ok(());
+        }
+        let bytes = value.to_le_bytes();
+        let bytes = bytes.get(..usize::from(size.min(4))).unwrap_or(&bytes);
+        if self.state.io.queue(Fragment::new(Place::Port(port), bytes)) {
+            Ok(())
+        } else {
+            Err(Stop::Unhandled)
+        }
+    }
+
+    fn xmm(&mut self, index: u8) -> Result<u128, Stop> {
+        Ok(self.platform.xmm(index & 15))
+    }
+
+    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop> {
+        self.platform.set_xmm(index & 15, value);
+        Ok(())
+    }
 }

@@ -1,15 +1,85 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Events on their way into the guest: exceptions, NMIs, interrupts (APM vol. 2, 15.20).
+//!
+//! An event is *pending* until its delivery begins, and *injected* from then until the guest is in
+//! its handler. An exit may cut a delivery short; EXITINTINFO then tells which, and the event is
+//! injected again at the next entry. [`crate::inject`] moves events in and out of the VMCB.
 
-use x86::regs::Exception;
+use x86::regs::{vector, Exception};
+
+/// An event as EVENTINJ and EXITINTINFO encode it (APM vol. 2, 15.20, figure 15-4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt.
+    Interrupt(u8),
+    /// An NMI.
+    Nmi,
+    /// An exception, with its error code.
+    Exception(u8, Option<u32>),
+    /// INT n.
+    Software(u8),
+}
+
+impl Event {
+    const TYPE_SHIFT: u32 = 8;
+    const TYPE_MASK: u64 = 7;
+    const INTERRUPT: u64 = 0;
+    const NMI: u64 = 2;
+    const EXCEPTION: u64 = 3;
+    const SOFTWARE: u64 = 4;
+    /// There is an error code.
+    const EV: u64 = 1 << 11;
+    /// There is an event.
+    pub const VALID: u64 = 1 << 31;
+    const CODE_SHIFT: u32 = 32;
+    /// Exceptions have the vectors below.
+    const EXCEPTIONS: u8 = 32;
+
+    /// The encoding.
+    #[inline]
+    pub fn encode(self) -> u64 {
+        let (kind, vector, code) = match self {
+            Event::Interrupt(vector) => (Self::INTERRUPT, vector, None),
+            Event::Nmi => (Self::NMI, vector::NMI, None),
+            Event::Exception(vector, code) => (Self::EXCEPTION, vector, code),
+            Event::Software(vector) => (Self::SOFTWARE, vector, None),
+        };
+        let code = match code {
+            Some(code) => Self::EV | u64::from(code) << Self::CODE_SHIFT,
+            None => 0,
+        };
+        Self::VALID | kind << Self::TYPE_SHIFT | u64::from(vector) | code
+    }
+
+    /// The event, if there is one. Reserved types are none.
+    ///
+    /// QEMU reports an interrupt that came by V_IRQ as an exception with the interrupt's vector;
+    /// there are no such exceptions, so it is taken for what it is.
+    #[inline]
+    pub fn decode(info: u64) -> Option<Self> {
+        if info & Self::VALID == 0 {
+            return None;
+        }
+        let vector = info as u8;
+        let code = (info & Self::EV != 0).then_some((info >> Self::CODE_SHIFT) as u32);
+        match info >> Self::TYPE_SHIFT & Self::TYPE_MASK {
+            Self::INTERRUPT => Some(Event::Interrupt(vector)),
+            Self::NMI => Some(Event::Nmi),
+            Self::EXCEPTION if vector >= Self::EXCEPTIONS => Some(Event::Interrupt(vector)),
+            Self::EXCEPTION => Some(Event::Exception(vector, code)),
+            Self::SOFTWARE => Some(Event::Software(vector)),
+            _ => None,
+        }
+    }
+}
 
 /// An exception on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuedException {
     /// Vector, error code, payload. The payload is due while [`Self::injected`] is false.
     pub exception: Exception,
-    /// Its delivery had begun: the payload is in CR2 or DR6 already.
+    /// Its delivery has begun: the payload is in CR2 or DR6 already.
     pub injected: bool,
 }
 
@@ -18,13 +88,36 @@ pub struct QueuedException {
 pub struct QueuedInterrupt {
     /// The vector.
     pub vector: u8,
-    /// From INT n (and INT3, INTO on old CPUs): delivery uses the privilege of the guest.
+    /// From INT n, which RIP still points to. It is not injected but executed again.
     pub soft: bool,
 }
 
-/// All events of one vCPU that the VMCB does not hold, as plain values: the meaning is that of
-/// `struct kvm_vcpu_events`, with which it converts field by field. The interrupt shadow is in
-/// the VMCB ([`crate::vmcb::Vmcb::interrupt_shadow`]).
+/// What the last [`crate::inject::prepare`] put into EVENTINJ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Given {
+    #[default]
+    Nothing,
+    Exception,
+    Nmi,
+    Interrupt,
+}
+
+/// A single step of ours, to learn when NMIs can be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// The instruction to be stepped over.
+    pub(crate) rip: u64,
+    /// It is an IRET, which loads RFLAGS.
+    pub(crate) iret: bool,
+    /// The guest's own TF and RF.
+    pub(crate) flags: u64,
+    /// The guest's DR6.
+    pub(crate) dr6: u64,
+}
+
+/// All events of one vCPU that the VMCB does not hold, as plain values. The public part means what
+/// `struct kvm_vcpu_events` means, with which it converts field by field. The interrupt shadow is
+/// in the VMCB ([`crate::vmcb::Vmcb::interrupt_shadow`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
     /// `exception.*`: pending or injected.
@@ -35,27 +128,163 @@ pub struct Events {
     pub nmi_pending: u8,
     /// `nmi.injected`: the delivery of one has begun.
     pub nmi_injected: bool,
-    /// `nmi.masked`: from the delivery of an NMI to the end of the next IRET.
+    /// `nmi.masked`: from the delivery of an NMI to the end of the next IRET. Set it with
+    /// [`Self::set_nmi_masked`].
     pub nmi_masked: bool,
     /// `triple_fault.pending`.
     pub triple_fault: bool,
+    /// What is in EVENTINJ.
+    pub(crate) given: Given,
+    /// The IRET that ends the masking of NMIs is about to be executed here.
+    pub(crate) iret_at: Option<u64>,
+    /// We single-step the guest.
+    pub(crate) step: Option<Step>,
+    /// The #DB exit is from our single step.
+    pub(crate) own_debug: bool,
+}
+
+/// How exceptions combine (APM vol. 2, table 8-5).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+    DoubleFault,
+}
+
+impl Class {
+    fn of(vector: u8) -> Self {
+        match vector {
+            vector::DE | vector::TS | vector::NP | vector::SS | vector::GP | vector::CP => {
+                Class::Contributory
+            }
+            vector::PF => Class::PageFault,
+            vector::DF => Class::DoubleFault,
+            _ => Class::Benign,
+        }
+    }
+}
+
+/// What a second exception makes of a first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// The second is delivered. The first, if it was a fault, comes again by itself.
+    Second,
+    /// #DF is delivered.
+    DoubleFault,
+    /// The CPU shuts down.
+    Shutdown,
+}
+
+/// What becomes of exception `first` when `second` happens in its delivery (APM vol. 2, 8.2.9).
+///
+/// | first \ second | benign | contributory | #PF    |
+/// |----------------|--------|--------------|--------|
+/// | benign         | second | second       | second |
+/// | contributory   | second | #DF          | second |
+/// | #PF            | second | #DF          | #DF    |
+/// | #DF            | second | shutdown     | shutdown |
+pub fn merge(first: u8, second: u8) -> Merged {
+    match (Class::of(first), Class::of(second)) {
+        (Class::DoubleFault, Class::Contributory | Class::PageFault) => Merged::Shutdown,
+        (Class::Contributory | Class::PageFault, Class::Contributory)
+        | (Class::PageFault, Class::PageFault) => Merged::DoubleFault,
+        _ => Merged::Second,
+    }
 }
 
 impl Events {
-    /// One NMI may wait while another is being handled, and one more for good measure when none is.
+    /// One NMI may wait for its turn while another one is being handled.
     pub const MAX_NMIS: u8 = 2;
 
     /// Queues an exception. What is on its way already decides: the two may merge to #DF, or shut
-    /// the guest down (APM vol. 2, 8.2.9).
+    /// the guest down.
     pub fn raise(&mut self, exception: Exception) {
+        let merged = match self.exception {
+            Some(first) => merge(first.exception.vector, exception.vector),
+            None => Merged::Second,
+        };
+        let exception = match merged {
+            Merged::Second => exception,
+            Merged::DoubleFault => Exception::with_code(vector::DF, 0),
+            Merged::Shutdown => {
+                self.exception = None;
+                self.triple_fault = true;
+                return;
+            }
+        };
         self.exception = Some(QueuedException {
             exception,
             injected: false,
         });
     }
 
-    /// Queues an NMI.
+    /// Queues an NMI. While one is being handled, one more is kept, as the CPU does.
     pub fn raise_nmi(&mut self) {
-        self.nmi_pending = self.nmi_pending.wrapping_add(1).min(Self::MAX_NMIS);
+        let limit = if self.nmi_masked || self.nmi_injected {
+            1
+        } else {
+            Self::MAX_NMIS
+        };
+        self.nmi_pending = self.nmi_pending.saturating_add(1).min(limit);
+    }
+
+    /// Masks or unmasks NMIs, for `KVM_SET_VCPU_EVENTS`.
+    pub fn set_nmi_masked(&mut self, masked: bool) {
+        self.nmi_masked = masked;
+        self.iret_at = None;
+    }
+
+    /// Whether an event has begun to be delivered, or an exception is pending: nothing else can
+    /// be begun now.
+    #[inline]
+    pub fn busy(&self) -> bool {
+        self.exception.is_some() || self.nmi_injected || self.interrupt.is_some()
+    }
+
+    /// Takes note that the delivery of what is in EVENTINJ has ended, and of EXITINTINFO: the
+    /// event whose delivery the exit cut short.
+    #[inline]
+    pub(crate) fn delivered(&mut self, exit_int_info: u64) {
+        match self.given {
+            Given::Nothing => {}
+            Given::Exception => self.exception = None,
+            Given::Nmi => self.nmi_injected = false,
+            Given::Interrupt => self.interrupt = None,
+        }
+        self.given = Given::Nothing;
+        if exit_int_info & Event::VALID != 0 {
+            self.requeue(exit_int_info);
+        }
+    }
+
+    /// Queues the event whose delivery was cut short.
+    ///
+    /// RIP is still at the INT n, INT3 or INTO that made a software event. It is executed again;
+    /// so nothing depends on whether the CPU takes the return address from nRIP.
+    fn requeue(&mut self, exit_int_info: u64) {
+        match Event::decode(exit_int_info) {
+            Some(Event::Interrupt(vector)) => {
+                self.interrupt = Some(QueuedInterrupt {
+                    vector,
+                    soft: false,
+                });
+            }
+            Some(Event::Nmi) => {
+                self.nmi_injected = true;
+                self.nmi_masked = true;
+            }
+            Some(Event::Exception(vector::BP | vector::OF, _) | Event::Software(_)) | None => {}
+            Some(Event::Exception(vector, error_code)) => {
+                self.exception = Some(QueuedException {
+                    exception: Exception {
+                        vector,
+                        error_code,
+                        payload: None,
+                    },
+                    injected: true,
+                });
+            }
+        }
     }
 }

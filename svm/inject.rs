@@ -1,15 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Before VMRUN the next event goes in, after #VMEXIT what was cut short is taken back.
+//!
+//! Order of what goes into EVENTINJ (APM vol. 2, 15.20 and table 8-6):
+//!
+//! | what                        | when                                                    |
+//! |-----------------------------|---------------------------------------------------------|
+//! | an exception                | always                                                  |
+//! | an injected NMI, interrupt  | its delivery has begun, so always                       |
+//! | a pending NMI               | NMIs not masked, no shadow; else the NMI window opens   |
+//! | a pending interrupt         | IF, no shadow; else the interrupt window opens          |
+//!
+//! Windows. The *interrupt window* is a virtual interrupt that never gets delivered, because its
+//! intercept comes first. It ignores the task priority: the controller has looked at that, and QEMU
+//! aborts when a MOV to CR8 makes a virtual interrupt deliverable. The *NMI window* has two steps:
+//!
+//! ```text
+//!   masked ── IRET intercept ──► exit before the IRET ── single step ──► #DB behind it: unmasked
+//! ```
 
+use crate::event::{Event, Events, Given, QueuedInterrupt, Step};
+use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
+use crate::intercept::{CrIntercepts, Word3};
 use crate::state::VcpuState;
-use crate::vmcb::Vmcb;
+use crate::vmcb::{VirtualInterrupt, Vmcb};
+use x86::regs::{gpr, vector, Exception, Rflags};
 
 /// Where interrupts come from: the local APIC in the kernel, or `KVM_INTERRUPT`.
 pub trait InterruptSource {
     /// Whether an interrupt could be taken now, as far as the controller is concerned (task
-    /// priority included). Must not change anything.
+    /// priority included). Must not change anything. May answer `true` without an interrupt if the
+    /// VMM only asked for a window.
     fn has_interrupt(&self) -> bool;
 
     /// Takes the interrupt: the controller counts it as being in service.
@@ -25,6 +47,9 @@ pub trait InterruptSource {
 pub enum Entry {
     /// VMRUN.
     Run,
+    /// VMRUN, and have the guest exit again as soon as the event in EVENTINJ is delivered (an IPI
+    /// to this CPU, sent with interrupts off, does): an NMI waits behind it.
+    RunBriefly,
     /// A triple fault: `KVM_EXIT_SHUTDOWN`.
     Shutdown,
 }
@@ -33,25 +58,245 @@ pub enum Entry {
 /// windows into it.
 ///
 /// May be called again without a VMRUN in between: nothing gets lost.
-pub fn prepare(
-    vmcb: &mut Vmcb,
-    state: &mut VcpuState,
-    host: SvmFeatures,
-    source: &mut impl InterruptSource,
-) -> Entry {
-    let _ = (vmcb, state, host, source);
-    Entry::Run
+#[inline]
+pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl InterruptSource) -> Entry {
+    if state.events.triple_fault {
+        state.events.triple_fault = false;
+        return Entry::Shutdown;
+    }
+    vmcb.set_rax(state.regs.get(gpr::RAX));
+    vmcb.set_rsp(state.regs.get(gpr::RSP));
+    let events = &mut state.events;
+    take_up_nmi(vmcb, events);
+    take_up_interrupt(vmcb, events, source);
+    give(vmcb, events);
+
+    let mut briefly = false;
+    let mut interrupt_window = source.has_interrupt();
+    if events.nmi_pending != 0 {
+        match nmi_window(vmcb, events) {
+            NmiWindow::AfterDelivery => briefly = true,
+            NmiWindow::EndOfShadow => interrupt_window = true,
+            NmiWindow::Iret => {}
+            NmiWindow::Step { iret } => step(vmcb, events, iret),
+        }
+    }
+    let iret_exits = events.nmi_masked && events.iret_at.is_none();
+    set_windows(vmcb, interrupt_window, iret_exits, source.watch_cr8());
+    if briefly {
+        Entry::RunBriefly
+    } else {
+        Entry::Run
+    }
+}
+
+/// A pending NMI becomes an injected one, if it may.
+#[inline]
+fn take_up_nmi(vmcb: &Vmcb, events: &mut Events) {
+    if events.nmi_pending != 0 && !events.busy() && !events.nmi_masked && !vmcb.interrupt_shadow() {
+        events.nmi_pending = events.nmi_pending.saturating_sub(1);
+        events.nmi_injected = true;
+        events.nmi_masked = true;
+        events.iret_at = None;
+    }
+}
+
+/// A pending interrupt becomes an injected one, if it may.
+#[inline]
+fn take_up_interrupt(vmcb: &Vmcb, events: &mut Events, source: &mut impl InterruptSource) {
+    if !events.busy() && interrupts_allowed(vmcb) && source.has_interrupt() {
+        events.interrupt = source.acknowledge().map(|vector| QueuedInterrupt {
+            vector,
+            soft: false,
+        });
+    }
+}
+
+#[inline]
+fn interrupts_allowed(vmcb: &Vmcb) -> bool {
+    vmcb.rflags().contains(Rflags::IF) && !vmcb.interrupt_shadow()
+}
+
+/// Writes EVENTINJ.
+#[inline]
+fn give(vmcb: &mut Vmcb, events: &mut Events) {
+    let (given, event) = next(vmcb, events);
+    events.given = given;
+    vmcb.set_event_inj(event.map_or(0, Event::encode));
+}
+
+/// The most urgent event.
+#[inline]
+fn next(vmcb: &mut Vmcb, events: &mut Events) -> (Given, Option<Event>) {
+    if let Some(queued) = &mut events.exception {
+        if !queued.injected {
+            deliver_payload(vmcb, queued.exception);
+            queued.injected = true;
+        }
+        let Exception {
+            vector, error_code, ..
+        } = queued.exception;
+        return (Given::Exception, Some(Event::Exception(vector, error_code)));
+    }
+    if events.nmi_injected {
+        return (Given::Nmi, Some(Event::Nmi));
+    }
+    match events.interrupt {
+        Some(QueuedInterrupt {
+            vector,
+            soft: false,
+        }) => (Given::Interrupt, Some(Event::Interrupt(vector))),
+        // RIP is at the INT n: it is executed again.
+        Some(QueuedInterrupt { soft: true, .. }) => (Given::Interrupt, None),
+        None => (Given::Nothing, None),
+    }
+}
+
+/// What comes with an exception besides its stack frame: CR2, DR6 and DR7 (APM vol. 2, 8.2.2,
+/// 8.2.15), and RFLAGS.RF in the frame of a fault (APM vol. 2, 3.1.6).
+fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {
+    /// General detect enable in DR7.
+    const DR7_GD: u64 = 1 << 13;
+    /// The breakpoint conditions in DR6, which every #DB sets anew.
+    const DR6_BREAKPOINTS: u64 = 0xf;
+    match (exception.vector, exception.payload) {
+        (vector::PF, Some(address)) => vmcb.set_cr2(address),
+        (vector::DB, Some(bits)) => {
+            vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits);
+            vmcb.set_dr7(vmcb.dr7() & !DR7_GD);
+        }
+        _ => {}
+    }
+    if !matches!(
+        exception.vector,
+        vector::DB | vector::BP | vector::OF | vector::DF | vector::MC
+    ) {
+        vmcb.set_rflags(vmcb.rflags() | Rflags::RF);
+    }
+}
+
+/// How the guest gets to the point where an NMI can be delivered.
+enum NmiWindow {
+    /// Something else is being delivered at this entry.
+    AfterDelivery,
+    /// The interrupt window opens when the shadow ends.
+    EndOfShadow,
+    /// By an IRET, which exits.
+    Iret,
+    /// By one step.
+    Step { iret: bool },
+}
+
+fn nmi_window(vmcb: &Vmcb, events: &Events) -> NmiWindow {
+    if events.nmi_masked && events.iret_at.is_none() {
+        NmiWindow::Iret
+    } else if events.given != Given::Nothing {
+        NmiWindow::AfterDelivery
+    } else if events.nmi_masked {
+        NmiWindow::Step { iret: true }
+    } else if vmcb.rflags().contains(Rflags::IF) {
+        NmiWindow::EndOfShadow
+    } else {
+        NmiWindow::Step { iret: false }
+    }
+}
+
+/// Single-steps the guest. RF keeps an instruction breakpoint on an IRET, which was met already,
+/// from being met again.
+fn step(vmcb: &mut Vmcb, events: &mut Events, iret: bool) {
+    if events.step.is_some() {
+        return;
+    }
+    let flags = vmcb.rflags();
+    events.step = Some(Step {
+        rip: vmcb.rip(),
+        iret,
+        flags: flags.bits(),
+        dr6: vmcb.dr6(),
+    });
+    let rf = if iret { Rflags::RF } else { Rflags::empty() };
+    vmcb.set_rflags(flags | Rflags::TF | rf);
+}
+
+/// Takes back what [`prepare`] did to the guest's registers: to be called when the vCPU goes back to
+/// the VMM, or is copied, without a VMRUN. Events stay queued.
+pub fn cancel(vmcb: &mut Vmcb, state: &mut VcpuState) {
+    if let Some(step) = state.events.step.take() {
+        let had = Rflags::from_bits_retain(step.flags);
+        let ours = (Rflags::TF | Rflags::RF).difference(had);
+        vmcb.set_rflags(vmcb.rflags().difference(ours));
+    }
+}
+
+/// Undoes [`step`], and finds out whether the exit is its #DB.
+#[inline(never)]
+fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
+    const DR6_BS: u64 = 1 << 14;
+    let had = Rflags::from_bits_retain(step.flags);
+    let executed = vmcb.rip() != step.rip;
+    if !(step.iret && executed) {
+        let ours = (Rflags::TF | Rflags::RF).difference(had);
+        vmcb.set_rflags(vmcb.rflags().difference(ours));
+    }
+    let debug = ExitCode(ExitCode::EXCP0.0 | u64::from(vector::DB));
+    if ExitCode(vmcb.exit_code()) == debug && vmcb.dr6() & DR6_BS != 0 && !had.contains(Rflags::TF)
+    {
+        // A breakpoint that was met in the same instruction is still the guest's.
+        let own = vmcb.dr6() & !DR6_BS;
+        events.own_debug = own == step.dr6 & !DR6_BS;
+        vmcb.set_dr6(own | (step.dr6 & DR6_BS));
+    }
+}
+
+/// Opens and closes the windows.
+#[inline]
+fn set_windows(vmcb: &mut Vmcb, interrupt: bool, iret: bool, cr8: bool) {
+    let window = VirtualInterrupt::V_IRQ | VirtualInterrupt::V_IGN_TPR;
+    let mut control = vmcb.virtual_interrupt();
+    control.set(window, interrupt);
+    control.set(VirtualInterrupt::V_INTR_PRIO, interrupt);
+    if control != vmcb.virtual_interrupt() {
+        vmcb.set_virtual_interrupt(control);
+    }
+    let mut intercepts = *vmcb.intercepts();
+    intercepts.word3.set(Word3::VINTR, interrupt);
+    intercepts.word3.set(Word3::IRET, iret);
+    intercepts.cr.set(CrIntercepts::CR8_WRITE, cr8);
+    vmcb.set_intercepts(intercepts);
 }
 
 /// Takes RAX, RSP and the event whose delivery was cut short back from the VMCB. To be called
 /// once after each #VMEXIT, before [`crate::exit::Exit::decode`] and anything else.
+#[inline]
 pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
-    let _ = (vmcb, state, host);
+    if matches!(
+        ExitCode(vmcb.exit_code()),
+        ExitCode::INVALID | ExitCode::INVALID_32
+    ) {
+        // Nothing ran; what the save area holds now is not the guest's.
+        state.events.given = Given::Nothing;
+        vmcb.set_all_dirty();
+        return;
+    }
+    if host.contains(SvmFeatures::VMCB_CLEAN) {
+        vmcb.set_clean();
+    }
+    state.regs.set(gpr::RAX, vmcb.rax());
+    state.regs.set(gpr::RSP, vmcb.rsp());
+    let events = &mut state.events;
+    events.delivered(vmcb.exit_int_info());
+    events.own_debug = false;
+    if let Some(step) = events.step.take() {
+        end_step(vmcb, events, step);
+    }
+    if events.iret_at.is_some_and(|rip| rip != vmcb.rip()) {
+        events.iret_at = None;
+        events.nmi_masked = events.nmi_injected;
+    }
 }
 
 /// Whether an interrupt of the VMM's own controller would be taken at the next entry:
 /// `ready_for_interrupt_injection` in `struct kvm_run`.
 pub fn ready_for_interrupt(vmcb: &Vmcb, state: &VcpuState) -> bool {
-    let _ = (vmcb, state);
-    false
+    interrupts_allowed(vmcb) && !state.events.busy()
 }

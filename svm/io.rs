@@ -1,6 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Accesses to devices of the VMM: what waits for an answer, and how it gets into the guest.
+//!
+//! ```text
+//!   IN, OUT     ──► Port ───────── answer ──► RAX and RIP, if RIP is still where it was
+//!
+//!   emulated    ──► a read without an answer: Read ── answer ──► the instruction runs again from
+//!   instruction                                                  its beginning, and finds it
+//!               ──► it completes with writes queued: Writes ── one by one ──► done
+//! ```
+//!
+//! The VMM may change any register while an access is pending. A plain IN or OUT then counts as
+//! done if RIP was moved. An emulated instruction is run with the registers as they are: an answer
+//! that fits no access of it is dropped.
 
 /// An access that the VMM has to make, as `struct kvm_run` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +41,232 @@ pub enum UserIo {
     },
 }
 
-/// What waits for the VMM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IoState {}
+/// Where a device register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Port(u16),
+    Gpa(u64),
+}
+
+/// One access of at most eight bytes to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fragment {
+    pub(crate) place: Place,
+    pub(crate) size: u8,
+    pub(crate) data: [u8; 8],
+}
+
+impl Fragment {
+    const NONE: Self = Self {
+        place: Place::Port(0),
+        size: 0,
+        data: [0; 8],
+    };
+
+    /// The longest.
+    pub(crate) const MAX: usize = 8;
+
+    /// A fragment for what is to be read, or with what is to be written.
+    pub(crate) fn new(place: Place, bytes: &[u8]) -> Self {
+        let mut data = [0; 8];
+        for (to, from) in data.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        Self {
+            place,
+            size: bytes.len().min(Self::MAX) as u8,
+            data,
+        }
+    }
+
+    fn to_user(self, write: bool) -> UserIo {
+        let Self { size, data, .. } = self;
+        match self.place {
+            Place::Port(port) => UserIo::Port {
+                port,
+                size,
+                write,
+                data,
+            },
+            Place::Gpa(gpa) => UserIo::Mmio {
+                gpa,
+                size,
+                write,
+                data,
+            },
+        }
+    }
+}
+
+/// A short list without allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct List {
+    items: [Fragment; Self::CAPACITY],
+    length: u8,
+}
+
+impl List {
+    /// An instruction reads 16 bytes of memory twice at most, each over a page boundary; it writes
+    /// 16 bytes once.
+    const CAPACITY: usize = 8;
+
+    const EMPTY: Self = Self {
+        items: [Fragment::NONE; Self::CAPACITY],
+        length: 0,
+    };
+
+    fn get(&self, index: u8) -> Option<&Fragment> {
+        self.items
+            .get(..usize::from(self.length))?
+            .get(usize::from(index))
+    }
+
+    /// `false` if the list is full.
+    fn push(&mut self, fragment: Fragment) -> bool {
+        match self.items.get_mut(usize::from(self.length)) {
+            Some(slot) => {
+                *slot = fragment;
+                self.length = self.length.wrapping_add(1);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing.
+    Idle,
+    /// An IN or OUT waits for the VMM.
+    Port { fragment: Fragment, write: bool },
+    /// An emulated instruction waits for an answer, and is then run again.
+    Read(Fragment),
+    /// The answer is there; the instruction is to be run again.
+    Answered,
+    /// An emulated instruction has completed (or one iteration of it), and its writes go out.
+    Writes,
+}
+
+/// What waits for the VMM, and what the instruction that waits has read so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoState {
+    pub(crate) phase: Phase,
+    /// Where the instruction is.
+    pub(crate) rip: u64,
+    /// Where the one behind an IN or OUT is.
+    pub(crate) next_rip: u64,
+    /// The reads of the instruction, in order.
+    answers: List,
+    /// How many of them this run of the instruction has made.
+    cursor: u8,
+    /// Its writes.
+    writes: List,
+    /// How many of them the VMM has got.
+    written: u8,
+}
+
+impl Default for IoState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl IoState {
+    /// Nothing is pending.
+    pub const fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            rip: 0,
+            next_rip: 0,
+            answers: List::EMPTY,
+            cursor: 0,
+            writes: List::EMPTY,
+            written: 0,
+        }
+    }
+
     /// The access that the VMM is to make now.
+    #[inline]
     pub fn pending(&self) -> Option<UserIo> {
+        match self.phase {
+            Phase::Idle | Phase::Answered => None,
+            Phase::Port { fragment, write } => Some(fragment.to_user(write)),
+            Phase::Read(fragment) => Some(fragment.to_user(false)),
+            Phase::Writes => Some(self.writes.get(self.written)?.to_user(true)),
+        }
+    }
+
+    /// Forgets what is pending: for reset, and when the VMM replaces the vCPU's state.
+    pub fn clear(&mut self) {
+        self.phase = Phase::Idle;
+        self.commit();
+        self.writes.length = 0;
+        self.written = 0;
+    }
+
+    /// An instruction begins, or begins again.
+    pub(crate) fn restart(&mut self, rip: u64) {
+        self.rip = rip;
+        self.cursor = 0;
+        self.writes.length = 0;
+        self.written = 0;
+    }
+
+    /// An instruction, or one iteration of it, has completed: its answers are used up.
+    pub(crate) fn commit(&mut self) {
+        self.answers.length = 0;
+        self.cursor = 0;
+    }
+
+    /// The answer to the next read of the instruction, if it is known.
+    pub(crate) fn answer(&mut self, place: Place, size: usize) -> Option<[u8; 8]> {
+        let known = self.answers.get(self.cursor)?;
+        if known.place == place && usize::from(known.size) == size {
+            self.cursor = self.cursor.wrapping_add(1);
+            return Some(known.data);
+        }
+        // The instruction has become another one: what comes from here on is asked anew.
+        self.answers.length = self.cursor;
         None
+    }
+
+    /// Notes what a device answered to the next read.
+    pub(crate) fn record(&mut self, fragment: Fragment) {
+        self.answers.length = self.cursor;
+        if self.answers.push(fragment) {
+            self.cursor = self.cursor.wrapping_add(1);
+        }
+    }
+
+    /// The VMM must answer this read.
+    pub(crate) fn ask(&mut self, fragment: Fragment) {
+        self.phase = Phase::Read(fragment);
+    }
+
+    /// The VMM gave this answer to [`Phase::Read`].
+    pub(crate) fn answered(&mut self, mut fragment: Fragment, data: [u8; 8]) {
+        fragment.data = data;
+        self.record(fragment);
+        self.phase = Phase::Answered;
+    }
+
+    /// Queues a write; `false` if there is no room.
+    pub(crate) fn queue(&mut self, fragment: Fragment) -> bool {
+        self.writes.push(fragment)
+    }
+
+    /// Whether the instruction that completed left writes for the VMM; they are pending then.
+    pub(crate) fn begin_writes(&mut self) -> bool {
+        let any = self.writes.length != 0;
+        self.phase = if any { Phase::Writes } else { Phase::Idle };
+        any
+    }
+
+    /// The VMM made the pending write. Whether another one is pending now.
+    pub(crate) fn next_write(&mut self) -> bool {
+        self.written = self.written.saturating_add(1);
+        self.written < self.writes.length
     }
 }

@@ -3,10 +3,12 @@
 //! Everything of a virtual CPU that is neither in the VMCB nor in the local APIC nor in the FPU.
 
 use crate::event::Events;
+use crate::features::SvmFeatures;
 use crate::io::IoState;
+use crate::vmcb::Vmcb;
 use x86::features::Features;
 use x86::msr::MsrFile;
-use x86::regs::{Cr0, GuestRegs};
+use x86::regs::{gpr, Cr0, Cr4, GuestRegs, SegReg};
 
 /// `struct kvm_mp_state`, with the numbers of the API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,18 @@ pub enum MpState {
     InitReceived = 2,
     /// Executed HLT.
     Halted = 3,
+}
+
+/// Where the code of the last exits was found, to spare the walk of the guest's page tables. It is
+/// a hint: what it leads to is checked (`dispatch/rip.rs`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CodeHint {
+    /// CR3 with which the page was found.
+    pub(crate) cr3: u64,
+    /// Linear address of the page, with bit 0 set if the hint holds anything.
+    pub(crate) page: u64,
+    /// Guest-physical address of the page.
+    pub(crate) gpa: u64,
 }
 
 /// The plain values of one vCPU. Copying it, the VMCB, the local APIC and the FPU image copies the
@@ -50,4 +64,117 @@ pub struct VcpuState {
     pub io: IoState,
     /// Whether the vCPU runs.
     pub mp_state: MpState,
+    pub(crate) code_hint: CodeHint,
+}
+
+/// XCR0 after RESET: x87 only (APM vol. 2, 11.5.2).
+const XCR0_RESET: u64 = 1;
+
+impl VcpuState {
+    /// The state after RESET of a vCPU without CPUID list (APM vol. 2, table 14-1).
+    pub fn new() -> Self {
+        Self {
+            regs: GuestRegs::default(),
+            events: Events::default(),
+            db: [0; 4],
+            cr0_hidden: Cr0::CD | Cr0::NW,
+            cr4_mce: false,
+            xcr0: XCR0_RESET,
+            xss: 0,
+            msrs: MsrFile::new(),
+            features: Features::default(),
+            io: IoState::new(),
+            mp_state: MpState::Runnable,
+            code_hint: CodeHint::default(),
+        }
+    }
+
+    /// RESET. `signature` is CPUID leaf 1, EAX, which RDX then holds. CPUID stays.
+    pub fn reset(&mut self, vmcb: &mut Vmcb, host: SvmFeatures, signature: u32) {
+        *self = Self {
+            features: self.features,
+            ..Self::new()
+        };
+        self.regs.set(gpr::RDX, u64::from(signature));
+        vmcb.reset(host);
+        set_hidden_intercepts(vmcb, self);
+    }
+
+    /// INIT: as RESET, but the FPU, XCR0, most MSRs, CR0.CD and CR0.NW stay (APM vol. 2, table
+    /// 14-1).
+    pub fn init(&mut self, vmcb: &mut Vmcb, signature: u32) {
+        self.regs = GuestRegs::default();
+        self.regs.set(gpr::RDX, u64::from(signature));
+        self.events = Events::default();
+        self.db = [0; 4];
+        self.cr4_mce = false;
+        self.io.clear();
+        vmcb.reset_registers();
+        set_hidden_intercepts(vmcb, self);
+    }
+
+    /// A start-up IPI (APM vol. 2, 16.5): real mode at `vector` * 4 KiB.
+    pub fn start_up(&mut self, vmcb: &mut Vmcb, vector: u8) {
+        let mut cs = vmcb.segment(SegReg::Cs);
+        cs.selector = u16::from(vector) << 8;
+        cs.base = u64::from(vector) << 12;
+        vmcb.set_segment(SegReg::Cs, cs);
+        vmcb.set_rip(0);
+        self.mp_state = MpState::Runnable;
+    }
+
+    /// Whether DR0 to DR3 must be in the CPU while this guest runs: a breakpoint is enabled.
+    #[inline]
+    pub fn breakpoints_enabled(vmcb: &Vmcb) -> bool {
+        /// The local and global enable bits of DR7 (APM vol. 2, 13.1.1.4).
+        const DR7_ENABLE: u64 = 0xff;
+        vmcb.dr7() & DR7_ENABLE != 0
+    }
+}
+
+impl Default for VcpuState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The bits of CR0 that the guest has and the CPU never gets: with cache disable set the whole
+/// guest would run uncached, and its memory is coherent without.
+pub(crate) const CR0_HIDDEN: Cr0 = Cr0::CD.union(Cr0::NW);
+
+/// CR0 as the guest sees it.
+pub fn guest_cr0(vmcb: &Vmcb, state: &VcpuState) -> Cr0 {
+    vmcb.cr0().difference(CR0_HIDDEN) | state.cr0_hidden
+}
+
+/// Sets CR0 to what the guest is to see, which must be valid.
+pub fn set_guest_cr0(vmcb: &mut Vmcb, state: &mut VcpuState, value: Cr0) {
+    state.cr0_hidden = value & CR0_HIDDEN;
+    vmcb.set_cr0(value.difference(CR0_HIDDEN) | Cr0::ET);
+    set_hidden_intercepts(vmcb, state);
+}
+
+/// CR4 as the guest sees it.
+pub fn guest_cr4(vmcb: &Vmcb, state: &VcpuState) -> Cr4 {
+    let mut cr4 = vmcb.cr4();
+    cr4.set(Cr4::MCE, state.cr4_mce);
+    cr4
+}
+
+/// Sets CR4 to what the guest is to see, which must be valid. The CPU gets MCE in any case: a
+/// machine check of the host must become an exit, not a shutdown.
+pub fn set_guest_cr4(vmcb: &mut Vmcb, state: &mut VcpuState, value: Cr4) {
+    state.cr4_mce = value.contains(Cr4::MCE);
+    vmcb.set_cr4(value | Cr4::MCE);
+    set_hidden_intercepts(vmcb, state);
+}
+
+/// Reads of a control register exit while the CPU's value is not the guest's.
+fn set_hidden_intercepts(vmcb: &mut Vmcb, state: &VcpuState) {
+    use crate::intercept::CrIntercepts;
+    vmcb.update_intercepts(|intercepts| {
+        let cr = &mut intercepts.cr;
+        cr.set(CrIntercepts::CR0_READ, !state.cr0_hidden.is_empty());
+        cr.set(CrIntercepts::CR4_READ, !state.cr4_mce);
+    });
 }
