@@ -9,7 +9,8 @@
 
 use crate::entry::NptEntry;
 use crate::flush::Flush;
-use crate::table::{GpaRange, Npt, PageSize, Tables};
+use crate::shape::{GpaRange, PageSize, Tables};
+use crate::table::Npt;
 
 impl Npt {
     /// Clears D in every page that `range` touches, and calls `found` for each one that had it set.

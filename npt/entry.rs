@@ -8,7 +8,7 @@
 //!                  (bit 12: PAT, large pages)         PAT (4 KiB pages)
 //! ```
 
-use crate::table::PageSize;
+use crate::shape::PageSize;
 use crate::Hpa;
 use bitflags::bitflags;
 

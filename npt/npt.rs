@@ -10,7 +10,9 @@
 //!
 //! ```text
 //!   entry.rs  one entry: bits, what they mean at each level
-//!   table.rs  walk, map, unmap, protect, split, merge
+//!   shape.rs  levels, sizes, ranges; the trait behind which the memory of the tables is
+//!   place.rs  one place in the tree, and what is done to the entry there
+//!   table.rs  the tree: walk, map, unmap, protect, split, merge
 //!   dirty.rs  accessed and dirty bits: look, harvest, clear
 //!   flush.rs  what the caller must flush before it may go on
 //! ```
@@ -20,11 +22,14 @@
 mod dirty;
 mod entry;
 mod flush;
+mod place;
+mod shape;
 mod table;
 
 pub use entry::{Entry, Kind, NptEntry, Rights};
 pub use flush::Flush;
-pub use table::{GpaRange, Levels, MapError, Mapping, Npt, PageSize, Tables};
+pub use shape::{GpaRange, Levels, MapError, Mapping, PageSize, Tables};
+pub use table::Npt;
 
 /// A host-physical address, with the host's memory-encryption bit where there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
