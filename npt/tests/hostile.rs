@@ -5,7 +5,9 @@
 mod common;
 
 use common::{finish, honour, Cpu, Memory, HUGE, LARGE, PAGE, PLACES};
-use npt::{Entry, GpaRange, Hpa, Levels, MapError, Mapping, Npt, NptEntry, PageSize, Rights};
+use npt::{
+    Entry, Flush, GpaRange, Hpa, Levels, MapError, Mapping, Npt, NptEntry, PageSize, Rights,
+};
 use proptest::prelude::*;
 use std::cell::RefCell;
 
@@ -49,20 +51,20 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
         history: NptEntry::empty(),
     };
     let flush = match what % 9 {
-        0 | 1 => npt.map(memory, mapping).unwrap_or(npt::Flush::All),
+        0 | 1 => npt.map(memory, mapping).unwrap_or(Flush::All),
         2 => npt.unmap(memory, range),
         3 => npt.protect(memory, range),
-        4 => npt.split(memory, a).unwrap_or(npt::Flush::All),
+        4 => npt.split(memory, a).unwrap_or(Flush::All),
         5 => npt.merge(memory, a, size),
         6 => npt.harvest_dirty(memory, range, |_, _| ()),
         7 => {
             npt.clear_accessed(memory, range);
             npt.is_accessed(memory, GpaRange::page(a, size));
-            npt::Flush::None
+            Flush::None
         }
         _ => {
             npt.look_up(memory, a);
-            npt::Flush::None
+            Flush::None
         }
     };
     honour(memory, flush);
@@ -122,6 +124,30 @@ proptest! {
             let covers = |&(at, size): &(u64, PageSize)| gpa & !(size.bytes() - 1) == at;
             prop_assert!(dirty.iter().any(covers), "the write to {gpa:#x} was lost");
         }
+        finish(npt, &mut memory);
+    }
+
+    /// The same for split and merge, where few random sequences lead.
+    #[test]
+    fn no_write_is_lost_in_merge(seed in 1..u64::MAX) {
+        let mut memory = Memory::new(usize::MAX);
+        let npt = Npt::new(&mut memory, Levels::Four).unwrap();
+        let page = Mapping {
+            gpa: 0,
+            page: Hpa(0),
+            size: PageSize::Size2M,
+            rights: Rights::WRITE,
+            history: NptEntry::empty(),
+        };
+        prop_assert_eq!(npt.map(&mut memory, page), Ok(Flush::None));
+        let cpu = Cpu { root: Some((npt.root(), 4)), seed, ..Default::default() };
+        let split = npt.split(&mut memory, 0).unwrap();
+        honour(&mut memory, split);
+        memory.cpu = Some(Box::new(RefCell::new(cpu)));
+        prop_assert_eq!(npt.merge(&mut memory, 0, PageSize::Size2M), Flush::All);
+        let cpu = memory.cpu.take().unwrap().into_inner();
+        let dirty = npt.look_up(&memory, 0).unwrap().history.contains(NptEntry::DIRTY);
+        prop_assert_eq!(dirty, !cpu.written.is_empty());
         finish(npt, &mut memory);
     }
 
