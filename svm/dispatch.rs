@@ -2,13 +2,26 @@
 
 //! From an exit to what is to be done about it: one small handler per exit.
 
+mod control;
+mod device;
+mod exception;
+mod instruction;
+mod msr;
+mod rip;
+mod task;
+
+pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
+pub use instruction::set_xcr0;
+pub use msr::{read_msr, write_msr};
+
 use crate::cpu::Guest;
 use crate::exit::{Exit, NestedError};
 use crate::io::UserIo;
-use x86::cpu::GuestMemory;
+use rip::Opcode;
+use x86::cpu::{Access, Cpu, GuestMemory, Stop};
 use x86::cpuid::Dynamic;
 use x86::msr::Origin;
-use x86::regs::Exception;
+use x86::regs::{vector, Exception};
 
 /// What became of a nested page fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +102,9 @@ pub trait Platform: GuestMemory {
         let _ = (number, arguments);
         None
     }
+    /// A machine check happened while the guest ran; it is the host's. The host's handler is to be
+    /// called.
+    fn machine_check(&mut self) {}
     /// The guest spins: another vCPU may have better use for the CPU.
     fn pause(&mut self) {}
 }
@@ -156,42 +172,125 @@ pub enum Action {
 }
 
 /// Handles one exit.
+#[inline]
 pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
-    let _ = (guest, exit);
-    Action::Resume
+    let result = match exit {
+        Exit::Cpuid => instruction::cpuid(guest),
+        Exit::Msr { write } => msr::msr(guest, write),
+        Exit::Io(io) => device::io(guest, io),
+        Exit::NestedFault { gpa, error } => device::nested_fault(guest, gpa, error),
+        Exit::Vmmcall => instruction::vmmcall(guest),
+        Exit::Hlt => instruction::hlt(guest),
+        Exit::Pause => instruction::pause(guest),
+        // The glue has let the host handle its own; `inject::prepare` closes the window.
+        Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init | Exit::Vintr => Ok(Action::Resume),
+        exit => rare(guest, exit),
+    };
+    settle(guest, result)
+}
+
+/// The exits that need not be fast.
+fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Stop> {
+    match exit {
+        Exit::Cr(access) | Exit::Cr0SelWrite(access) => control::cr(guest, access),
+        Exit::Dr(access) => control::dr(guest, access),
+        Exit::Exception {
+            vector,
+            error_code,
+            info2,
+        } => Ok(exception::exception(guest, vector, error_code, info2)),
+        Exit::Iret => Ok(exception::iret(guest)),
+        Exit::Rdtsc => instruction::rdtsc(guest, false),
+        Exit::Rdtscp => instruction::rdtsc(guest, true),
+        Exit::Rdpmc => instruction::rdpmc(guest),
+        Exit::Invd => instruction::wbinvd(guest, Opcode::INVD),
+        Exit::Wbinvd => instruction::wbinvd(guest, Opcode::WBINVD),
+        Exit::Monitor => instruction::mwait(guest, Opcode::MONITOR),
+        Exit::Mwait => instruction::mwait(guest, Opcode::MWAIT),
+        Exit::Xsetbv => instruction::xsetbv(guest),
+        Exit::Icebp => instruction::icebp(guest),
+        Exit::Rsm | Exit::Invlpga | Exit::SvmInstruction | Exit::Rdpru | Exit::OtherInstruction => {
+            Err(Exception::UD.into())
+        }
+        // An FPU error with CR0.NE clear, which PCs of old made an interrupt: the nearest thing
+        // that a guest of today understands.
+        Exit::FerrFreeze => Err(Exception::new(vector::MF).into()),
+        // Not intercepted: the TLB is the guest's own business.
+        Exit::Invlpg => {
+            guest.platform.flush_tlb();
+            rip::skip(guest, Opcode::ANY)?;
+            Ok(Action::Resume)
+        }
+        Exit::TaskSwitch(switch) => task::task_switch(guest, switch),
+        Exit::Shutdown => Ok(Action::User(UserExit::Shutdown)),
+        Exit::Invalid => Ok(Action::User(UserExit::FailEntry {
+            reason: guest.vmcb.exit_code(),
+        })),
+        _ => Ok(Action::User(UserExit::InternalError(
+            InternalError::UnexpectedExit {
+                exit_code: guest.vmcb.exit_code(),
+            },
+        ))),
+    }
 }
 
 /// Gives the VMM's answer to the pending [`UserIo`] to the guest and goes on with the instruction.
 /// To be called at the start of `KVM_RUN` if [`crate::io::IoState::pending`] says so. On
 /// [`Action::NeedSleep`] call [`resume_io`] where sleeping is allowed.
 pub fn finish_io<P: Platform>(guest: &mut Guest<'_, P>, data: [u8; 8]) -> Action {
-    let _ = (guest, data);
-    Action::Resume
+    let result = device::finish(guest, data);
+    settle(guest, result)
 }
 
 /// Goes on with an instruction that [`finish_io`] could not end without sleeping.
 pub fn resume_io<P: Platform>(guest: &mut Guest<'_, P>) -> Action {
-    let _ = guest;
-    Action::Resume
+    let result = device::resume(guest);
+    settle(guest, result)
 }
 
-/// Reads an MSR, for RDMSR or `KVM_GET_MSRS`.
-pub fn read_msr<P: Platform>(
-    guest: &mut Guest<'_, P>,
-    index: u32,
-    origin: Origin,
-) -> Result<u64, Exception> {
-    let _ = (guest, index, origin);
-    Err(Exception::GP0)
+/// What a handler that could not finish leads to.
+#[inline]
+fn settle<P: Platform>(guest: &mut Guest<'_, P>, result: Result<Action, Stop>) -> Action {
+    match result {
+        Ok(action) => action,
+        Err(stop) => stopped(guest, stop),
+    }
 }
 
-/// Writes an MSR, for WRMSR or `KVM_SET_MSRS`.
-pub fn write_msr<P: Platform>(
-    guest: &mut Guest<'_, P>,
-    index: u32,
-    value: u64,
-    origin: Origin,
-) -> Result<(), Exception> {
-    let _ = (guest, index, value, origin);
-    Err(Exception::GP0)
+#[cold]
+fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
+    match stop {
+        Stop::Exception(exception) => {
+            guest.state.events.raise(exception);
+            Action::Resume
+        }
+        Stop::User => device::pending(guest),
+        Stop::WouldSleep => Action::NeedSleep,
+        Stop::Fault => Action::User(UserExit::Fault),
+        // A program of the guest must not be able to stop the guest.
+        Stop::Unhandled if guest.cpl() != 0 => {
+            guest.state.events.raise(Exception::UD);
+            Action::Resume
+        }
+        Stop::Unhandled => Action::User(UserExit::InternalError(unknown_instruction(guest))),
+    }
+}
+
+/// The instruction at RIP, as far as it can be read, for the VMM to look at.
+fn unknown_instruction<P: Platform>(guest: &mut Guest<'_, P>) -> InternalError {
+    let mut bytes = [0; 15];
+    let linear = rip::linear_rip(guest);
+    let mut length = bytes.len();
+    while length != 0 {
+        if let Some(bytes) = bytes.get_mut(..length) {
+            if guest.read(linear, bytes, Access::Fetch).is_ok() {
+                break;
+            }
+        }
+        length = length.saturating_sub(1);
+    }
+    InternalError::Emulation {
+        length: length as u8,
+        bytes,
+    }
 }

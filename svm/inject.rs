@@ -283,6 +283,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     }
     state.regs.set(gpr::RAX, vmcb.rax());
     state.regs.set(gpr::RSP, vmcb.rsp());
+    state.io.clear();
     let events = &mut state.events;
     events.delivered(vmcb.exit_int_info());
     events.own_debug = false;

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Ports, nested faults, and the emulation of instructions that reach a device.
+
+use super::rip::{advance, single_step_trap};
+use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
+use crate::cpu::Guest;
+use crate::event::Event;
+use crate::exit::{IoExit, NestedError};
+use crate::io::{Fragment, Phase, Place};
+use x86::cpu::{Cpu, Stop};
+use x86::emulate::{emulate as execute, fetch};
+use x86::regs::{gpr, Rflags};
+
+/// After so many iterations of a REP instruction the guest is entered again, so that interrupts
+/// get their chance.
+const ITERATIONS: u32 = 256;
+
+/// IN, OUT, INS, OUTS (APM vol. 2, 15.10.2). The CPU has checked the permission already.
+#[inline]
+pub(super) fn io<P: Platform>(guest: &mut Guest<'_, P>, io: IoExit) -> Result<Action, Stop> {
+    if io.string {
+        return emulate(guest, false);
+    }
+    let place = Place::Port(io.port);
+    let fragment = if io.input {
+        if let Some(value) = guest.platform.port_in(io.port, io.size) {
+            set_rax(guest, io.size, value);
+            advance(guest, io.next_rip);
+            return Ok(Action::Resume);
+        }
+        Fragment::new(place, low_bytes(&[0; 4], io.size))
+    } else {
+        let value = guest.state.regs.get(gpr::RAX) as u32;
+        let bytes = value.to_le_bytes();
+        let bytes = low_bytes(&bytes, io.size);
+        if guest
+            .platform
+            .port_out(io.port, io.size, little_endian(bytes))
+        {
+            advance(guest, io.next_rip);
+            return Ok(Action::Resume);
+        }
+        Fragment::new(place, bytes)
+    };
+    let state = &mut guest.state.io;
+    state.rip = guest.vmcb.rip();
+    state.next_rip = io.next_rip;
+    state.phase = Phase::Port {
+        fragment,
+        write: !io.input,
+    };
+    Ok(pending(guest))
+}
+
+fn low_bytes(bytes: &[u8; 4], size: u8) -> &[u8] {
+    bytes.get(..usize::from(size)).unwrap_or(bytes)
+}
+
+fn little_endian(bytes: &[u8]) -> u32 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | u32::from(byte))
+}
+
+/// What IN does to RAX: a doubleword clears the upper half, as always.
+fn set_rax<P: Platform>(guest: &mut Guest<'_, P>, size: u8, value: u32) {
+    let rax = guest.state.regs.get(gpr::RAX);
+    let value = u64::from(value);
+    let rax = match size {
+        1 => rax & !0xff | value & 0xff,
+        2 => rax & !0xffff | value & 0xffff,
+        _ => value,
+    };
+    guest.state.regs.set(gpr::RAX, rax);
+}
+
+/// The exit for the access that waits.
+pub(super) fn pending<P: Platform>(guest: &Guest<'_, P>) -> Action {
+    match guest.state.io.pending() {
+        Some(io) => Action::User(UserExit::Io(io)),
+        None => Action::Resume,
+    }
+}
+
+/// A nested page fault (APM vol. 2, 15.25.6).
+#[inline]
+pub(super) fn nested_fault<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    gpa: u64,
+    error: NestedError,
+) -> Result<Action, Stop> {
+    match guest.platform.nested_fault(gpa, error) {
+        FaultOutcome::Mapped => Ok(Action::Resume),
+        FaultOutcome::WouldSleep => Err(Stop::WouldSleep),
+        FaultOutcome::HostFault => Err(Stop::Fault),
+        FaultOutcome::Mmio | FaultOutcome::ReadOnlyWrite => {
+            let event = guest.vmcb.exit_int_info();
+            if event & Event::VALID != 0 {
+                return Ok(Action::User(UserExit::InternalError(
+                    InternalError::Delivery {
+                        event,
+                        exit_code: guest.vmcb.exit_code(),
+                        info: error.bits(),
+                        gpa,
+                    },
+                )));
+            }
+            emulate(guest, true)
+        }
+    }
+}
+
+/// Emulates the instruction at RIP. `saved` if the VMCB has its bytes, or may have.
+pub(super) fn emulate<P: Platform>(guest: &mut Guest<'_, P>, saved: bool) -> Result<Action, Stop> {
+    let result = emulate_some(guest, saved);
+    match result {
+        // The answers are needed when it is run again.
+        Err(Stop::User | Stop::WouldSleep) | Ok(Action::User(_)) => {}
+        _ => guest.state.io.clear(),
+    }
+    result
+}
+
+fn emulate_some<P: Platform>(guest: &mut Guest<'_, P>, saved: bool) -> Result<Action, Stop> {
+    let rip = guest.vmcb.rip();
+    let mut bytes = [0; 15];
+    let mut known: &[u8] = &[];
+    if saved {
+        let saved = guest.vmcb.instruction_bytes();
+        if let Some(copy) = bytes.get_mut(..saved.len()) {
+            copy.copy_from_slice(saved);
+            known = copy;
+        }
+    }
+    guest.state.io.restart(rip);
+    let insn = fetch(guest, known)?;
+    for _ in 0..ITERATIONS {
+        guest.state.io.restart(rip);
+        let stepping = guest.rflags().contains(Rflags::TF);
+        execute(guest, &insn)?;
+        guest.state.io.commit();
+        let completed = guest.vmcb.rip() != rip;
+        if completed && guest.rflags().contains(Rflags::RF) {
+            let flags = guest.rflags().difference(Rflags::RF);
+            guest.set_rflags(flags);
+        }
+        if stepping {
+            single_step_trap(guest);
+        }
+        if guest.state.io.begin_writes() {
+            return Ok(pending(guest));
+        }
+        if completed || stepping {
+            break;
+        }
+    }
+    Ok(Action::Resume)
+}
+
+/// See [`super::finish_io`].
+pub(super) fn finish<P: Platform>(guest: &mut Guest<'_, P>, data: [u8; 8]) -> Result<Action, Stop> {
+    match guest.state.io.phase {
+        Phase::Idle => return Ok(Action::Resume),
+        Phase::Answered => {}
+        Phase::Port { fragment, write } => {
+            guest.state.io.phase = Phase::Idle;
+            if guest.vmcb.rip() == guest.state.io.rip {
+                if !write {
+                    let [a, b, c, d, ..] = data;
+                    set_rax(guest, fragment.size, u32::from_le_bytes([a, b, c, d]));
+                }
+                let next = guest.state.io.next_rip;
+                advance(guest, next);
+            }
+            return Ok(Action::Resume);
+        }
+        Phase::Read(fragment) => guest.state.io.answered(fragment, data),
+        Phase::Writes => {
+            if guest.state.io.next_write() {
+                return Ok(pending(guest));
+            }
+            // If RIP is still there, it is a REP instruction with iterations left.
+            guest.state.io.phase = Phase::Answered;
+        }
+    }
+    resume(guest)
+}
+
+/// See [`super::resume_io`].
+pub(super) fn resume<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    if guest.state.io.phase != Phase::Answered {
+        return Ok(Action::Resume);
+    }
+    if guest.vmcb.rip() != guest.state.io.rip || guest.state.events.exception.is_some() {
+        guest.state.io.clear();
+        return Ok(Action::Resume);
+    }
+    emulate(guest, false)
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Intercepted instructions that need no operand in memory.
+
+use super::rip::{advance, next_rip, skip, Opcode};
+use super::{Action, Platform};
+use crate::cpu::Guest;
+use crate::state::guest_cr4;
+use x86::cpu::{Cpu, Stop};
+use x86::cpuid::Dynamic;
+use x86::decode::CodeSize;
+use x86::emulate::code_size;
+use x86::features::Feature;
+use x86::regs::{gpr, Cr4, Exception};
+
+/// The CPUID leaf that describes XSAVE.
+const LEAF_XSAVE: u32 = 0xd;
+
+/// CPUID (APM vol. 2, 15.9).
+#[inline]
+pub(super) fn cpuid<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    let next = next_rip(guest, Opcode::CPUID)?;
+    let function = guest.state.regs.get(gpr::RAX) as u32;
+    let index = guest.state.regs.get(gpr::RCX) as u32;
+    let dynamic = dynamic(guest, function);
+    let answer = guest.platform.cpuid(function, index, &dynamic);
+    for (reg, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX]
+        .into_iter()
+        .zip(answer)
+    {
+        guest.state.regs.set(reg, u64::from(value));
+    }
+    advance(guest, next);
+    Ok(Action::Resume)
+}
+
+/// What shows through CPUID now.
+#[inline]
+fn dynamic<P: Platform>(guest: &Guest<'_, P>, function: u32) -> Dynamic {
+    /// Global enable in `IA32_APIC_BASE`.
+    const APIC_ENABLE: u64 = 1 << 11;
+    let cr4 = guest.vmcb.cr4();
+    let mut dynamic = Dynamic {
+        osxsave: cr4.contains(Cr4::OSXSAVE),
+        pke: cr4.contains(Cr4::PKE),
+        apic_enabled: guest.platform.apic_base() & APIC_ENABLE != 0,
+        ..Dynamic::default()
+    };
+    if function == LEAF_XSAVE {
+        let (standard, compacted) = xsave_sizes(guest);
+        dynamic.xsave_size = standard;
+        dynamic.xsave_compacted_size = compacted;
+    }
+    dynamic
+}
+
+/// Bytes of the XSAVE area for the guest's XCR0, and compacted for XCR0 and XSS (APM vol. 2,
+/// 11.5.3).
+fn xsave_sizes<P: Platform>(guest: &Guest<'_, P>) -> (u32, u32) {
+    /// The legacy area and the header.
+    const BASE: u32 = 512 + 64;
+    /// Components 0 and 1 are in the legacy area.
+    const FIRST: u32 = 2;
+    /// Bit 63 is no component.
+    const COMPONENTS: u32 = 63;
+    /// In ECX: in the compacted form the component begins at a multiple of 64 bytes.
+    const ALIGNED: u32 = 1 << 1;
+    let (xcr0, xss) = (guest.state.xcr0, guest.state.xss);
+    let (mut standard, mut compacted) = (BASE, BASE);
+    for component in FIRST..COMPONENTS {
+        let bit = 1_u64 << component;
+        if (xcr0 | xss) & bit == 0 {
+            continue;
+        }
+        let [size, offset, flags, _] =
+            guest
+                .platform
+                .cpuid(LEAF_XSAVE, component, &Dynamic::default());
+        if xcr0 & bit != 0 {
+            standard = standard.max(offset.wrapping_add(size));
+        }
+        if flags & ALIGNED != 0 {
+            compacted = compacted.wrapping_add(63) & !63;
+        }
+        compacted = compacted.wrapping_add(size);
+    }
+    (standard, compacted)
+}
+
+/// HLT.
+pub(super) fn hlt<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    skip(guest, Opcode::HLT)?;
+    Ok(Action::Halt)
+}
+
+/// PAUSE, once the filter's count is used up (APM vol. 2, 15.14.4).
+pub(super) fn pause<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    skip(guest, Opcode::PAUSE)?;
+    guest.platform.pause();
+    Ok(Action::Resume)
+}
+
+/// RDTSC and RDTSCP. Not intercepted; here so that interception would do no harm.
+pub(super) fn rdtsc<P: Platform>(guest: &mut Guest<'_, P>, with_aux: bool) -> Result<Action, Stop> {
+    if guest.cr4().contains(Cr4::TSD) && guest.cpl() != 0 {
+        return Err(Exception::GP0.into());
+    }
+    if with_aux && !guest.state.features.has(Feature::RDTSCP) {
+        return Err(Exception::UD.into());
+    }
+    let opcode = if with_aux {
+        Opcode::RDTSCP
+    } else {
+        Opcode::RDTSC
+    };
+    let next = next_rip(guest, opcode)?;
+    let tsc = guest.tsc();
+    guest.state.regs.set_edx_eax(tsc);
+    if with_aux {
+        let aux = guest.state.msrs.tsc_aux;
+        guest.state.regs.set(gpr::RCX, u64::from(aux));
+    }
+    advance(guest, next);
+    Ok(Action::Resume)
+}
+
+/// RDPMC. The four counters that every AMD CPU has stand still; there are no others.
+pub(super) fn rdpmc<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    const COUNTERS: u32 = 4;
+    if guest.cpl() != 0 && !guest.cr4().contains(Cr4::PCE) {
+        return Err(Exception::GP0.into());
+    }
+    if guest.state.regs.get(gpr::RCX) as u32 >= COUNTERS {
+        return Err(Exception::GP0.into());
+    }
+    let next = next_rip(guest, Opcode::RDPMC)?;
+    guest.state.regs.set_edx_eax(0);
+    advance(guest, next);
+    Ok(Action::Resume)
+}
+
+/// INVD and WBINVD. What the guest cached is written back, not lost, in either case.
+pub(super) fn wbinvd<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    opcode: Opcode,
+) -> Result<Action, Stop> {
+    skip(guest, opcode)?;
+    guest.platform.wbinvd();
+    Ok(Action::Resume)
+}
+
+/// MONITOR and MWAIT do nothing, which their definition allows; without the CPUID bit they are
+/// undefined.
+pub(super) fn mwait<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<Action, Stop> {
+    /// Leaf 1, ECX: MONITOR and MWAIT.
+    const MONITOR: u32 = 1 << 3;
+    let [_, _, ecx, _] = guest.platform.cpuid(1, 0, &Dynamic::default());
+    if ecx & MONITOR == 0 {
+        return Err(Exception::UD.into());
+    }
+    skip(guest, opcode)?;
+    Ok(Action::Resume)
+}
+
+/// ICEBP: a #DB trap. Not intercepted; here so that interception would do no harm.
+pub(super) fn icebp<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    skip(guest, Opcode::ICEBP)?;
+    guest
+        .state
+        .events
+        .raise(Exception::new(x86::regs::vector::DB));
+    Ok(Action::Resume)
+}
+
+/// XSETBV (APM vol. 4, XSETBV).
+pub(super) fn xsetbv<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    if !guest_cr4(guest.vmcb, guest.state).contains(Cr4::OSXSAVE) {
+        return Err(Exception::UD.into());
+    }
+    let index = guest.state.regs.get(gpr::RCX) as u32;
+    if guest.cpl() != 0 || index != 0 {
+        return Err(Exception::GP0.into());
+    }
+    let next = next_rip(guest, Opcode::XSETBV)?;
+    let value = guest.state.regs.edx_eax();
+    set_xcr0(guest, value)?;
+    advance(guest, next);
+    Ok(Action::Resume)
+}
+
+/// Sets XCR0, for XSETBV and `KVM_SET_XCRS`: #GP(0) for what the guest's CPUID does not offer, and
+/// for combinations that no CPU has (APM vol. 2, 11.5.2).
+pub fn set_xcr0<P: Platform>(guest: &mut Guest<'_, P>, value: u64) -> Result<(), Exception> {
+    const X87: u64 = 1 << 0;
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    const AVX512: u64 = 7 << 5;
+    let [low, _, _, high] = guest.platform.cpuid(LEAF_XSAVE, 0, &Dynamic::default());
+    let offered = u64::from(high) << 32 | u64::from(low) | X87;
+    let all_or_none = |bits: u64| value & bits == 0 || value & bits == bits;
+    let needs = |bits: u64, base: u64| value & bits == 0 || value & base == base;
+    let valid = value & X87 != 0
+        && value & !offered == 0
+        && needs(AVX, SSE)
+        && all_or_none(AVX512)
+        && needs(AVX512, AVX);
+    if !valid {
+        return Err(Exception::GP0);
+    }
+    guest.state.xcr0 = value;
+    guest.platform.set_xcr0(value, guest.state.xss);
+    Ok(())
+}
+
+/// VMMCALL: the hypercalls of KVM (Documentation/virt/kvm/x86/hypercalls.rst).
+#[inline]
+pub(super) fn vmmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    /// `KVM_HC_VAPIC_POLL_IRQ`: only makes an exit.
+    const VAPIC_POLL_IRQ: u64 = 1;
+    /// `-KVM_ENOSYS`
+    const NO_SUCH_CALL: u64 = -1000_i64 as u64;
+    /// `-KVM_EPERM`
+    const NOT_PERMITTED: u64 = -1_i64 as u64;
+    /// Outside of 64-bit mode registers have 32 bits.
+    const LOW: u64 = 0xffff_ffff;
+    let next = next_rip(guest, Opcode::VMMCALL)?;
+    let mask = match code_size(guest) {
+        CodeSize::Bits64 => u64::MAX,
+        _ => LOW,
+    };
+    let arguments =
+        [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI].map(|reg| guest.state.regs.get(reg) & mask);
+    let number = guest.state.regs.get(gpr::RAX) & mask;
+    let result = if guest.cpl() != 0 {
+        NOT_PERMITTED
+    } else if number == VAPIC_POLL_IRQ {
+        0
+    } else {
+        guest
+            .platform
+            .hypercall(number, arguments)
+            .unwrap_or(NO_SUCH_CALL)
+    };
+    guest.state.regs.set(gpr::RAX, result & mask);
+    advance(guest, next);
+    Ok(Action::Resume)
+}

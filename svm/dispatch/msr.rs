@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! RDMSR and WRMSR: who answers is [`x86::msr::classify`]'s business (APM vol. 2, 15.11).
+
+use super::control::{control_regs, set_control_regs};
+use super::rip::{advance, next_rip, Opcode};
+use super::{Action, Platform};
+use crate::cpu::Guest;
+use x86::cpu::{Cpu, Stop};
+use x86::features::Feature;
+use x86::msr::{check_vmcb, classify, has_vmcb, MsrClass, Origin, VmcbMsr};
+use x86::regs::{gpr, Efer, Exception};
+use x86::sregs::{valid_efer, write_efer, ControlRegs};
+
+/// RDMSR and WRMSR.
+#[inline]
+pub(super) fn msr<P: Platform>(guest: &mut Guest<'_, P>, write: bool) -> Result<Action, Stop> {
+    if guest.cpl() != 0 {
+        return Err(Exception::GP0.into());
+    }
+    let index = guest.state.regs.get(gpr::RCX) as u32;
+    if write {
+        let next = next_rip(guest, Opcode::WRMSR)?;
+        let value = guest.state.regs.edx_eax();
+        write_msr(guest, index, value, Origin::Guest)?;
+        advance(guest, next);
+    } else {
+        let next = next_rip(guest, Opcode::RDMSR)?;
+        let value = read_msr(guest, index, Origin::Guest)?;
+        guest.state.regs.set_edx_eax(value);
+        advance(guest, next);
+    }
+    Ok(Action::Resume)
+}
+
+/// Reads an MSR, for RDMSR or `KVM_GET_MSRS`.
+pub fn read_msr<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    index: u32,
+    origin: Origin,
+) -> Result<u64, Exception> {
+    match classify(index) {
+        MsrClass::Vmcb(msr) if origin == Origin::Guest && !has_vmcb(msr, &guest.state.features) => {
+            Err(Exception::GP0)
+        }
+        MsrClass::Vmcb(msr) => Ok(read_vmcb(guest, msr)),
+        MsrClass::File | MsrClass::TscAdjust | MsrClass::PvWallClock | MsrClass::PvSystemTime => {
+            let state = &guest.state;
+            state.msrs.read(index, origin, &state.features)
+        }
+        MsrClass::ApicBase => Ok(guest.platform.apic_base()),
+        MsrClass::X2Apic(register) => guest.platform.x2apic_read(register),
+        MsrClass::Tsc => Ok(guest.tsc()),
+        MsrClass::TscDeadline => {
+            check_deadline(guest, origin)?;
+            Ok(guest.platform.tsc_deadline())
+        }
+        MsrClass::Unknown => Err(Exception::GP0),
+    }
+}
+
+/// Writes an MSR, for WRMSR or `KVM_SET_MSRS`.
+pub fn write_msr<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    index: u32,
+    value: u64,
+    origin: Origin,
+) -> Result<(), Exception> {
+    let class = classify(index);
+    match class {
+        MsrClass::Vmcb(msr) => return write_vmcb(guest, msr, value, origin),
+        MsrClass::ApicBase => return guest.platform.set_apic_base(value, origin),
+        MsrClass::X2Apic(register) => return guest.platform.x2apic_write(register, value),
+        MsrClass::Tsc => {
+            write_tsc(guest, value, origin);
+            return Ok(());
+        }
+        MsrClass::TscDeadline => {
+            check_deadline(guest, origin)?;
+            guest.platform.set_tsc_deadline(value);
+            return Ok(());
+        }
+        MsrClass::Unknown => return Err(Exception::GP0),
+        MsrClass::File | MsrClass::TscAdjust | MsrClass::PvWallClock | MsrClass::PvSystemTime => {}
+    }
+    let adjust = guest.state.msrs.tsc_adjust;
+    let features = guest.state.features;
+    guest.state.msrs.write(index, value, origin, &features)?;
+    match class {
+        MsrClass::TscAdjust if origin == Origin::Guest => {
+            move_tsc(guest, value.wrapping_sub(adjust));
+        }
+        MsrClass::PvWallClock => guest.platform.pv_wall_clock(value),
+        MsrClass::PvSystemTime => guest.platform.pv_system_time(value),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn check_deadline<P: Platform>(guest: &Guest<'_, P>, origin: Origin) -> Result<(), Exception> {
+    if origin == Origin::Host || guest.state.features.has(Feature::TSC_DEADLINE) {
+        Ok(())
+    } else {
+        Err(Exception::GP0)
+    }
+}
+
+impl<P: Platform> Guest<'_, P> {
+    /// The guest's TSC now.
+    pub fn tsc(&self) -> u64 {
+        self.platform.tsc().wrapping_add(self.vmcb.tsc_offset())
+    }
+}
+
+/// A guest that writes the TSC changes TSC_ADJUST by the same amount (APM vol. 2, 13.2.4).
+fn write_tsc<P: Platform>(guest: &mut Guest<'_, P>, value: u64, origin: Origin) {
+    let difference = value.wrapping_sub(guest.tsc());
+    if origin == Origin::Guest {
+        let adjust = &mut guest.state.msrs.tsc_adjust;
+        *adjust = adjust.wrapping_add(difference);
+    }
+    move_tsc(guest, difference);
+}
+
+fn move_tsc<P: Platform>(guest: &mut Guest<'_, P>, difference: u64) {
+    let offset = guest.vmcb.tsc_offset().wrapping_add(difference);
+    guest.vmcb.set_tsc_offset(offset);
+    guest.platform.tsc_changed();
+}
+
+fn read_vmcb<P: Platform>(guest: &Guest<'_, P>, msr: VmcbMsr) -> u64 {
+    let vmcb = &guest.vmcb;
+    match msr {
+        VmcbMsr::Efer => guest.efer().bits(),
+        VmcbMsr::Pat => vmcb.g_pat(),
+        VmcbMsr::Star => vmcb.star(),
+        VmcbMsr::Lstar => vmcb.lstar(),
+        VmcbMsr::Cstar => vmcb.cstar(),
+        VmcbMsr::Sfmask => vmcb.sfmask(),
+        VmcbMsr::FsBase => vmcb.fs_base(),
+        VmcbMsr::GsBase => vmcb.gs_base(),
+        VmcbMsr::KernelGsBase => vmcb.kernel_gs_base(),
+        VmcbMsr::SysenterCs => vmcb.sysenter_cs(),
+        VmcbMsr::SysenterEsp => vmcb.sysenter_esp(),
+        VmcbMsr::SysenterEip => vmcb.sysenter_eip(),
+        VmcbMsr::DebugCtl => vmcb.dbgctl(),
+        VmcbMsr::LastBranchFrom => vmcb.br_from(),
+        VmcbMsr::LastBranchTo => vmcb.br_to(),
+        VmcbMsr::LastExceptionFrom => vmcb.last_excp_from(),
+        VmcbMsr::LastExceptionTo => vmcb.last_excp_to(),
+    }
+}
+
+fn write_vmcb<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    msr: VmcbMsr,
+    value: u64,
+    origin: Origin,
+) -> Result<(), Exception> {
+    if msr == VmcbMsr::Efer {
+        return write_efer_msr(guest, value, origin);
+    }
+    let value = check_vmcb(msr, value, origin, &guest.state.features)?;
+    let vmcb = &mut guest.vmcb;
+    match msr {
+        VmcbMsr::Efer => {}
+        VmcbMsr::Pat => vmcb.set_g_pat(value),
+        VmcbMsr::Star => vmcb.set_star(value),
+        VmcbMsr::Lstar => vmcb.set_lstar(value),
+        VmcbMsr::Cstar => vmcb.set_cstar(value),
+        VmcbMsr::Sfmask => vmcb.set_sfmask(value),
+        VmcbMsr::FsBase => vmcb.set_fs_base(value),
+        VmcbMsr::GsBase => vmcb.set_gs_base(value),
+        VmcbMsr::KernelGsBase => vmcb.set_kernel_gs_base(value),
+        VmcbMsr::SysenterCs => vmcb.set_sysenter_cs(value),
+        VmcbMsr::SysenterEsp => vmcb.set_sysenter_esp(value),
+        VmcbMsr::SysenterEip => vmcb.set_sysenter_eip(value),
+        VmcbMsr::DebugCtl => vmcb.set_dbgctl(value),
+        VmcbMsr::LastBranchFrom => vmcb.set_br_from(value),
+        VmcbMsr::LastBranchTo => vmcb.set_br_to(value),
+        VmcbMsr::LastExceptionFrom => vmcb.set_last_excp_from(value),
+        VmcbMsr::LastExceptionTo => vmcb.set_last_excp_to(value),
+    }
+    Ok(())
+}
+
+/// A guest's write obeys its CPUID. A VMM may restore more; LMA stays what paging has made it.
+fn write_efer_msr<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    value: u64,
+    origin: Origin,
+) -> Result<(), Exception> {
+    let old = control_regs(guest);
+    let new = match origin {
+        Origin::Guest => write_efer(&old, value, &guest.state.features)?,
+        Origin::Host => {
+            let mut efer = Efer::from_bits_retain(value);
+            if !valid_efer(efer, &guest.state.features) {
+                return Err(Exception::GP0);
+            }
+            efer.set(Efer::LMA, old.efer.contains(Efer::LMA));
+            ControlRegs { efer, ..old }
+        }
+    };
+    set_control_regs(guest, &new);
+    Ok(())
+}
