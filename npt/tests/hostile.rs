@@ -140,7 +140,7 @@ proptest! {
             history: NptEntry::empty(),
         };
         prop_assert_eq!(npt.map(&mut memory, page), Ok(Flush::None));
-        let cpu = Cpu { root: Some((npt.root(), 4)), seed, ..Default::default() };
+        let cpu = Cpu { root: Some((npt.root(), 4)), seed, only: Some(0), ..Default::default() };
         let split = npt.split(&mut memory, 0).unwrap();
         honour(&mut memory, split);
         memory.cpu = Some(Box::new(RefCell::new(cpu)));

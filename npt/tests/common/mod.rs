@@ -109,8 +109,12 @@ impl Memory {
         let Some((root, levels)) = state.root else {
             return;
         };
+        if state.only.is_some() && state.random() % 8 != 0 {
+            return;
+        }
         for _ in 0..state.random() % 3 {
-            let gpa = PLACES[state.random() as usize % PLACES.len()];
+            let any = PLACES[state.random() as usize % PLACES.len()];
+            let gpa = state.only.unwrap_or(any);
             // Half of the time from a table that it remembers, even if that was freed.
             let reached = match state.cached.get(&(gpa / LARGE)).copied() {
                 Some(table) if state.random() % 2 == 0 => self.walk(table, 1, gpa, true),
@@ -135,6 +139,8 @@ pub struct Cpu {
     pub cached: BTreeMap<u64, Hpa>,
     pub written: Vec<u64>,
     pub seed: u64,
+    /// The one place that it seldom writes to, if not to all.
+    pub only: Option<u64>,
 }
 
 impl Cpu {
