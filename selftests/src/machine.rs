@@ -20,6 +20,8 @@ pub const LOAD: usize = 0x8000;
 /// The read-only slot of guests that ask for one: one page of 0x90.
 pub const ROM: u64 = 0xc000_0000;
 
+/// The bit of CPUID leaf 8000_0001 ECX that guests here do not see.
+const SVM: u32 = 1 << 2;
 const GDT: usize = 0x1000;
 const PAGE_TABLES: usize = 0x2000;
 const STACK: u64 = 0x8_0000;
@@ -153,7 +155,11 @@ impl Machine {
             }
         }
         if guest.pit {
-            vm.set(number::CREATE_PIT2, &kvm_pit_config::default())?;
+            let config = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            vm.set(number::CREATE_PIT2, &config)?;
         }
         let cpuid = supported_cpuid(device)?;
         let mut vcpus = Vec::new();
@@ -164,6 +170,7 @@ impl Machine {
                 match leaf.function {
                     1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | id << 24,
                     0xb => leaf.edx = id,
+                    0x8000_0001 => leaf.ecx &= !SVM,
                     _ => {}
                 }
             }

@@ -60,10 +60,16 @@ fn all_names(directory: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
+/// A bug of this machine.
+struct Excuse {
+    text: String,
+    deadly: bool,
+}
+
 /// The text of the file `excuses` for a bug, if that bug is one of this machine (KVM's bugs are
-/// added when it is the one that runs). Each line is a
-/// bug's name, the machines that have it with commas between them, and what it is.
-fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<String>, String> {
+/// added when it is the one that runs). Each line is a bug's name, the machines that have it with commas between them, and what it is; a `!` before a
+/// machine says that the bug kills it, so that the guest must not run there.
+fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<Excuse>, String> {
     if guest.bugs.is_empty() {
         return Ok(None);
     }
@@ -71,20 +77,21 @@ fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<Strin
         fs::read_to_string(directory.join("excuses")).map_err(|e| format!("excuses: {e}"))?;
     let mut found = None;
     for bug in &guest.bugs {
-        let entry = text
+        let (machines, what) = text
             .lines()
-            .find_map(|line| {
-                line.strip_prefix(bug.as_str())?
-                    .trim_start()
-                    .split_once(' ')
-            })
+            .filter_map(|line| line.split_once(' '))
+            .find_map(|(name, rest)| (name == bug).then(|| rest.split_once(' '))?)
             .ok_or(format!("the file `excuses` has no bug {bug}"))?;
-        if entry
-            .0
+        let here = |name: &str| machine.split(',').any(|own| own == name);
+        for name in machines
             .split(',')
-            .any(|name| machine.split(',').any(|own| own == name))
+            .filter(|name| here(name.trim_start_matches('!')))
         {
-            found = Some(format!("{bug}: {}", entry.1.trim()));
+            let text = format!("{bug}: {}", what.trim());
+            found = Some(Excuse {
+                text,
+                deadly: name.starts_with('!'),
+            });
         }
     }
     Ok(found)
@@ -142,6 +149,17 @@ fn main() -> ExitCode {
             tap.skip(name, reason);
             continue;
         }
+        let excuse = match excuse(&options.directory, &options.machine, &guest) {
+            Ok(excuse) => excuse,
+            Err(error) => {
+                tap.result(name, Err(error));
+                continue;
+            }
+        };
+        if let Some(Excuse { text, deadly: true }) = excuse {
+            tap.skip(name, &format!("not run: {text}"));
+            continue;
+        }
         let outcome = run(&device, &guest);
         if options.print {
             println!("== {name}");
@@ -151,13 +169,11 @@ fn main() -> ExitCode {
             }
             continue;
         }
-        let outcome = outcome.and_then(|lines| compare(&guest.expected, &lines));
         match (
-            outcome,
-            excuse(&options.directory, &options.machine, &guest),
+            outcome.and_then(|lines| compare(&guest.expected, &lines)),
+            excuse,
         ) {
-            (_, Err(error)) => tap.result(name, Err(error)),
-            (Err(_), Ok(Some(bug))) => tap.skip(name, &format!("excused by {bug}")),
+            (Err(_), Some(bug)) => tap.skip(name, &format!("excused by {}", bug.text)),
             (outcome, _) => tap.result(name, outcome),
         }
     }
