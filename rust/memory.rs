@@ -41,7 +41,6 @@
 //!   entry gone while a CPU still uses it.
 //! - A page that the guest may write to is dirty in the eyes of the host.
 
-pub(crate) use crate::access::GuestAccess;
 pub(crate) use crate::fault::{Outcome, VcpuMemory};
 use crate::ffi;
 use crate::memory_ffi::{self, Srcu, SrcuGuard};

@@ -277,21 +277,68 @@ impl SlotList {
 
     /// A list without the slot `without` and with `with` in addition.
     pub(crate) fn changed(&self, without: Option<u32>, with: Option<&Slot>) -> Result<Self> {
+        let stays = |slot: &&Slot| Some(slot.id) != without;
         let room = self.by_gpa.len().saturating_add(1);
-        let mut by_gpa = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
-        let mut with = with;
-        for slot in self.iter().filter(|slot| Some(slot.id) != without) {
-            if let Some(new) = with.take_if(|new| new.gpa < slot.gpa) {
-                by_gpa.push(new.clone(), GFP_KERNEL_ACCOUNT)?;
+        let mut list = Self {
+            by_gpa: KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?,
+            by_hva: KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?,
+        };
+        let gone = self.by_gpa.iter().position(|slot| !stays(&slot));
+        let come = with.map(|new| {
+            let before = self
+                .iter()
+                .filter(stays)
+                .take_while(|slot| slot.gpa < new.gpa);
+            before.count()
+        });
+        // Where a slot is now that was at `index`; `None` if it is gone.
+        let moved = |index: usize| {
+            let left = index.wrapping_sub(usize::from(gone < Some(index) && gone.is_some()));
+            let right = usize::from(come.is_some_and(|come| come <= left));
+            (gone != Some(index)).then_some(left.wrapping_add(right))
+        };
+
+        let mut with_gpa = with;
+        for slot in self.iter().filter(stays) {
+            if let Some(new) = with_gpa.take_if(|new| new.gpa < slot.gpa) {
+                list.push_slot(new)?;
             }
-            by_gpa.push(slot.clone(), GFP_KERNEL_ACCOUNT)?;
+            list.push_slot(slot)?;
         }
-        if let Some(new) = with {
-            by_gpa.push(new.clone(), GFP_KERNEL_ACCOUNT)?;
+        if let Some(new) = with_gpa {
+            list.push_slot(new)?;
         }
-        let by_hva = order_by_hva(&by_gpa)?;
+
+        let mut with_hva = with.zip(come);
+        for entry in &self.by_hva {
+            if let Some((new, index)) = with_hva.take_if(|(new, _)| new.hva < entry.hva) {
+                list.push_hva(new, index)?;
+            }
+            let old = self.by_gpa.get(entry.slot as usize);
+            if let (Some(slot), Some(index)) = (old, moved(entry.slot as usize)) {
+                list.push_hva(slot, index)?;
+            }
+        }
+        if let Some((new, index)) = with_hva {
+            list.push_hva(new, index)?;
+        }
         // INVARIANT: The old list was sorted, and `check_place` saw no overlap.
-        Ok(Self { by_gpa, by_hva })
+        Ok(list)
+    }
+
+    fn push_slot(&mut self, slot: &Slot) -> Result {
+        Ok(self.by_gpa.push(slot.clone(), GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// Adds the next entry of the order by host address.
+    fn push_hva(&mut self, slot: &Slot, index: usize) -> Result {
+        let end = slot.hva.wrapping_add(slot.bytes);
+        let entry = ByHva {
+            hva: slot.hva,
+            reach: self.by_hva.last().map_or(end, |last| last.reach.max(end)),
+            slot: u32::try_from(index)?,
+        };
+        Ok(self.by_hva.push(entry, GFP_KERNEL_ACCOUNT)?)
     }
 }
 
@@ -312,24 +359,4 @@ impl Change {
             Change::Create(new) | Change::Move(_, new) | Change::Log(_, new) => Some(new),
         }
     }
-}
-
-/// The order by host address.
-fn order_by_hva(slots: &[Slot]) -> Result<KVVec<ByHva>> {
-    let mut order = KVVec::with_capacity(slots.len(), GFP_KERNEL_ACCOUNT)?;
-    for (index, slot) in slots.iter().enumerate() {
-        let entry = ByHva {
-            hva: slot.hva,
-            reach: slot.hva.wrapping_add(slot.bytes),
-            slot: index as u32,
-        };
-        order.push(entry, GFP_KERNEL_ACCOUNT)?;
-    }
-    order.sort_unstable_by_key(|entry| entry.hva);
-    let mut reach = 0;
-    for entry in order.iter_mut() {
-        reach = entry.reach.max(reach);
-        entry.reach = reach;
-    }
-    Ok(order)
 }

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The interrupt controllers and the timer of a VM: PIC, IOAPIC, PIT, and the routes to them.
+//!
+//! One spinlock guards them all, since an edge of one is an input of another. It is taken with
+//! interrupts off, and vCPUs' mailboxes are reached while it is held; nothing else is.
+//!
+//! ```text
+//!   KVM_IRQ_LINE, PIT ─► routes ─┬─► Pic ─ output ─► request CHIPS, all vCPUs
+//!                                ├─► Ioapic ─ Message ─┐
+//!                                └─► MSI ──────────────┴─► Mailboxes::deliver
+//! ```
+
+use crate::ffi::{self, Expire, IrqLock, Timer};
+use crate::kick::{request, Interrupt, Mailboxes};
+use irqchip::lines::{Delivery, Source};
+use irqchip::message::Message;
+use irqchip::routing::{self, Chip, Route, Target};
+use irqchip::{ioapic, Ioapic, Pic, Pit};
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, Atomic, Release};
+use kernel::sync::{Arc, SetOnce};
+
+/// The devices.
+pub(crate) struct Devices {
+    pub(crate) pic: Pic,
+    pub(crate) ioapic: Ioapic,
+    pub(crate) pit: Option<Pit>,
+    /// Sorted by GSI.
+    pub(crate) routes: KVec<Route>,
+}
+
+/// The interrupt controllers of a VM, if it has asked for them.
+#[pin_data]
+pub(crate) struct Chips {
+    /// Runs until the PIT's next edge. First, so that it stops before anything else goes.
+    pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
+    #[pin]
+    devices: IrqLock<Devices>,
+    /// Not zero once the controllers exist; they never go.
+    created: Atomic<u32>,
+    pub(crate) mailboxes: Arc<Mailboxes>,
+}
+
+impl Chips {
+    /// A VM without controllers in the kernel.
+    pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> Result<Arc<Self>> {
+        let devices = Devices {
+            pic: Pic::new(),
+            ioapic: Ioapic::new(),
+            pit: None,
+            routes: KVec::new(),
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                pit_timer: SetOnce::new(),
+                devices <- IrqLock::new(devices),
+                created: Atomic::new(0),
+                mailboxes,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// KVM_CREATE_IRQCHIP: PIC, IOAPIC, and a LAPIC in each vCPU to come.
+    pub(crate) fn create(&self) -> Result<c_long> {
+        let mut routes = KVec::new();
+        routes.extend_from_slice(&routing::default_routes(), GFP_KERNEL_ACCOUNT)?;
+        let mut devices = self.devices.lock();
+        if self.has_lapics() {
+            return Err(EEXIST);
+        }
+        devices.routes = routes;
+        self.created.store(1, Release);
+        Ok(0)
+    }
+
+    /// Whether the controllers are in the kernel.
+    #[inline]
+    pub(crate) fn has_lapics(&self) -> bool {
+        self.created.load(Acquire) != 0
+    }
+
+    /// The devices, for as long as the guard lives.
+    pub(crate) fn devices(&self) -> ffi::IrqGuard<'_, Devices> {
+        self.devices.lock()
+    }
+
+    /// KVM_CREATE_PIT2.
+    pub(crate) fn create_pit(&self) -> Result<c_long> {
+        if !self.has_lapics() {
+            return Err(ENOENT);
+        }
+        let target: *const Self = self;
+        let timer = KBox::pin_init(
+            // SAFETY: The timer is a field of its target, and the first to be dropped.
+            unsafe { Timer::new(target) },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        if !self.pit_timer.populate(timer) {
+            return Err(EEXIST);
+        }
+        self.devices.lock().pit = Some(Pit::new());
+        Ok(0)
+    }
+
+    /// Sets the timer to the PIT's next edge. A timer that runs for nothing does no harm.
+    pub(crate) fn restart_pit(&self, devices: &Devices) {
+        let next = devices.pit.as_ref().and_then(Pit::next_event);
+        if let (Some(timer), Some(ns)) = (self.pit_timer.as_ref(), next) {
+            timer.start(ns);
+        }
+    }
+
+    /// Sends a message to the LAPICs.
+    pub(crate) fn send(&self, message: Message) -> bool {
+        let interrupt = Interrupt {
+            mode: message.delivery_mode,
+            vector: message.vector,
+            level: message.level,
+        };
+        self.mailboxes.deliver(&message.destination(false), None, &interrupt)
+    }
+
+    /// The PIC's output may have changed: the vCPUs look at it.
+    pub(crate) fn pic_changed(&self) {
+        self.mailboxes.each(|mailbox| mailbox.ask(request::CHIPS));
+    }
+
+    /// A GSI's level changes. What became of it; `None` if there is no such GSI.
+    pub(crate) fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> Option<Delivery> {
+        let mut guard = self.devices.lock();
+        self.set_gsi_locked(&mut guard, gsi, source, level)
+    }
+
+    fn set_gsi_locked(
+        &self,
+        devices: &mut Devices,
+        gsi: u32,
+        source: Source,
+        level: bool,
+    ) -> Option<Delivery> {
+        let mut result = None;
+        let Devices { pic, ioapic, routes, .. } = devices;
+        for route in routing::routes(routes, gsi) {
+            let delivered = match route.target {
+                Target::Pin { chip: Chip::Ioapic, pin } => {
+                    ioapic.set_pin(pin, source, level, &mut |message| self.send(message))
+                }
+                Target::Pin { chip, pin } => {
+                    let irq = if chip == Chip::PicSlave { pin + 8 } else { pin };
+                    let before = pic.output();
+                    let delivered = pic.set_irq(irq, source, level);
+                    if pic.output() != before {
+                        self.pic_changed();
+                    }
+                    delivered
+                }
+                Target::Msi { .. } => {
+                    let sent = level
+                        && route.target.message(false).is_some_and(|message| self.send(message));
+                    if sent { Delivery::Delivered } else { Delivery::Ignored }
+                }
+            };
+            if result.is_none() || delivered == Delivery::Delivered {
+                result = Some(delivered);
+            }
+        }
+        result
+    }
+
+    /// A LAPIC ended a level-triggered interrupt.
+    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+        self.devices.lock().ioapic.eoi(vector, &mut |message| self.send(message));
+    }
+
+    /// Whether the PIC wants the processor.
+    pub(crate) fn pic_output(&self) -> bool {
+        self.has_lapics() && self.devices.lock().pic.output()
+    }
+
+    /// The processor takes the PIC's interrupt.
+    pub(crate) fn acknowledge_pic(&self) -> Option<u8> {
+        let mut devices = self.devices.lock();
+        devices.pic.output().then(|| devices.pic.acknowledge())
+    }
+
+    /// Reads a port of PIC or PIT.
+    pub(crate) fn port_in(&self, port: u16, size: u8) -> Option<u32> {
+        if !self.has_lapics() || !is_device_port(port) {
+            return None;
+        }
+        let mut devices = self.devices.lock();
+        let Devices { pic, pit, .. } = &mut *devices;
+        let mut value = 0;
+        for i in 0..u16::from(size.min(4)) {
+            let at = port.wrapping_add(i);
+            let byte = pic
+                .port_read(at)
+                .or_else(|| pit.as_mut().and_then(|pit| pit.port_read(at, ffi::now())));
+            match byte {
+                Some(byte) => value |= u32::from(byte) << (8 * i),
+                // Not a device in the kernel: the VMM's, as a whole.
+                None if i == 0 => return None,
+                None => value |= 0xff << (8 * i),
+            }
+        }
+        Some(value)
+    }
+
+    /// Writes a port of PIC or PIT; `false` if neither has it.
+    pub(crate) fn port_out(&self, port: u16, size: u8, value: u32) -> bool {
+        if !self.has_lapics() || !is_device_port(port) {
+            return false;
+        }
+        let mut taken = false;
+        let mut pit_changed = false;
+        {
+            let mut devices = self.devices.lock();
+            let before = devices.pic.output();
+            for (i, byte) in value.to_le_bytes().into_iter().take(usize::from(size)).enumerate() {
+                let at = port.wrapping_add(i as u16);
+                if devices.pic.port_write(at, byte) {
+                    taken = true;
+                } else if let Some(pit) = &mut devices.pit {
+                    let written = pit.port_write(at, byte, ffi::now());
+                    taken |= written;
+                    pit_changed |= written;
+                }
+            }
+            if devices.pic.output() != before {
+                self.pic_changed();
+            }
+            if pit_changed {
+                self.restart_pit(&devices);
+            }
+        }
+        taken
+    }
+
+    /// Reads the IOAPIC's registers; `false` if `gpa` is not one of them.
+    pub(crate) fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        self.devices.lock().ioapic.mmio_read(offset, data);
+        true
+    }
+
+    /// Writes the IOAPIC's registers; `false` if `gpa` is not one of them.
+    pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        self.devices.lock().ioapic.mmio_write(offset, data, &mut |message| self.send(message));
+        true
+    }
+
+    fn ioapic_offset(&self, gpa: u64) -> Option<u32> {
+        let offset = gpa.wrapping_sub(ioapic::DEFAULT_ADDRESS);
+        (offset < ioapic::MMIO_SIZE && self.has_lapics()).then_some(offset as u32)
+    }
+}
+
+/// Whether PIC or PIT could have the port; cheap, for all the others.
+fn is_device_port(port: u16) -> bool {
+    matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 | 0x40..=0x43 | 0x61)
+}
+
+/// GSI of the PIT.
+const PIT_GSI: u32 = 0;
+
+impl Expire for Chips {
+    /// The PIT's output rises: an edge at its GSI.
+    fn expire(&self) {
+        let mut guard = self.devices.lock();
+        let devices = &mut *guard;
+        let Some(pit) = devices.pit.as_mut() else { return };
+        if pit.advance(ffi::now()) != 0 {
+            self.set_gsi_locked(devices, PIT_GSI, Source::PIT, true);
+            self.set_gsi_locked(devices, PIT_GSI, Source::PIT, false);
+        }
+        self.restart_pit(devices);
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Ioctls of a VM that concern its interrupt controllers.
+
+use crate::abi::{self, Arg};
+use crate::chips::Chips;
+use crate::ffi;
+use irqchip::lines::{Delivery, Source};
+use irqchip::message::Message;
+use irqchip::pic::Which;
+use irqchip::routing::{self, Limits, Route, MAX_GSIS};
+use irqchip::{ioapic, pic, pit, Pit};
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+
+/// Dispatches on the number.
+pub(crate) fn ioctl(chips: &Chips, cmd: u32, arg: Arg) -> Result<c_long> {
+    match cmd {
+        abi::PACIFICA_CREATE_PIT2 => create_pit(chips, arg),
+        _ if !chips.has_lapics() => match cmd {
+            abi::PACIFICA_IRQ_LINE
+            | abi::PACIFICA_IRQ_LINE_STATUS
+            | abi::PACIFICA_GET_IRQCHIP
+            | abi::PACIFICA_SET_IRQCHIP
+            | abi::PACIFICA_GET_PIT2
+            | abi::PACIFICA_SET_PIT2 => Err(ENXIO),
+            abi::PACIFICA_SET_GSI_ROUTING | abi::PACIFICA_SIGNAL_MSI => Err(EINVAL),
+            _ => Err(ENOTTY),
+        },
+        abi::PACIFICA_IRQ_LINE => irq_line(chips, arg, false),
+        abi::PACIFICA_IRQ_LINE_STATUS => irq_line(chips, arg, true),
+        abi::PACIFICA_GET_IRQCHIP => get_irqchip(chips, arg),
+        abi::PACIFICA_SET_IRQCHIP => set_irqchip(chips, arg),
+        abi::PACIFICA_GET_PIT2 => get_pit(chips, arg),
+        abi::PACIFICA_SET_PIT2 => set_pit(chips, arg),
+        abi::PACIFICA_SET_GSI_ROUTING => set_routing(chips, arg),
+        abi::PACIFICA_SIGNAL_MSI => signal_msi(chips, arg),
+        _ => Err(ENOTTY),
+    }
+}
+
+fn create_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let config: abi::kvm_pit_config = arg.read()?;
+    if config.flags & !abi::KVM_PIT_SPEAKER_DUMMY != 0 {
+        return Err(EINVAL);
+    }
+    chips.create_pit()
+}
+
+fn irq_line(chips: &Chips, arg: Arg, with_status: bool) -> Result<c_long> {
+    let mut line: abi::kvm_irq_level = arg.read()?;
+    // SAFETY: All variants of the union are the same integer.
+    let gsi = unsafe { line.__bindgen_anon_1.irq };
+    let delivery = chips.set_gsi(gsi, Source::USER, line.level != 0);
+    if with_status {
+        line.__bindgen_anon_1.status = match delivery {
+            Some(Delivery::Delivered) => 1,
+            Some(Delivery::Coalesced) => 0,
+            Some(Delivery::Ignored) | None => -1,
+        };
+        arg.write(&line)?;
+    }
+    Ok(0)
+}
+
+fn get_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let mut chip: abi::kvm_irqchip = arg.read()?;
+    let mut bytes = [0u8; 512];
+    {
+        let devices = chips.devices();
+        match chip.chip_id {
+            abi::KVM_IRQCHIP_PIC_MASTER => {
+                devices.pic.state(Which::Master, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
+            }
+            abi::KVM_IRQCHIP_PIC_SLAVE => {
+                devices.pic.state(Which::Slave, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
+            }
+            abi::KVM_IRQCHIP_IOAPIC => {
+                devices.ioapic.state(head::<{ ioapic::STATE_SIZE }>(&mut bytes)?);
+            }
+            _ => return Err(EINVAL),
+        }
+    }
+    for (to, from) in irqchip_bytes(&mut chip).iter_mut().zip(bytes) {
+        *to = from;
+    }
+    arg.write(&chip)?;
+    Ok(0)
+}
+
+fn set_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let mut chip: abi::kvm_irqchip = arg.read()?;
+    let id = chip.chip_id;
+    let bytes = *irqchip_bytes(&mut chip);
+    let mut devices = chips.devices();
+    match id {
+        abi::KVM_IRQCHIP_PIC_MASTER | abi::KVM_IRQCHIP_PIC_SLAVE => {
+            let which = match id {
+                abi::KVM_IRQCHIP_PIC_MASTER => Which::Master,
+                _ => Which::Slave,
+            };
+            let state = bytes.first_chunk::<{ pic::STATE_SIZE }>().ok_or(EINVAL)?;
+            devices.pic.set_state(which, state);
+            chips.pic_changed();
+        }
+        abi::KVM_IRQCHIP_IOAPIC => {
+            let state = bytes.first_chunk::<{ ioapic::STATE_SIZE }>().ok_or(EINVAL)?;
+            devices.ioapic.set_state(state, &mut |message| chips.send(message));
+        }
+        _ => return Err(EINVAL),
+    }
+    Ok(0)
+}
+
+/// The union of `struct kvm_irqchip`, as bytes.
+fn irqchip_bytes(chip: &mut abi::kvm_irqchip) -> &mut [u8; 512] {
+    // SAFETY: The union is 512 bytes long, and all of its variants are made of integers.
+    unsafe { &mut *core::ptr::addr_of_mut!(chip.chip).cast::<[u8; 512]>() }
+}
+
+fn head<const N: usize>(bytes: &mut [u8]) -> Result<&mut [u8; N]> {
+    bytes.first_chunk_mut::<N>().ok_or(EINVAL)
+}
+
+fn get_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let mut bytes = [0u8; pit::STATE_SIZE];
+    chips.devices().pit.as_ref().ok_or(ENXIO)?.state(&mut bytes);
+    arg.write_bytes(&bytes)?;
+    // The structure's reserved end.
+    let rest = core::mem::size_of::<abi::kvm_pit_state2>() - bytes.len();
+    arg.offset(bytes.len()).write_bytes(&[0u8; 64][..rest])?;
+    Ok(0)
+}
+
+fn set_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let state: abi::kvm_pit_state2 = arg.read()?;
+    // SAFETY: The structure consists of integers, and is at least as long.
+    let bytes = unsafe { &*core::ptr::from_ref(&state).cast::<[u8; pit::STATE_SIZE]>() };
+    let mut devices = chips.devices();
+    let pit: &mut Pit = devices.pit.as_mut().ok_or(ENXIO)?;
+    pit.set_state(bytes, ffi::now());
+    chips.restart_pit(&devices);
+    Ok(0)
+}
+
+const _: () = assert!(core::mem::size_of::<abi::kvm_pit_state2>() >= pit::STATE_SIZE);
+const _: () = assert!(core::mem::size_of::<abi::kvm_pit_state2>() <= pit::STATE_SIZE + 64);
+
+fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let header: abi::kvm_irq_routing = arg.read()?;
+    if header.nr > MAX_GSIS || header.flags != 0 {
+        return Err(EINVAL);
+    }
+    let entries = arg
+        .after::<abi::kvm_irq_routing>()
+        .read_array::<abi::kvm_irq_routing_entry>(header.nr as usize)?;
+    let limits = Limits { pins: true, extended_ids: false };
+    let mut routes = KVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT)?;
+    for entry in entries.iter() {
+        // SAFETY: The union begins with up to eight words of integers in every variant.
+        let words = unsafe { entry.u.pad };
+        let [a, b, c, d, ..] = words;
+        let route = Route::from_entry(entry.gsi, entry.type_, entry.flags, [a, b, c, d], limits)
+            .map_err(|_| EINVAL)?;
+        routes.push(route, GFP_KERNEL_ACCOUNT)?;
+    }
+    routing::sort_and_check(&mut routes).map_err(|_| EINVAL)?;
+    // The old table is freed after the lock.
+    let old = core::mem::replace(&mut chips.devices().routes, routes);
+    drop(old);
+    Ok(0)
+}
+
+fn signal_msi(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let msi: abi::kvm_msi = arg.read()?;
+    if msi.flags != 0 {
+        return Err(EINVAL);
+    }
+    let address = u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo);
+    let message = Message::from_msi(address, msi.data, false);
+    Ok(c_long::from(chips.send(message)))
+}

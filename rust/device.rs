@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `/dev/pacifica`, and what its three kinds of file have in common.
+
+use crate::abi::Arg;
+use crate::ffi;
+use core::marker::PhantomData;
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::types::ForeignOwnable;
+
+/// A kind of file: the node, a VM, a vCPU. The file holds one reference to its object.
+pub(crate) trait FileObject: Sized + Send + Sync + 'static {
+    /// Any process that has the descriptor.
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long>;
+
+    /// Maps the object's shared pages.
+    ///
+    /// # Safety
+    ///
+    /// `vma` comes from an `mmap` call that is under way.
+    unsafe fn mmap(_this: ArcBorrow<'_, Self>, _vma: *mut bindings::vm_area_struct) -> Result {
+        Err(ENODEV)
+    }
+
+    /// The last descriptor is gone.
+    fn release(_this: ArcBorrow<'_, Self>) {}
+}
+
+/// The file operations of a [`FileObject`].
+struct Operations<T>(PhantomData<T>);
+
+/// Lets a constant table be a static.
+#[repr(transparent)]
+struct Table(bindings::file_operations);
+// SAFETY: The table is never written.
+unsafe impl Sync for Table {}
+
+impl<T: FileObject> Operations<T> {
+    const TABLE: &'static Table = &Table(bindings::file_operations {
+        // Without it the module could be unloaded under an open file.
+        owner: crate::THIS_MODULE.as_ptr(),
+        unlocked_ioctl: Some(Self::ioctl),
+        compat_ioctl: bindings::compat_ptr_ioctl,
+        mmap: Some(Self::mmap),
+        release: Some(Self::release),
+        llseek: Some(bindings::noop_llseek),
+        // SAFETY: All zeroes is a table without functions.
+        ..unsafe { core::mem::zeroed() }
+    });
+
+    unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
+        // SAFETY: Files with this table hold an `Arc<T>`, until `release`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        match T::ioctl(this, cmd, Arg(arg)) {
+            Ok(value) => value,
+            Err(error) => error.to_errno() as c_long,
+        }
+    }
+
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: Files with this table hold an `Arc<T>`, until `release`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        // SAFETY: The kernel calls us in an `mmap` call.
+        match unsafe { T::mmap(this, vma) } {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn release(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: The file's reference to its object, given back once.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::from_foreign((*file).private_data) };
+        T::release(this.as_arc_borrow());
+        0
+    }
+}
+
+/// Makes a new descriptor for an object.
+pub(crate) fn new_fd<T: FileObject>(name: &CStr, object: Arc<T>) -> Result<c_long> {
+    let private: *mut c_void = object.into_foreign();
+    // SAFETY: The table takes an `Arc<T>` over as private data, and `release` gives it back.
+    match unsafe { ffi::new_fd(name, &Operations::<T>::TABLE.0, private) } {
+        Ok(fd) => Ok(fd as c_long),
+        Err(error) => {
+            // SAFETY: The file was not made; the reference is still ours.
+            drop(unsafe { <Arc<T> as ForeignOwnable>::from_foreign(private) });
+            Err(error)
+        }
+    }
+}
+
+/// The node itself has no state: its files need no object.
+static NODE_OPERATIONS: Table = Table(bindings::file_operations {
+    owner: crate::THIS_MODULE.as_ptr(),
+    unlocked_ioctl: Some(node_ioctl),
+    compat_ioctl: bindings::compat_ptr_ioctl,
+    llseek: Some(bindings::noop_llseek),
+    // SAFETY: All zeroes is a table without functions.
+    ..unsafe { core::mem::zeroed() }
+});
+
+unsafe extern "C" fn node_ioctl(_: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
+    match crate::system::ioctl(cmd, Arg(arg)) {
+        Ok(value) => value,
+        Err(error) => error.to_errno() as c_long,
+    }
+}
+
+/// The registered node.
+pub(crate) struct Registration(Pin<KBox<kernel::types::Opaque<bindings::miscdevice>>>);
+
+// SAFETY: Registration and deregistration may happen on different threads.
+unsafe impl Send for Registration {}
+// SAFETY: There is nothing to do with a shared reference.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Makes the node appear.
+    pub(crate) fn new(_module: &'static ThisModule) -> Result<Self> {
+        let device = bindings::miscdevice {
+            minor: bindings::MISC_DYNAMIC_MINOR as c_int,
+            name: c"pacifica".as_char_ptr(),
+            fops: &NODE_OPERATIONS.0,
+            ..Default::default()
+        };
+        let device = KBox::pin(kernel::types::Opaque::new(device), GFP_KERNEL)?;
+        // SAFETY: The structure is filled, pinned, and lives until `misc_deregister`.
+        to_result(unsafe { bindings::misc_register(device.get()) })?;
+        Ok(Self(device))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // SAFETY: `new` registered it.
+        unsafe { bindings::misc_deregister(self.0.get()) };
+    }
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What Rust cannot reach: inline functions, macros and functions that are missing from the
+ * kernel's bindings. Nothing is decided here. `ffi.rs` declares and wraps all of it.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/cpu.h>
+#include <linux/cpuhotplug.h>
+#include <linux/entry-virt.h>
+#include <linux/eventfd.h>
+#include <linux/gfp.h>
+#include <linux/hrtimer.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/kvm_host.h>
+#include <linux/mm.h>
+#include <linux/poll.h>
+#include <linux/sched/signal.h>
+#include <linux/smp.h>
+#include <linux/syscore_ops.h>
+#include <linux/timekeeping.h>
+#include <linux/wait.h>
+
+#include <trace/events/ipi.h>
+
+#include <asm/cpufeature.h>
+#include <asm/cpuid/api.h>
+#include <asm/debugreg.h>
+#include <asm/fpu/api.h>
+#include <asm/mce.h>
+#include <asm/msr.h>
+#include <asm/nospec-branch.h>
+#include <asm/processor.h>
+#include <asm/tsc.h>
+
+#include "helpers.h"
+
+/* ---- the world switch ---------------------------------------------------------------------- */
+
+noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
+{
+	int ret;
+
+	guest_state_enter_irqoff();
+	amd_clear_divider();
+	ret = pacifica_vmrun(vmcb, host_save, gpr);
+	guest_state_exit_irqoff();
+	return ret;
+}
+
+void pacifica_guest_timing_enter(void)
+{
+	guest_timing_enter_irqoff();
+}
+
+void pacifica_guest_timing_exit(void)
+{
+	guest_timing_exit_irqoff();
+}
+
+/* Before the next return to user mode, flush the predictors that the guest could train. */
+void pacifica_guest_was_here(void)
+{
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
+		this_cpu_write(x86_ibpb_exit_to_user, true);
+}
+
+/* Between two guests on one CPU. */
+void pacifica_flush_predictors(void)
+{
+	if (cpu_feature_enabled(X86_FEATURE_IBPB))
+		native_wrmsrq(MSR_IA32_PRED_CMD, PRED_CMD_IBPB);
+}
+
+/* ---- interrupts, scheduling ---------------------------------------------------------------- */
+
+void pacifica_irq_disable(void)
+{
+	local_irq_disable();
+}
+
+void pacifica_irq_enable(void)
+{
+	local_irq_enable();
+}
+
+unsigned int pacifica_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+bool pacifica_work_pending(void)
+{
+	return __xfer_to_guest_mode_work_pending();
+}
+
+int pacifica_handle_work(void)
+{
+	return xfer_to_guest_mode_handle_work();
+}
+
+bool pacifica_signal_pending(void)
+{
+	return signal_pending(current);
+}
+
+void pacifica_yield(void)
+{
+	cond_resched();
+	cpu_relax();
+}
+
+void pacifica_kick_cpu(unsigned int cpu)
+{
+	smp_send_reschedule(cpu);
+}
+
+static void pacifica_nothing(void *unused)
+{
+}
+
+/* Interrupts a CPU; returns when its handler has run, so that a guest there was left. */
+void pacifica_interrupt_and_wait(unsigned int cpu)
+{
+	smp_call_function_single(cpu, pacifica_nothing, NULL, true);
+}
+
+void pacifica_waitqueue_init(struct wait_queue_head *queue)
+{
+	init_waitqueue_head(queue);
+}
+
+/* Sleeps until ready(arg); -ERESTARTSYS if a signal came first. */
+int pacifica_wait(struct wait_queue_head *queue, bool (*ready)(void *), void *arg)
+{
+	return wait_event_interruptible(*queue, ready(arg));
+}
+
+void pacifica_wake(struct wait_queue_head *queue)
+{
+	wake_up_all(queue);
+}
+
+int pacifica_pid(void)
+{
+	return task_tgid_nr(current);
+}
+
+int pacifica_sigmask_set(const sigset_t *set, sigset_t *old)
+{
+	return sigprocmask(SIG_SETMASK, (sigset_t *)set, old);
+}
+
+/* A set of signals with the bits of user space's 64-bit word; SIGKILL and SIGSTOP stay allowed. */
+void pacifica_signal_set(u64 bits, sigset_t *set)
+{
+	siginitset(set, 0);
+	set->sig[0] = bits;
+	sigdelsetmask(set, sigmask(SIGKILL) | sigmask(SIGSTOP));
+}
+
+/* Whether one more line in the log is in order. */
+bool pacifica_may_report(void)
+{
+	static DEFINE_RATELIMIT_STATE(limit, 5 * HZ, 10);
+
+	return __ratelimit(&limit);
+}
+
+/* ---- the CPU ------------------------------------------------------------------------------- */
+
+int pacifica_rdmsr(u32 msr, u64 *value)
+{
+	return rdmsrq_safe(msr, value);
+}
+
+int pacifica_wrmsr(u32 msr, u64 value)
+{
+	return wrmsrq_safe(msr, value);
+}
+
+u64 pacifica_rdtsc(void)
+{
+	return rdtsc_ordered();
+}
+
+u32 pacifica_tsc_khz(void)
+{
+	return tsc_khz;
+}
+
+bool pacifica_tsc_stable(void)
+{
+	return !check_tsc_unstable();
+}
+
+bool pacifica_host_is_amd(void)
+{
+	return boot_cpu_data.x86_vendor == X86_VENDOR_AMD ||
+	       boot_cpu_data.x86_vendor == X86_VENDOR_HYGON;
+}
+
+bool pacifica_host_has_svm(void)
+{
+	return boot_cpu_has(X86_FEATURE_SVM);
+}
+
+void pacifica_cpuid(u32 leaf, u32 subleaf, u32 *regs)
+{
+	cpuid_count(leaf, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]);
+}
+
+void pacifica_machine_check(void)
+{
+	struct pt_regs regs = {
+		.cs = 3, /* As from user mode: the guest was hit, not the kernel. */
+		.flags = X86_EFLAGS_IF,
+	};
+
+	do_machine_check(&regs);
+}
+
+/*
+ * DR0 to DR3 are shared with the guest, and #VMEXIT turns all breakpoints off (APM vol. 2, 15.6).
+ * So the host's, if it has any, are put aside here and brought back by pacifica_debug_exit().
+ * guest: what the guest's breakpoints need, or NULL.
+ */
+void pacifica_debug_enter(const u64 *guest, u64 *host)
+{
+	if (hw_breakpoint_active()) {
+		get_debugreg(host[0], 0);
+		get_debugreg(host[1], 1);
+		get_debugreg(host[2], 2);
+		get_debugreg(host[3], 3);
+		set_debugreg(DR7_FIXED_1, 7);
+	}
+	if (guest) {
+		set_debugreg(guest[0], 0);
+		set_debugreg(guest[1], 1);
+		set_debugreg(guest[2], 2);
+		set_debugreg(guest[3], 3);
+	}
+}
+
+void pacifica_debug_exit(const u64 *host)
+{
+	if (!hw_breakpoint_active())
+		return;
+	set_debugreg(host[0], 0);
+	set_debugreg(host[1], 1);
+	set_debugreg(host[2], 2);
+	set_debugreg(host[3], 3);
+	set_debugreg(DR6_RESERVED, 6);
+	set_debugreg(this_cpu_read(cpu_dr7), 7);
+}
+
+/* The guest's x87 and SSE state, a checked 512-byte FXSAVE image, in place of the task's. */
+void pacifica_fpu_enter(const void *image)
+{
+	kernel_fpu_begin_mask(0);
+	if (static_cpu_has_bug(X86_BUG_FXSAVE_LEAK))
+		asm volatile("fnclex; emms; fildl %0" : : "m" (*(const u32 *)image));
+	asm volatile("fxrstorq %0" : : "m" (*(const char (*)[512])image));
+}
+
+void pacifica_fpu_exit(void *image)
+{
+	asm volatile("fxsaveq %0" : "=m" (*(char (*)[512])image));
+	kernel_fpu_end();
+}
+
+/* ---- memory of the kernel ------------------------------------------------------------------ */
+
+/* Zeroed, physically contiguous pages; NULL if there are none. */
+void *pacifica_alloc_pages(unsigned int order)
+{
+	return (void *)__get_free_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
+}
+
+void pacifica_free_pages(void *pages, unsigned int order)
+{
+	free_pages((unsigned long)pages, order);
+}
+
+u64 pacifica_phys(const void *address)
+{
+	return __sme_set(__pa(address));
+}
+
+/* ---- hooks --------------------------------------------------------------------------------- */
+
+static int pacifica_syscore_suspend(void *data)
+{
+	pacifica_cpu_off(NULL);
+	return 0;
+}
+
+static void pacifica_syscore_resume(void *data)
+{
+	pacifica_cpu_on(NULL);
+}
+
+static void pacifica_syscore_shutdown(void *data)
+{
+	on_each_cpu(pacifica_cpu_off, NULL, 1);
+}
+
+static const struct syscore_ops pacifica_syscore_ops = {
+	.suspend = pacifica_syscore_suspend,
+	.resume = pacifica_syscore_resume,
+	.shutdown = pacifica_syscore_shutdown,
+};
+
+static struct syscore pacifica_syscore = {
+	.ops = &pacifica_syscore_ops,
+};
+
+void pacifica_syscore_register(void)
+{
+	register_syscore(&pacifica_syscore);
+}
+
+void pacifica_syscore_unregister(void)
+{
+	unregister_syscore(&pacifica_syscore);
+}
+
+/* ---- files --------------------------------------------------------------------------------- */
+
+struct file *pacifica_anon_file(const char *name, const struct file_operations *fops, void *priv)
+{
+	return anon_inode_getfile(name, fops, priv, O_RDWR | O_CLOEXEC);
+}
+
+bool pacifica_is_err(const void *p)
+{
+	return IS_ERR(p);
+}
+
+/*
+ * Maps `count` pages from the start of the area on; the area may be smaller, never larger.
+ * Each mapping holds a reference to its page.
+ */
+int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long count)
+{
+	unsigned long i, wanted = vma_pages(vma);
+
+	if (vma->vm_pgoff >= count || wanted > count - vma->vm_pgoff)
+		return -EINVAL;
+	vm_flags_set(vma, VM_DONTEXPAND);
+	for (i = 0; i < wanted; i++) {
+		int ret = vm_insert_page(vma, vma->vm_start + i * PAGE_SIZE,
+					 virt_to_page(pages[vma->vm_pgoff + i]));
+
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* ---- timers -------------------------------------------------------------------------------- */
+
+void pacifica_timer_setup(struct hrtimer *timer, enum hrtimer_restart (*call)(struct hrtimer *))
+{
+	hrtimer_setup(timer, call, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
+}
+
+void pacifica_timer_start(struct hrtimer *timer, u64 ns)
+{
+	hrtimer_start(timer, ns_to_ktime(ns), HRTIMER_MODE_ABS_HARD);
+}
+
+void pacifica_timer_cancel(struct hrtimer *timer)
+{
+	hrtimer_cancel(timer);
+}
+
+u64 pacifica_now(void)
+{
+	return ktime_get_ns();
+}
+
+u64 pacifica_boot_ns(void)
+{
+	return ktime_get_boottime_ns();
+}
+
+void pacifica_real_time(u64 *sec, u32 *nsec)
+{
+	struct timespec64 t;
+
+	ktime_get_real_ts64(&t);
+	*sec = t.tv_sec;
+	*nsec = t.tv_nsec;
+}
+
+/* ---- spinlocks that interrupt handlers take too ---------------------------------------------- */
+
+void pacifica_spin_init(raw_spinlock_t *lock)
+{
+	raw_spin_lock_init(lock);
+}
+
+unsigned long pacifica_spin_lock(raw_spinlock_t *lock)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags)
+{
+	raw_spin_unlock_irqrestore(lock, flags);
+}

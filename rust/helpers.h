@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Functions between the C and the assembly half of the glue and its Rust half. */
+#ifndef PACIFICA_HELPERS_H
+#define PACIFICA_HELPERS_H
+
+#include <linux/types.h>
+
+struct file;
+struct file_operations;
+struct hrtimer;
+struct vm_area_struct;
+struct wait_queue_head;
+
+/* entry.S */
+int pacifica_vmrun(u64 vmcb, u64 host_save, u64 *gpr);
+
+/* host.rs: SVM on and off on the calling CPU. */
+void pacifica_cpu_on(void *unused);
+void pacifica_cpu_off(void *unused);
+
+/* helpers.c; described there. */
+int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr);
+void pacifica_guest_timing_enter(void);
+void pacifica_guest_timing_exit(void);
+void pacifica_guest_was_here(void);
+void pacifica_flush_predictors(void);
+void pacifica_irq_disable(void);
+void pacifica_irq_enable(void);
+unsigned int pacifica_cpu(void);
+bool pacifica_work_pending(void);
+int pacifica_handle_work(void);
+bool pacifica_signal_pending(void);
+void pacifica_yield(void);
+void pacifica_kick_cpu(unsigned int cpu);
+void pacifica_interrupt_and_wait(unsigned int cpu);
+void pacifica_waitqueue_init(struct wait_queue_head *queue);
+int pacifica_wait(struct wait_queue_head *queue, bool (*ready)(void *), void *arg);
+void pacifica_wake(struct wait_queue_head *queue);
+int pacifica_pid(void);
+int pacifica_sigmask_set(const sigset_t *set, sigset_t *old);
+void pacifica_signal_set(u64 bits, sigset_t *set);
+bool pacifica_may_report(void);
+int pacifica_rdmsr(u32 msr, u64 *value);
+int pacifica_wrmsr(u32 msr, u64 value);
+u64 pacifica_rdtsc(void);
+u32 pacifica_tsc_khz(void);
+bool pacifica_tsc_stable(void);
+bool pacifica_host_is_amd(void);
+bool pacifica_host_has_svm(void);
+void pacifica_cpuid(u32 leaf, u32 subleaf, u32 *regs);
+void pacifica_machine_check(void);
+void pacifica_debug_enter(const u64 *guest, u64 *host);
+void pacifica_debug_exit(const u64 *host);
+void pacifica_fpu_enter(const void *image);
+void pacifica_fpu_exit(void *image);
+void *pacifica_alloc_pages(unsigned int order);
+void pacifica_free_pages(void *pages, unsigned int order);
+u64 pacifica_phys(const void *address);
+void pacifica_syscore_register(void);
+void pacifica_syscore_unregister(void);
+struct file *pacifica_anon_file(const char *name, const struct file_operations *fops, void *priv);
+bool pacifica_is_err(const void *p);
+int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long count);
+void pacifica_timer_setup(struct hrtimer *timer, enum hrtimer_restart (*call)(struct hrtimer *));
+void pacifica_timer_start(struct hrtimer *timer, u64 ns);
+void pacifica_timer_cancel(struct hrtimer *timer);
+u64 pacifica_now(void);
+u64 pacifica_boot_ns(void);
+void pacifica_real_time(u64 *sec, u32 *nsec);
+void pacifica_spin_init(raw_spinlock_t *lock);
+unsigned long pacifica_spin_lock(raw_spinlock_t *lock);
+void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags);
+
+#endif

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Pacifica: an AMD-V hypervisor.
+//!
+//! The modules in the order in which things happen, from `insmod` to a handled exit:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`ffi`] | the C half of the glue |
+//! | [`host`] | the host's CPUs: is SVM there, may we have it |
+//! | [`abi`] | the structures of the KVM interface, to and from user space |
+//! | [`device`], [`system`] | `/dev/pacifica`, and its own ioctls |
+//! | [`vm`] | a virtual machine |
+//! | [`memory`], [`slots`], [`fault`], [`access`], [`tables`], [`notifier`], [`dirty_log`] | its memory |
+//! | [`chips`], [`chips_ioctl`] | its interrupt controllers |
+//! | [`clock`] | its clock |
+//! | [`vcpu`], `vcpu_*` | a virtual CPU, and the ioctls that read or set it |
+//! | [`kick`] | how others reach it |
+//! | [`run`], [`run_page`] | KVM_RUN: the loop around VMRUN |
+//! | [`world`] | what surrounds a guest CPU |
+//! | [`stats`] | counters |
+
+use kernel::prelude::*;
+
+mod abi;
+mod access;
+mod chips;
+mod chips_ioctl;
+mod clock;
+mod device;
+mod dirty_log;
+mod fault;
+mod ffi;
+mod host;
+mod kick;
+mod memory;
+mod memory_ffi;
+mod notifier;
+mod run;
+mod run_page;
+mod slots;
+mod stats;
+mod system;
+mod tables;
+mod vcpu;
+mod vcpu_cpuid;
+mod vcpu_events;
+mod vcpu_fpu;
+mod vcpu_sregs;
+mod vcpu_state;
+mod vm;
+mod world;
+
+module! {
+    type: Pacifica,
+    name: "pacifica",
+    authors: ["The Pacifica developers"],
+    description: "AMD-V hypervisor",
+    license: "GPL",
+}
+
+struct Pacifica {
+    _device: device::Registration,
+}
+
+impl kernel::Module for Pacifica {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        host::init()?;
+        match device::Registration::new(module) {
+            Ok(device) => Ok(Self { _device: device }),
+            Err(error) => {
+                host::exit();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Pacifica {
+    fn drop(&mut self) {
+        // The node goes first, by its own drop, before this module's memory does; no file is
+        // open, or the module could not be unloaded.
+        host::exit();
+    }
+}

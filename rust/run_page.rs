@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `struct kvm_run` and the two pages behind it, which the VMM maps.
+//!
+//! The VMM can write all of it at any time: fields are read once, and nothing here is believed.
+
+use crate::abi::{self, kvm_run};
+use crate::ffi::{self, Pages};
+use kernel::bindings;
+use kernel::ffi::c_void;
+use kernel::prelude::*;
+
+/// Pages that a vCPU shares with its VMM: `struct kvm_run`, port data, coalesced MMIO.
+pub(crate) const PAGES: usize = 3;
+/// Where the data of KVM_EXIT_IO is, from the start of `struct kvm_run`.
+const PIO_DATA: usize = 4096;
+
+/// The pages of one vCPU.
+pub(crate) struct RunPage {
+    pages: [Pages<[u8; 4096]>; PAGES],
+}
+
+const _: () = assert!(core::mem::size_of::<kvm_run>() <= 4096);
+
+/// Reads or writes a field of the shared structure, once.
+macro_rules! field {
+    (read $page:expr, $($field:tt)+) => {{
+        let run: *mut kvm_run = $page.run();
+        // SAFETY: The page holds a `kvm_run`, all of whose fields are plain integers; volatile,
+        // since user space writes it at the same time.
+        unsafe { core::ptr::addr_of!((*run).$($field)+).read_volatile() }
+    }};
+    (write $page:expr, $value:expr, $($field:tt)+) => {{
+        let run: *mut kvm_run = $page.run();
+        // SAFETY: As above.
+        unsafe { core::ptr::addr_of_mut!((*run).$($field)+).write_volatile($value) }
+    }};
+}
+
+impl RunPage {
+    /// Zeroed pages.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { pages: [Pages::new()?, Pages::new()?, Pages::new()?] })
+    }
+
+    fn run(&self) -> *mut kvm_run {
+        self.pages[0].as_ptr().cast()
+    }
+
+    /// Maps the pages into user space.
+    ///
+    /// # Safety
+    ///
+    /// `vma` comes from an `mmap` call that is under way.
+    pub(crate) unsafe fn map(&self, vma: *mut bindings::vm_area_struct) -> Result {
+        let pages: [*mut c_void; PAGES] =
+            core::array::from_fn(|i| self.pages[i].as_ptr().cast::<c_void>());
+        // SAFETY: As promised by the caller; the pages are there to be shown.
+        unsafe { ffi::map_pages(vma, &pages) }
+    }
+
+    /// The VMM wants KVM_RUN to return at once.
+    pub(crate) fn immediate_exit(&self) -> bool {
+        field!(read self, immediate_exit__unsafe) != 0
+    }
+
+    /// The VMM wants to know when the guest can take an interrupt.
+    pub(crate) fn request_interrupt_window(&self) -> bool {
+        field!(read self, request_interrupt_window) != 0
+    }
+
+    /// CR8, as the VMM last set it; counts without a LAPIC in the kernel.
+    pub(crate) fn cr8(&self) -> u64 {
+        field!(read self, cr8)
+    }
+
+    /// What every return of KVM_RUN reports.
+    pub(crate) fn set_common(&self, common: &Common) {
+        field!(write self, common.ready_for_interrupt as u8, ready_for_interrupt_injection);
+        field!(write self, common.if_flag as u8, if_flag);
+        field!(write self, common.cr8, cr8);
+        field!(write self, common.apic_base, apic_base);
+        field!(write self, 0, flags);
+    }
+
+    /// Sets the exit reason.
+    pub(crate) fn set_reason(&self, reason: u32) {
+        field!(write self, reason, exit_reason);
+    }
+
+    /// KVM_EXIT_IO: one element of `size` bytes, going out if there is data.
+    pub(crate) fn set_io(&self, port: u16, size: u8, out: Option<u32>) {
+        let direction = if out.is_some() { abi::KVM_EXIT_IO_OUT } else { abi::KVM_EXIT_IO_IN };
+        field!(write self, direction as u8, __bindgen_anon_1.io.direction);
+        field!(write self, size, __bindgen_anon_1.io.size);
+        field!(write self, port, __bindgen_anon_1.io.port);
+        field!(write self, 1, __bindgen_anon_1.io.count);
+        field!(write self, PIO_DATA as u64, __bindgen_anon_1.io.data_offset);
+        let data: *mut u32 = self.pages[1].as_ptr().cast();
+        // SAFETY: The page is ours, and large enough.
+        unsafe { data.write_volatile(out.unwrap_or(0)) };
+        self.set_reason(abi::KVM_EXIT_IO);
+    }
+
+    /// The VMM's answer to KVM_EXIT_IO.
+    pub(crate) fn io_data(&self) -> u32 {
+        let data: *const u32 = self.pages[1].as_ptr().cast();
+        // SAFETY: The page is ours, and large enough.
+        unsafe { data.read_volatile() }
+    }
+
+    /// KVM_EXIT_MMIO.
+    pub(crate) fn set_mmio(&self, gpa: u64, len: u8, write: Option<[u8; 8]>) {
+        field!(write self, gpa, __bindgen_anon_1.mmio.phys_addr);
+        field!(write self, write.unwrap_or_default(), __bindgen_anon_1.mmio.data);
+        field!(write self, u32::from(len), __bindgen_anon_1.mmio.len);
+        field!(write self, write.is_some() as u8, __bindgen_anon_1.mmio.is_write);
+        self.set_reason(abi::KVM_EXIT_MMIO);
+    }
+
+    /// The VMM's answer to KVM_EXIT_MMIO.
+    pub(crate) fn mmio_data(&self) -> [u8; 8] {
+        field!(read self, __bindgen_anon_1.mmio.data)
+    }
+
+    /// KVM_EXIT_FAIL_ENTRY.
+    pub(crate) fn set_fail_entry(&self, reason: u64) {
+        field!(write self, reason, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason);
+        field!(write self, ffi::cpu(), __bindgen_anon_1.fail_entry.cpu);
+        self.set_reason(abi::KVM_EXIT_FAIL_ENTRY);
+    }
+
+    /// KVM_EXIT_INTERNAL_ERROR with up to sixteen words of data.
+    pub(crate) fn set_internal_error(&self, suberror: u32, data: &[u64]) {
+        let mut all = [0; 16];
+        for (to, from) in all.iter_mut().zip(data) {
+            *to = *from;
+        }
+        field!(write self, suberror, __bindgen_anon_1.internal.suberror);
+        field!(write self, data.len().min(16) as u32, __bindgen_anon_1.internal.ndata);
+        field!(write self, all, __bindgen_anon_1.internal.data);
+        self.set_reason(abi::KVM_EXIT_INTERNAL_ERROR);
+    }
+}
+
+/// Fields that every return of KVM_RUN fills.
+pub(crate) struct Common {
+    pub(crate) ready_for_interrupt: bool,
+    pub(crate) if_flag: bool,
+    pub(crate) cr8: u64,
+    pub(crate) apic_base: u64,
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Counters of a vCPU and of a VM, and their files in debugfs: `pacifica/PID-N`.
+
+use kernel::debugfs::{Dir, File};
+use kernel::fmt;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{Arc, Mutex};
+use svm::exit::Exit;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What is counted.
+        #[derive(Clone, Copy)]
+        #[repr(usize)]
+        pub(crate) enum Count { $($(#[$doc])* $name,)* }
+
+        /// The names in the file, in the same order.
+        const NAMES: &[&str] = &[$($text,)*];
+    };
+}
+
+counters! {
+    /// All exits.
+    Exits = "exits",
+    Cr = "exit_cr",
+    Dr = "exit_dr",
+    Exception = "exit_exception",
+    HostInterrupt = "exit_host_interrupt",
+    InterruptWindow = "exit_interrupt_window",
+    NmiWindow = "exit_nmi_window",
+    Cpuid = "exit_cpuid",
+    Msr = "exit_msr",
+    Io = "exit_io",
+    Halt = "exit_hlt",
+    Pause = "exit_pause",
+    NestedFault = "exit_nested_fault",
+    Hypercall = "exit_hypercall",
+    /// Every other exit.
+    Other = "exit_other",
+    /// Returns to the VMM with a reason.
+    ToUser = "to_user",
+    /// Times that the thread slept in HLT or waited for SIPI.
+    Blocked = "blocked",
+    /// Interrupts of the LAPIC's timer.
+    Timer = "timer",
+}
+
+/// Counters of one vCPU. Only its own thread writes them.
+pub(crate) struct Stats([Atomic<u64>; NAMES.len()]);
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self([const { Atomic::new(0) }; NAMES.len()])
+    }
+}
+
+impl Stats {
+    /// Adds one.
+    #[inline]
+    pub(crate) fn count(&self, what: Count) {
+        if let Some(counter) = self.0.get(what as usize) {
+            counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+    }
+
+    /// Counts an exit.
+    #[inline]
+    pub(crate) fn exit(&self, exit: &Exit) {
+        self.count(Count::Exits);
+        self.count(match exit {
+            Exit::Cr(_) | Exit::Cr0SelWrite(_) => Count::Cr,
+            Exit::Dr(_) => Count::Dr,
+            Exit::Exception { .. } => Count::Exception,
+            Exit::Intr | Exit::Nmi | Exit::Smi => Count::HostInterrupt,
+            Exit::Vintr => Count::InterruptWindow,
+            Exit::Iret => Count::NmiWindow,
+            Exit::Cpuid => Count::Cpuid,
+            Exit::Msr { .. } => Count::Msr,
+            Exit::Io(_) => Count::Io,
+            Exit::Hlt => Count::Halt,
+            Exit::Pause => Count::Pause,
+            Exit::NestedFault { .. } => Count::NestedFault,
+            Exit::Vmmcall => Count::Hypercall,
+            _ => Count::Other,
+        });
+    }
+
+    fn show(&self, id: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, counter) in NAMES.iter().zip(&self.0) {
+            writeln!(f, "vcpu{id} {name} {}", counter.load(Relaxed))?;
+        }
+        Ok(())
+    }
+}
+
+/// The counters of a VM's vCPUs.
+#[pin_data]
+pub(crate) struct VmStats {
+    #[pin]
+    vcpus: Mutex<KVec<(u32, Arc<Stats>)>>,
+}
+
+impl VmStats {
+    /// No counters yet.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self { vcpus <- kernel::new_mutex!(KVec::new()) }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Adds the counters of a vCPU; without memory they are not shown.
+    pub(crate) fn add(&self, id: u32, stats: Arc<Stats>) {
+        let _ = self.vcpus.lock().push((id, stats), GFP_KERNEL_ACCOUNT);
+    }
+}
+
+/// The file in debugfs, for as long as this lives.
+pub(crate) type StatsFile = Pin<KBox<File<Arc<VmStats>>>>;
+
+/// Shows the counters of a VM as `pacifica/NAME`.
+pub(crate) fn show(root: &Dir, name: &CStr, stats: Arc<VmStats>) -> Result<StatsFile> {
+    KBox::pin_init(root.read_callback_file(name, stats, &show_vm), GFP_KERNEL_ACCOUNT)
+}
+
+fn show_vm(stats: &Arc<VmStats>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (id, stats) in stats.vcpus.lock().iter() {
+        stats.show(*id, f)?;
+    }
+    Ok(())
+}

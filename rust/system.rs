@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Ioctls of the node itself, and what KVM_CHECK_EXTENSION answers.
+
+use crate::abi::{self, Arg};
+use crate::kick::MAX_VCPUS;
+use crate::run_page;
+use crate::slots;
+use crate::vcpu_cpuid;
+use crate::vm::Vm;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use x86::msr::{FEATURE_MSRS, SAVED_MSRS};
+
+/// Dispatches on the number. Any process that may open the node.
+pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
+    match cmd {
+        abi::PACIFICA_GET_API_VERSION if arg.0 == 0 => Ok(abi::KVM_API_VERSION as c_long),
+        // There is one type of machine.
+        abi::PACIFICA_CREATE_VM if arg.0 == 0 => Vm::create(),
+        abi::PACIFICA_GET_API_VERSION | abi::PACIFICA_CREATE_VM => Err(EINVAL),
+        abi::PACIFICA_CHECK_EXTENSION => Ok(check_extension(arg.0)),
+        abi::PACIFICA_GET_VCPU_MMAP_SIZE => {
+            if arg.0 == 0 { Ok((run_page::PAGES * 4096) as c_long) } else { Err(EINVAL) }
+        }
+        abi::PACIFICA_GET_SUPPORTED_CPUID => vcpu_cpuid::get_supported(arg),
+        abi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
+        abi::PACIFICA_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
+        abi::PACIFICA_X86_GET_MCE_CAP_SUPPORTED => {
+            arg.write(&x86::msr::Mce::CAP_SUPPORTED).map(|()| 0)
+        }
+        _ => Err(ENOTTY),
+    }
+}
+
+/// What works, and how much of it. Everything else is 0.
+pub(crate) fn check_extension(cap: usize) -> c_long {
+    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    match cap {
+        abi::KVM_CAP_IRQCHIP
+        | abi::KVM_CAP_HLT
+        | abi::KVM_CAP_USER_MEMORY
+        | abi::KVM_CAP_USER_MEMORY2
+        | abi::KVM_CAP_SET_TSS_ADDR
+        | abi::KVM_CAP_EXT_CPUID
+        | abi::KVM_CAP_NOP_IO_DELAY
+        | abi::KVM_CAP_PIT
+        | abi::KVM_CAP_PIT2
+        | abi::KVM_CAP_PIT_STATE2
+        | abi::KVM_CAP_MP_STATE
+        | abi::KVM_CAP_SYNC_MMU
+        | abi::KVM_CAP_USER_NMI
+        | abi::KVM_CAP_IRQ_INJECT_STATUS
+        | abi::KVM_CAP_SET_IDENTITY_MAP_ADDR
+        | abi::KVM_CAP_SET_BOOT_CPU_ID
+        | abi::KVM_CAP_ADJUST_CLOCK
+        | abi::KVM_CAP_INTERNAL_ERROR_DATA
+        | abi::KVM_CAP_VCPU_EVENTS
+        | abi::KVM_CAP_DEBUGREGS
+        | abi::KVM_CAP_X86_ROBUST_SINGLESTEP
+        | abi::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | abi::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | abi::KVM_CAP_SIGNAL_MSI
+        | abi::KVM_CAP_READONLY_MEM
+        | abi::KVM_CAP_KVMCLOCK_CTRL
+        | abi::KVM_CAP_TSC_DEADLINE_TIMER
+        | abi::KVM_CAP_GET_TSC_KHZ
+        | abi::KVM_CAP_XSAVE
+        | abi::KVM_CAP_XCRS
+        | abi::KVM_CAP_CHECK_EXTENSION_VM
+        | abi::KVM_CAP_ENABLE_CAP_VM
+        | abi::KVM_CAP_IMMEDIATE_EXIT => 1,
+        abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
+        abi::KVM_CAP_NR_VCPUS | abi::KVM_CAP_MAX_VCPUS | abi::KVM_CAP_MAX_VCPU_ID => {
+            MAX_VCPUS as c_long
+        }
+        abi::KVM_CAP_NR_MEMSLOTS => slots::SLOT_LIMIT as c_long,
+        abi::KVM_CAP_MCE => x86::msr::MAX_BANKS as c_long,
+        _ => 0,
+    }
+}
+
+/// Gives a list of MSR numbers: `E2BIG`, and how many there are, if there is too little room.
+fn msr_list(arg: Arg, list: &[u32]) -> Result<c_long> {
+    let header: abi::kvm_msr_list = arg.read()?;
+    arg.write(&(list.len() as u32))?;
+    if (header.nmsrs as usize) < list.len() {
+        return Err(E2BIG);
+    }
+    arg.after::<abi::kvm_msr_list>().write_array(list)?;
+    Ok(0)
+}

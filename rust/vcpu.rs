@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A virtual CPU: its parts, its file, and who answers its ioctls.
+
+use crate::abi::{self, Arg};
+use crate::device::FileObject;
+use crate::ffi::{Pages, Timer};
+use crate::host::host;
+use crate::kick::Mailbox;
+use crate::memory::VcpuMemory;
+use crate::run_page::RunPage;
+use crate::stats::Stats;
+use crate::vm::Vm;
+use crate::world::{Parts, World};
+use crate::{clock, run, vcpu_state};
+use core::pin::Pin;
+use irqchip::Lapic;
+use kernel::bindings;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow, Mutex};
+use svm::asid::Asid;
+use svm::cpu::Guest;
+use svm::features::SvmFeatures;
+use svm::state::{MpState, VcpuState};
+use svm::vmcb::Vmcb;
+use x86::fxsave::Fxsave;
+
+/// A virtual CPU. Its file holds the only reference.
+#[pin_data]
+pub(crate) struct Vcpu {
+    /// The LAPIC's timer; gone before the mailbox that it writes to.
+    pub(crate) timer: Pin<KBox<Timer<Mailbox>>>,
+    /// How others reach the vCPU.
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// What the VMM maps.
+    pub(crate) run_page: RunPage,
+    /// Counters.
+    pub(crate) stats: Arc<Stats>,
+    /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
+    #[pin]
+    inner: Mutex<Inner>,
+    /// Last, so that it outlives everything that belongs to it.
+    pub(crate) vm: Arc<Vm>,
+}
+
+/// What only one thread at a time may touch.
+pub(crate) struct Inner {
+    pub(crate) vmcb: Pages<Vmcb>,
+    pub(crate) state: VcpuState,
+    pub(crate) parts: Parts,
+    /// The ASID on `cpu`.
+    pub(crate) asid: Option<Asid>,
+    /// The CPU that it ran on last.
+    pub(crate) cpu: u32,
+    /// DR0 to DR3 of the host, while the guest is in the CPU.
+    pub(crate) host_breakpoints: [u64; 4],
+    /// Signals that are let through during KVM_RUN.
+    pub(crate) signal_mask: Option<bindings::sigset_t>,
+    /// KVM_RUN was called at least once.
+    pub(crate) has_run: bool,
+}
+
+impl Inner {
+    /// The guest as the handlers see it, and what it runs on.
+    #[inline]
+    pub(crate) fn with_guest<R>(
+        &mut self,
+        vcpu: &Vcpu,
+        may_sleep: bool,
+        f: impl FnOnce(&mut Guest<'_, World<'_>>) -> R,
+    ) -> R {
+        let mut world = World {
+            vm: &vcpu.vm,
+            mailbox: &vcpu.mailbox,
+            parts: &mut self.parts,
+            tsc_offset: self.vmcb.tsc_offset(),
+            may_sleep,
+        };
+        f(&mut Guest {
+            vmcb: &mut self.vmcb,
+            state: &mut self.state,
+            platform: &mut world,
+            host: vcpu.vm.features,
+        })
+    }
+}
+
+impl Vcpu {
+    /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
+    pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
+        let host = host().ok_or(ENODEV)?;
+        let mailbox = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
+        let lapic = match vm.chips.has_lapics() {
+            true => Some(KBox::new(Lapic::new(id, id == vm.boot_cpu()), GFP_KERNEL_ACCOUNT)?),
+            false => None,
+        };
+        if let Some(lapic) = &lapic {
+            mailbox.publish_apic(lapic.snapshot());
+        }
+
+        let mut vmcb = Pages::<Vmcb>::new()?;
+        vmcb.reset(vm.features);
+        let (iopm, msrpm) = host.permission_maps();
+        vmcb.set_iopm_base(iopm);
+        vmcb.set_msrpm_base(msrpm);
+        vmcb.set_ncr3(vm.memory.ncr3());
+        // The guest's TSC begins at zero.
+        vmcb.set_tsc_offset(vm.clock.tsc_offset());
+
+        let mut state = VcpuState::new();
+        if lapic.is_some() && id != vm.boot_cpu() {
+            state.mp_state = MpState::Uninitialized;
+        }
+        let inner = Inner {
+            vmcb,
+            state,
+            parts: Parts {
+                lapic,
+                user_cr8: 0,
+                memory: VcpuMemory::new(vm.memory.clone())?,
+                cpuid: KVec::new(),
+                fpu: Fxsave::new(),
+                deferred: 0,
+                ext_int: false,
+                user_window: false,
+                clock_version: 0,
+                guest_stopped: false,
+                host_error: None,
+                physical_bits: 36,
+                has_x2apic: false,
+            },
+            asid: None,
+            cpu: u32::MAX,
+            host_breakpoints: [0; 4],
+            signal_mask: None,
+            has_run: false,
+        };
+        let target: *const Mailbox = &*mailbox;
+        let timer = KBox::pin_init(
+            // SAFETY: The vCPU holds a reference to the mailbox for longer than the timer lives.
+            unsafe { Timer::new(target) },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
+        let (its_mailbox, its_stats) = (mailbox.clone(), stats.clone());
+        let vcpu = Arc::pin_init(
+            try_pin_init!(Self {
+                timer,
+                mailbox: its_mailbox,
+                run_page: RunPage::new()?,
+                stats: its_stats,
+                inner <- kernel::new_mutex!(inner),
+                vm: vm.into(),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        vm.mailboxes.add(mailbox)?;
+        crate::device::new_fd(c"pacifica-vcpu", vcpu)
+            .inspect(|_| vm.stats.add(id, stats))
+            .inspect_err(|_| vm.mailboxes.remove(id))
+    }
+
+    /// An ioctl that has the vCPU for itself.
+    fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        match cmd {
+            abi::PACIFICA_RUN => {
+                if arg.0 != 0 {
+                    return Err(EINVAL);
+                }
+                run::run(self, inner)
+            }
+            abi::PACIFICA_KVMCLOCK_CTRL => clock::pause_notice(inner),
+            _ => vcpu_state::ioctl(self, inner, cmd, arg),
+        }
+    }
+}
+
+impl FileObject for Vcpu {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+        if !this.vm.memory.is_current() || this.vm.is_dead() {
+            return Err(EIO);
+        }
+        this.locked_ioctl(cmd, arg)
+    }
+
+    unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {
+        // SAFETY: As promised by the caller.
+        unsafe { this.run_page.map(vma) }
+    }
+}
+
+/// What the host's AMD-V can do.
+pub(crate) fn host_features() -> SvmFeatures {
+    host().map_or(SvmFeatures::empty(), |host| host.features)
+}

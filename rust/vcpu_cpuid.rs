@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! CPUID: what guests may be offered, and what one guest was given.
+
+use crate::abi::{self, Arg};
+use crate::ffi;
+use crate::vcpu::Inner;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use x86::cpuid::{self, Caps, Entry, PvFeatures};
+use x86::features::{Feature, Features};
+
+/// Most entries of a list, as KVM has it.
+const MAX_ENTRIES: u32 = 256;
+
+/// What works in this version.
+fn caps() -> Caps {
+    let stable = ffi::tsc_stable();
+    let mut pv = PvFeatures::CLOCKSOURCE | PvFeatures::CLOCKSOURCE2 | PvFeatures::NOP_IO_DELAY;
+    if stable {
+        pv |= PvFeatures::CLOCKSOURCE_STABLE;
+    }
+    Caps {
+        x2apic: true,
+        tsc_deadline: true,
+        tsc_adjust: true,
+        tsc_aux: true,
+        invariant_tsc: stable,
+        pv,
+        ..Caps::default()
+    }
+}
+
+/// KVM_GET_SUPPORTED_CPUID.
+pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
+    let header: abi::kvm_cpuid2 = arg.read()?;
+    let room = header.nent.min(MAX_ENTRIES) as usize;
+    let mut entries = KVec::with_capacity(room, GFP_KERNEL)?;
+    cpuid::supported(&mut ffi::cpuid, &caps(), &mut |entry| {
+        entries.push_within_capacity(to_abi(&entry)).map_err(|_| E2BIG)
+    })?;
+    arg.after::<abi::kvm_cpuid2>().write_array(&entries)?;
+    arg.write(&(entries.len() as u32))?;
+    Ok(0)
+}
+
+/// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
+pub(crate) fn set(inner: &mut Inner, arg: Arg) -> Result {
+    let header: abi::kvm_cpuid2 = arg.read()?;
+    if header.nent > MAX_ENTRIES {
+        return Err(E2BIG);
+    }
+    let list = arg
+        .after::<abi::kvm_cpuid2>()
+        .read_array::<abi::kvm_cpuid_entry2>(header.nent as usize)?;
+    let mut entries = KVec::with_capacity(list.len(), GFP_KERNEL_ACCOUNT)?;
+    for entry in list.iter() {
+        entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
+    }
+    if inner.has_run {
+        return if entries[..] == inner.parts.cpuid[..] { Ok(()) } else { Err(EINVAL) };
+    }
+    if !cpuid::valid(&entries) {
+        return Err(EINVAL);
+    }
+    let offered = Features::offered(&mut ffi::cpuid, &caps());
+    let features = Features::new(&entries, &offered);
+    inner.state.features = features;
+    inner.parts.physical_bits = features.max_phys_bits;
+    inner.parts.has_x2apic = features.has(Feature::X2APIC);
+    inner.parts.cpuid = entries;
+    Ok(())
+}
+
+/// Family, model and stepping, which RDX holds after RESET and INIT.
+pub(crate) fn signature(inner: &Inner) -> u32 {
+    let [eax, ..] = cpuid::lookup(&inner.parts.cpuid, cpuid::function::FEATURES, 0);
+    eax
+}
+
+/// KVM_GET_CPUID2.
+pub(crate) fn get(inner: &Inner, arg: Arg) -> Result {
+    let header: abi::kvm_cpuid2 = arg.read()?;
+    let entries = &inner.parts.cpuid;
+    let count = entries.len() as u32;
+    if header.nent < count {
+        return Err(E2BIG);
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        let size = core::mem::size_of::<abi::kvm_cpuid_entry2>();
+        arg.after::<abi::kvm_cpuid2>().offset(i * size).write(&to_abi(entry))?;
+    }
+    arg.write(&count)
+}
+
+fn to_abi(entry: &Entry) -> abi::kvm_cpuid_entry2 {
+    abi::kvm_cpuid_entry2 {
+        function: entry.function,
+        index: entry.index,
+        flags: entry.flags,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        padding: [0; 3],
+    }
+}
+
+fn from_abi(entry: &abi::kvm_cpuid_entry2) -> Entry {
+    Entry {
+        function: entry.function,
+        index: entry.index,
+        flags: entry.flags,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        padding: [0; 3],
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Events, debug registers, machine-check set-up and LAPIC of a vCPU, to and from the VMM.
+
+use crate::abi::{self, Arg};
+use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu_state::touch_time;
+use crate::world;
+use irqchip::lapic::STATE_SIZE;
+use kernel::prelude::*;
+use svm::event::{QueuedException, QueuedInterrupt};
+use x86::regs::{vector, Exception};
+
+/// Dispatches on the number.
+pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+    match cmd {
+        abi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(inner)),
+        abi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, inner, &arg.read()?),
+        abi::PACIFICA_GET_DEBUGREGS => arg.write(&abi::kvm_debugregs {
+            db: inner.state.db,
+            dr6: inner.vmcb.dr6(),
+            dr7: inner.vmcb.dr7(),
+            ..Default::default()
+        }),
+        abi::PACIFICA_SET_DEBUGREGS => set_debugregs(inner, &arg.read()?),
+        abi::PACIFICA_X86_SETUP_MCE => setup_mce(inner, arg.read()?),
+        abi::PACIFICA_GET_LAPIC => get_lapic(inner, arg),
+        abi::PACIFICA_SET_LAPIC => set_lapic(vcpu, inner, arg),
+        _ => Err(ENOTTY),
+    }
+}
+
+fn get_events(inner: &Inner) -> abi::kvm_vcpu_events {
+    let events = &inner.state.events;
+    let mut out = abi::kvm_vcpu_events {
+        flags: abi::KVM_VCPUEVENT_VALID_NMI_PENDING | abi::KVM_VCPUEVENT_VALID_SHADOW,
+        ..Default::default()
+    };
+    if let Some(queued) = &events.exception {
+        // Without KVM_CAP_EXCEPTION_PAYLOAD a pending exception is shown as injected.
+        out.exception.injected = 1;
+        out.exception.nr = queued.exception.vector;
+        out.exception.has_error_code = u8::from(queued.exception.error_code.is_some());
+        out.exception.error_code = queued.exception.error_code.unwrap_or(0);
+    }
+    if let Some(interrupt) = &events.interrupt {
+        out.interrupt.injected = u8::from(!interrupt.soft);
+        out.interrupt.nr = interrupt.vector;
+        out.interrupt.soft = u8::from(interrupt.soft);
+    }
+    if inner.vmcb.interrupt_shadow() {
+        // The CPU does not tell which of the two it is.
+        out.interrupt.shadow = (abi::KVM_X86_SHADOW_INT_STI | abi::KVM_X86_SHADOW_INT_MOV_SS) as u8;
+    }
+    out.nmi.injected = u8::from(events.nmi_injected);
+    out.nmi.pending = events.nmi_pending;
+    out.nmi.masked = u8::from(events.nmi_masked);
+    out
+}
+
+fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_events) -> Result {
+    let known = abi::KVM_VCPUEVENT_VALID_NMI_PENDING
+        | abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
+        | abi::KVM_VCPUEVENT_VALID_SHADOW;
+    if new.flags & !known != 0 {
+        return Err(EINVAL);
+    }
+    let exception = new.exception;
+    if exception.injected != 0 && (exception.nr > 31 || exception.nr == vector::NMI) {
+        return Err(EINVAL);
+    }
+    let events = &mut inner.state.events;
+    events.exception = (exception.injected != 0).then(|| QueuedException {
+        exception: Exception {
+            vector: exception.nr,
+            error_code: (exception.has_error_code != 0).then_some(exception.error_code),
+            payload: None,
+        },
+        injected: true,
+    });
+    events.interrupt = (new.interrupt.injected != 0 || new.interrupt.soft != 0)
+        .then_some(QueuedInterrupt { vector: new.interrupt.nr, soft: new.interrupt.soft != 0 });
+    if new.flags & abi::KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
+        events.nmi_pending = new.nmi.pending.min(svm::event::Events::MAX_NMIS);
+    }
+    events.nmi_injected = new.nmi.injected != 0;
+    events.set_nmi_masked(new.nmi.masked != 0);
+    if new.flags & abi::KVM_VCPUEVENT_VALID_SHADOW != 0 {
+        inner.vmcb.set_interrupt_shadow(new.interrupt.shadow != 0);
+    }
+    if new.flags & abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 {
+        vcpu.mailbox.set_sipi_vector(new.sipi_vector as u8);
+    }
+    Ok(())
+}
+
+fn set_debugregs(inner: &mut Inner, new: &abi::kvm_debugregs) -> Result {
+    // The upper halves must be zero (APM vol. 2, 13.1.1.3).
+    if new.flags != 0 || new.dr6 >> 32 != 0 || new.dr7 >> 32 != 0 {
+        return Err(EINVAL);
+    }
+    inner.state.db = new.db;
+    inner.vmcb.set_dr6(new.dr6);
+    inner.vmcb.set_dr7(new.dr7);
+    Ok(())
+}
+
+/// KVM_X86_SETUP_MCE: how many banks, and which abilities.
+fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
+    if inner.state.msrs.mce.setup(capability) { Ok(()) } else { Err(EINVAL) }
+}
+
+fn get_lapic(inner: &Inner, arg: Arg) -> Result {
+    let mut page = [0u8; STATE_SIZE];
+    let lapic = inner.parts.lapic.as_ref().ok_or(EINVAL)?;
+    lapic.state(&mut page, world::now(inner.vmcb.tsc_offset()), false);
+    arg.write_bytes(&page)
+}
+
+fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+    let now = world::now(inner.vmcb.tsc_offset());
+    let lapic = inner.parts.lapic.as_mut().ok_or(EINVAL)?;
+    let mut page = [0u8; STATE_SIZE];
+    arg.read_bytes(&mut page)?;
+    lapic.set_state(&page, now, false).map_err(|_| EINVAL)?;
+    vcpu.mailbox.publish_apic(lapic.snapshot());
+    touch_time(inner);
+    Ok(())
+}

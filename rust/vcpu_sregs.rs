@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `struct kvm_sregs`: segments, control registers, EFER.
+
+use crate::abi;
+use crate::vcpu::{Inner, Vcpu};
+use crate::world::{deferred, APIC_BASE_RESET};
+use kernel::prelude::*;
+use svm::dispatch::Platform;
+use svm::event::QueuedInterrupt;
+use svm::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4};
+use svm::vmcb::Vmcb;
+use x86::msr::Origin;
+use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
+use x86::sregs::{self, ControlRegs};
+
+const SEGMENTS: [SegReg; 8] = [
+    SegReg::Cs,
+    SegReg::Ds,
+    SegReg::Es,
+    SegReg::Fs,
+    SegReg::Gs,
+    SegReg::Ss,
+    SegReg::Tr,
+    SegReg::Ldtr,
+];
+
+/// KVM_GET_SREGS.
+pub(crate) fn get(inner: &Inner) -> abi::kvm_sregs {
+    let efer = inner.vmcb.efer().difference(Efer::SVME);
+    let [cs, ds, es, fs, gs, ss, tr, ldt] = SEGMENTS.map(|reg| segment(&inner.vmcb, reg));
+    let mut sregs = abi::kvm_sregs {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt: table(inner.vmcb.gdtr()),
+        idt: table(inner.vmcb.idtr()),
+        cr0: guest_cr0(&inner.vmcb, &inner.state).bits(),
+        cr2: inner.vmcb.cr2(),
+        cr3: inner.vmcb.cr3(),
+        cr4: guest_cr4(&inner.vmcb, &inner.state).bits(),
+        cr8: match &inner.parts.lapic {
+            Some(lapic) => lapic.cr8(),
+            None => u64::from(inner.parts.user_cr8),
+        },
+        efer: efer.bits(),
+        apic_base: inner.parts.lapic.as_ref().map_or(APIC_BASE_RESET, |lapic| lapic.base()),
+        interrupt_bitmap: [0; 4],
+    };
+    if let Some(interrupt) = inner.state.events.interrupt.filter(|i| !i.soft) {
+        let vector = usize::from(interrupt.vector);
+        sregs.interrupt_bitmap[vector / 64] |= 1 << (vector % 64);
+    }
+    sregs
+}
+
+/// KVM_SET_SREGS. Nothing is changed if anything is wrong.
+pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs) -> Result {
+    let regs = ControlRegs {
+        cr0: Cr0::from_bits_retain(new.cr0),
+        cr3: new.cr3,
+        cr4: Cr4::from_bits_retain(new.cr4),
+        efer: Efer::from_bits_retain(new.efer),
+        cs_l: new.cs.l != 0,
+    };
+    if !sregs::valid(&regs, &inner.state.features) {
+        return Err(EINVAL);
+    }
+    let base = new.apic_base;
+    inner
+        .with_guest(vcpu, true, |guest| guest.platform.set_apic_base(base, Origin::Host))
+        .map_err(|_| EINVAL)?;
+
+    for (reg, segment) in SEGMENTS
+        .into_iter()
+        .zip([&new.cs, &new.ds, &new.es, &new.fs, &new.gs, &new.ss, &new.tr, &new.ldt])
+    {
+        inner.vmcb.set_segment(reg, vmcb_segment(segment));
+    }
+    inner.vmcb.set_cpl(new.ss.dpl & 3);
+    inner.vmcb.set_gdtr(Segment {
+        base: new.gdt.base,
+        limit: u32::from(new.gdt.limit),
+        ..Segment::default()
+    });
+    inner.vmcb.set_idtr(Segment {
+        base: new.idt.base,
+        limit: u32::from(new.idt.limit),
+        ..Segment::default()
+    });
+    inner.vmcb.set_cr2(new.cr2);
+    let Inner { vmcb, state, .. } = inner;
+    vmcb.set_cr3(regs.cr3);
+    set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
+    set_guest_cr4(vmcb, state, regs.cr4);
+    vmcb.set_efer(regs.efer | Efer::SVME);
+    match &mut inner.parts.lapic {
+        Some(lapic) => lapic.set_cr8(new.cr8),
+        None => inner.parts.user_cr8 = (new.cr8 & 0xf) as u8,
+    }
+    inner.vmcb.set_v_tpr((new.cr8 & 0xf) as u8);
+    inner.parts.deferred |= deferred::FLUSH;
+
+    let pending = new
+        .interrupt_bitmap
+        .iter()
+        .enumerate()
+        .find(|(_, word)| **word != 0)
+        .map(|(i, word)| (i * 64) as u32 + word.trailing_zeros());
+    if let Some(vector) = pending {
+        inner.state.events.interrupt =
+            Some(QueuedInterrupt { vector: vector as u8, soft: false });
+    }
+    Ok(())
+}
+
+fn table(segment: Segment) -> abi::kvm_dtable {
+    abi::kvm_dtable { base: segment.base, limit: segment.limit as u16, ..Default::default() }
+}
+
+fn segment(vmcb: &Vmcb, reg: SegReg) -> abi::kvm_segment {
+    let segment = vmcb.segment(reg);
+    let has = |bit: SegAttr| u8::from(segment.attributes.contains(bit));
+    let bits = segment.attributes.bits();
+    let present = has(SegAttr::P);
+    let mut out = abi::kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: (bits & SegAttr::TYPE.bits()) as u8,
+        present,
+        dpl: ((bits & SegAttr::DPL.bits()) >> 5) as u8,
+        db: has(SegAttr::DB),
+        s: has(SegAttr::S),
+        l: has(SegAttr::L),
+        g: has(SegAttr::G),
+        avl: has(SegAttr::AVL),
+        unusable: 1 - present,
+        padding: 0,
+    };
+    if reg == SegReg::Ss {
+        // The manual keeps the privilege level in a field of its own (15.5.1).
+        out.dpl = vmcb.cpl();
+    }
+    out
+}
+
+fn vmcb_segment(segment: &abi::kvm_segment) -> Segment {
+    let mut attributes = SegAttr::from_bits_retain(u16::from(segment.type_ & 0xf))
+        | SegAttr::from_bits_retain(u16::from(segment.dpl & 3) << 5);
+    attributes.set(SegAttr::S, segment.s & 1 != 0);
+    attributes.set(SegAttr::P, segment.present & 1 != 0 && segment.unusable == 0);
+    attributes.set(SegAttr::AVL, segment.avl & 1 != 0);
+    attributes.set(SegAttr::L, segment.l & 1 != 0);
+    attributes.set(SegAttr::DB, segment.db & 1 != 0);
+    attributes.set(SegAttr::G, segment.g & 1 != 0);
+    Segment {
+        selector: segment.selector,
+        attributes,
+        limit: segment.limit,
+        base: segment.base,
+    }
+}

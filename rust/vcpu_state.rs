@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Ioctls of a vCPU that read or set its registers. Conversions, no more: the rules are in the
+//! pure crates.
+
+use crate::abi::{self, Arg};
+use crate::ffi;
+use crate::vcpu::{Inner, Vcpu};
+use crate::world::deferred;
+use crate::{vcpu_cpuid, vcpu_events, vcpu_fpu, vcpu_sregs};
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use svm::dispatch;
+use svm::event::QueuedInterrupt;
+use svm::state::MpState;
+use x86::msr::Origin;
+use x86::paging;
+use x86::regs::{gpr, Rflags};
+
+/// Dispatches on the number. Interrupts are on; the vCPU is locked.
+pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
+    match cmd {
+        abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,
+        abi::PACIFICA_SET_REGS => set_regs(inner, &arg.read()?),
+        abi::PACIFICA_GET_SREGS => arg.write(&vcpu_sregs::get(inner))?,
+        abi::PACIFICA_SET_SREGS => vcpu_sregs::set(vcpu, inner, &arg.read()?)?,
+        abi::PACIFICA_TRANSLATE => translate(vcpu, inner, arg)?,
+        abi::PACIFICA_INTERRUPT => interrupt(inner, &arg.read()?)?,
+        abi::PACIFICA_NMI => inner.state.events.raise_nmi(),
+        abi::PACIFICA_GET_MSRS => return get_msrs(vcpu, inner, arg),
+        abi::PACIFICA_SET_MSRS => return set_msrs(vcpu, inner, arg),
+        abi::PACIFICA_SET_SIGNAL_MASK => set_signal_mask(inner, arg)?,
+        abi::PACIFICA_GET_MP_STATE => {
+            arg.write(&abi::kvm_mp_state { mp_state: inner.state.mp_state as u32 })?;
+        }
+        abi::PACIFICA_SET_MP_STATE => set_mp_state(vcpu, inner, &arg.read()?)?,
+        abi::PACIFICA_GET_TSC_KHZ => return Ok(ffi::tsc_khz() as c_long),
+        abi::PACIFICA_SET_TSC_KHZ => set_tsc_khz(arg)?,
+        abi::PACIFICA_GET_FPU
+        | abi::PACIFICA_SET_FPU
+        | abi::PACIFICA_GET_XSAVE
+        | abi::PACIFICA_SET_XSAVE
+        | abi::PACIFICA_GET_XCRS
+        | abi::PACIFICA_SET_XCRS => vcpu_fpu::ioctl(inner, cmd, arg)?,
+        abi::PACIFICA_GET_VCPU_EVENTS
+        | abi::PACIFICA_SET_VCPU_EVENTS
+        | abi::PACIFICA_GET_DEBUGREGS
+        | abi::PACIFICA_SET_DEBUGREGS
+        | abi::PACIFICA_X86_SETUP_MCE
+        | abi::PACIFICA_GET_LAPIC
+        | abi::PACIFICA_SET_LAPIC => vcpu_events::ioctl(vcpu, inner, cmd, arg)?,
+        abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(inner, arg)?,
+        abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(inner, arg)?,
+        _ => return Err(ENOTTY),
+    }
+    Ok(0)
+}
+
+fn get_regs(inner: &Inner) -> abi::kvm_regs {
+    let r = &inner.state.regs;
+    abi::kvm_regs {
+        rax: r.get(gpr::RAX),
+        rbx: r.get(gpr::RBX),
+        rcx: r.get(gpr::RCX),
+        rdx: r.get(gpr::RDX),
+        rsi: r.get(gpr::RSI),
+        rdi: r.get(gpr::RDI),
+        rsp: r.get(gpr::RSP),
+        rbp: r.get(gpr::RBP),
+        r8: r.get(8),
+        r9: r.get(9),
+        r10: r.get(10),
+        r11: r.get(11),
+        r12: r.get(12),
+        r13: r.get(13),
+        r14: r.get(14),
+        r15: r.get(15),
+        rip: inner.vmcb.rip(),
+        rflags: inner.vmcb.rflags().bits(),
+    }
+}
+
+fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
+    inner.state.regs.gpr = [
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
+        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ];
+    inner.vmcb.set_rip(regs.rip);
+    let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;
+    inner.vmcb.set_rflags(rflags);
+    // An access that was under way belongs to registers that are no more.
+    inner.state.events.exception = None;
+}
+
+fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+    let mut t: abi::kvm_translation = arg.read()?;
+    let linear = t.linear_address;
+    let result = inner.with_guest(vcpu, true, |guest| {
+        let paging = guest.paging();
+        paging::inspect(guest.platform, &paging, linear)
+    });
+    match result {
+        Ok(translation) => {
+            t.physical_address = translation.gpa;
+            t.valid = 1;
+        }
+        Err(_) => {
+            t.physical_address = u64::MAX;
+            t.valid = 0;
+        }
+    }
+    t.writeable = 1;
+    t.usermode = 0;
+    arg.write(&t)
+}
+
+/// KVM_INTERRUPT: an interrupt of the VMM's own controller.
+fn interrupt(inner: &mut Inner, interrupt: &abi::kvm_interrupt) -> Result {
+    let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
+    if inner.parts.lapic.is_some() {
+        return Err(ENXIO);
+    }
+    if inner.state.events.interrupt.is_some() {
+        return Err(EEXIST);
+    }
+    inner.state.events.interrupt = Some(QueuedInterrupt { vector, soft: false });
+    inner.state.mp_state = MpState::Runnable;
+    Ok(())
+}
+
+/// Most MSRs of one call, as KVM has it.
+const MAX_MSRS: u32 = 256;
+
+fn read_msr_header(arg: Arg) -> Result<usize> {
+    let header: abi::kvm_msrs = arg.read()?;
+    if header.nmsrs >= MAX_MSRS {
+        return Err(E2BIG);
+    }
+    Ok(header.nmsrs as usize)
+}
+
+/// Answers how many could be read.
+fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
+    let count = read_msr_header(arg)?;
+    let mut entries = arg.after::<abi::kvm_msrs>().read_array::<abi::kvm_msr_entry>(count)?;
+    let mut done = 0;
+    for entry in entries.iter_mut() {
+        let index = entry.index;
+        let value = inner
+            .with_guest(vcpu, true, |guest| dispatch::read_msr(guest, index, Origin::Host));
+        match value {
+            Ok(value) => entry.data = value,
+            Err(_) => break,
+        }
+        done += 1;
+    }
+    arg.after::<abi::kvm_msrs>().write_array(&entries)?;
+    Ok(done)
+}
+
+/// Answers how many could be set.
+fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
+    let count = read_msr_header(arg)?;
+    let entries = arg.after::<abi::kvm_msrs>().read_array::<abi::kvm_msr_entry>(count)?;
+    let mut done = 0;
+    for entry in entries.iter() {
+        let (index, value) = (entry.index, entry.data);
+        let result = inner.with_guest(vcpu, true, |guest| {
+            dispatch::write_msr(guest, index, value, Origin::Host)
+        });
+        if result.is_err() {
+            break;
+        }
+        done += 1;
+    }
+    Ok(done)
+}
+
+fn set_signal_mask(inner: &mut Inner, arg: Arg) -> Result {
+    if arg.0 == 0 {
+        inner.signal_mask = None;
+        return Ok(());
+    }
+    let header: abi::kvm_signal_mask = arg.read()?;
+    let set: u64 = match header.len {
+        8 => arg.after::<abi::kvm_signal_mask>().read()?,
+        _ => return Err(EINVAL),
+    };
+    // The same as the kernel's own: a word with a bit for each signal but two.
+    inner.signal_mask = Some(ffi::signal_set(set));
+    Ok(())
+}
+
+fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &abi::kvm_mp_state) -> Result {
+    let new = match state.mp_state {
+        abi::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
+        // Without a LAPIC in the kernel nobody would ever wake it.
+        _ if inner.parts.lapic.is_none() => return Err(EINVAL),
+        abi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
+        abi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
+        abi::KVM_MP_STATE_HALTED => MpState::Halted,
+        abi::KVM_MP_STATE_SIPI_RECEIVED => {
+            inner.state.start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
+            MpState::Runnable
+        }
+        _ => return Err(EINVAL),
+    };
+    inner.state.mp_state = new;
+    Ok(())
+}
+
+/// The TSC runs at the host's rate, always.
+fn set_tsc_khz(arg: Arg) -> Result {
+    let host = ffi::tsc_khz() as usize;
+    // KVM tolerates 250 ppm.
+    if arg.0 != 0 && arg.0.abs_diff(host) > host / 4000 {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+/// Whatever the VMM changed may concern timers and the clock page.
+pub(crate) fn touch_time(inner: &mut Inner) {
+    inner.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A virtual machine: its memory, its interrupt controllers, its file and the ioctls of it.
+
+use crate::abi::{self, Arg};
+use crate::chips::Chips;
+use crate::clock::VmClock;
+use crate::device::{self, FileObject};
+use crate::ffi;
+use crate::host::{host, Svm};
+use crate::kick::{Mailboxes, MAX_VCPUS};
+use crate::memory::{Region, VmMemory};
+use crate::stats::{self, StatsFile, VmStats};
+use crate::system;
+use crate::vcpu::Vcpu;
+use kernel::ffi::c_long;
+use kernel::fmt;
+use kernel::prelude::*;
+use kernel::str::CString;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{Arc, ArcBorrow};
+use svm::features::SvmFeatures;
+
+/// Numbers the VMs of this boot.
+static SERIAL: Atomic<u64> = Atomic::new(1);
+
+/// A virtual machine. Its file and the files of its vCPUs each hold a reference.
+pub(crate) struct Vm {
+    _stats_file: StatsFile,
+    pub(crate) stats: Arc<VmStats>,
+    pub(crate) memory: Arc<VmMemory>,
+    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) chips: Arc<Chips>,
+    pub(crate) clock: VmClock,
+    /// What the host's AMD-V can do.
+    pub(crate) features: SvmFeatures,
+    boot_cpu: Atomic<u32>,
+    /// Nothing of the guest runs any more.
+    dead: Atomic<u32>,
+    pid: i32,
+    serial: u64,
+    /// Last: SVM is given back after everything else.
+    _svm: Svm,
+}
+
+impl Vm {
+    /// KVM_CREATE_VM: a VM on the caller's address space, and its descriptor.
+    pub(crate) fn create() -> Result<c_long> {
+        let host = host().ok_or(ENODEV)?;
+        let svm = Svm::get()?;
+        let mailboxes = Mailboxes::new()?;
+        let stats = VmStats::new()?;
+        let (pid, serial) = (ffi::pid(), SERIAL.fetch_add(1, Relaxed));
+        let name = CString::try_from_fmt(fmt!("{pid}-{serial}"))?;
+        let vm = Arc::new(
+            Self {
+                _stats_file: stats::show(&host.debugfs, &name, stats.clone())?,
+                stats,
+                memory: VmMemory::new(mailboxes.clone())?,
+                chips: Chips::new(mailboxes.clone())?,
+                mailboxes,
+                clock: VmClock::new(),
+                features: host.features,
+                boot_cpu: Atomic::new(0),
+                dead: Atomic::new(0),
+                pid,
+                serial,
+                _svm: svm,
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        device::new_fd(c"pacifica-vm", vm)
+    }
+
+    /// Whether the VM cannot go on.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed) != 0
+    }
+
+    /// The vCPU that starts the guest.
+    pub(crate) fn boot_cpu(&self) -> u32 {
+        self.boot_cpu.load(Relaxed)
+    }
+
+    /// Tells the kernel's log what went wrong with this VM; a few lines, however often it happens.
+    pub(crate) fn report(&self, what: fmt::Arguments<'_>) {
+        if ffi::may_report() {
+            pr_err!("VM {} of process {}: {}\n", self.serial, self.pid, what);
+        }
+    }
+
+    fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<c_long> {
+        if id >= MAX_VCPUS {
+            return Err(EINVAL);
+        }
+        Vcpu::create(this, id as u32)
+    }
+
+    fn enable_cap(&self, arg: Arg) -> Result<c_long> {
+        let cap: abi::kvm_enable_cap = arg.read()?;
+        let _ = cap;
+        Err(EINVAL)
+    }
+
+    fn set_boot_cpu(&self, id: usize) -> Result<c_long> {
+        if self.mailboxes.count() != 0 {
+            return Err(EBUSY);
+        }
+        self.boot_cpu.store(u32::try_from(id).map_err(|_| EINVAL)?, Relaxed);
+        Ok(0)
+    }
+
+    fn set_memory(&self, region: Region) -> Result<c_long> {
+        self.memory.set_region(&region).map(|()| 0)
+    }
+}
+
+impl FileObject for Vm {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+        if !this.memory.is_current() || this.is_dead() {
+            return Err(EIO);
+        }
+        match cmd {
+            abi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
+            abi::PACIFICA_CHECK_EXTENSION => Ok(system::check_extension(arg.0)),
+            abi::PACIFICA_SET_USER_MEMORY_REGION => {
+                let region: abi::kvm_userspace_memory_region = arg.read()?;
+                this.set_memory(Region {
+                    slot: region.slot,
+                    flags: region.flags,
+                    gpa: region.guest_phys_addr,
+                    size: region.memory_size,
+                    hva: region.userspace_addr,
+                })
+            }
+            abi::PACIFICA_SET_USER_MEMORY_REGION2 => {
+                let region: abi::kvm_userspace_memory_region2 = arg.read()?;
+                this.set_memory(Region {
+                    slot: region.slot,
+                    flags: region.flags,
+                    gpa: region.guest_phys_addr,
+                    size: region.memory_size,
+                    hva: region.userspace_addr,
+                })
+            }
+            // Intel CPUs need them; there is nothing to remember here.
+            abi::PACIFICA_SET_TSS_ADDR => Ok(0),
+            abi::PACIFICA_SET_IDENTITY_MAP_ADDR => arg.read::<u64>().map(|_| 0),
+            abi::PACIFICA_SET_BOOT_CPU_ID => this.set_boot_cpu(arg.0),
+            abi::PACIFICA_ENABLE_CAP => this.enable_cap(arg),
+            abi::PACIFICA_GET_CLOCK => this.clock.get(arg),
+            abi::PACIFICA_SET_CLOCK => this.clock.set(arg, &this.mailboxes),
+            abi::PACIFICA_GET_TSC_KHZ => Ok(ffi::tsc_khz() as c_long),
+            abi::PACIFICA_CREATE_IRQCHIP => {
+                if this.mailboxes.count() != 0 {
+                    return Err(EINVAL);
+                }
+                this.chips.create()
+            }
+            _ => crate::chips_ioctl::ioctl(&this.chips, cmd, arg),
+        }
+    }
+}

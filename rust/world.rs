@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What surrounds a guest CPU: memory, devices, time. The module's `svm::dispatch::Platform`.
+
+use crate::chips::Chips;
+use crate::ffi;
+use crate::kick::{Interrupt, Mailbox};
+use crate::memory::{Outcome, VcpuMemory};
+use crate::vm::Vm;
+use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
+use irqchip::{Lapic, Now};
+use kernel::prelude::*;
+use svm::dispatch::{FaultOutcome, Platform};
+use svm::exit::NestedError;
+use svm::inject::InterruptSource;
+use x86::cpu::{GuestMemory, MemError};
+use x86::cpuid::{self, Dynamic, Entry};
+use x86::fxsave::Fxsave;
+use x86::msr::Origin;
+use x86::regs::Exception;
+
+/// Work that a handler leaves to the run loop, which has the whole vCPU at hand. One bit each.
+pub(crate) mod deferred {
+    /// Set the LAPIC's timer anew.
+    pub(crate) const TIMER: u32 = 1 << 0;
+    /// Write the paravirtual clock.
+    pub(crate) const PV_CLOCK: u32 = 1 << 1;
+    /// Write the paravirtual wall clock.
+    pub(crate) const PV_WALL_CLOCK: u32 = 1 << 2;
+    /// Flush the guest's TLB entries before the next VMRUN.
+    pub(crate) const FLUSH: u32 = 1 << 3;
+}
+
+/// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
+pub(crate) struct Parts {
+    /// The local APIC, if interrupt controllers are in the kernel.
+    pub(crate) lapic: Option<KBox<Lapic>>,
+    /// CR8 of a guest whose local APIC is the VMM's.
+    pub(crate) user_cr8: u8,
+    /// The guest's memory.
+    pub(crate) memory: VcpuMemory,
+    /// What CPUID answers.
+    pub(crate) cpuid: KVec<Entry>,
+    /// x87 and SSE registers, while the guest is not in the CPU.
+    pub(crate) fpu: Fxsave,
+    /// See [`deferred`].
+    pub(crate) deferred: u32,
+    /// The PIC's output is up, and this vCPU takes it.
+    pub(crate) ext_int: bool,
+    /// The VMM waits for an interrupt window (`request_interrupt_window`).
+    pub(crate) user_window: bool,
+    /// Version of the paravirtual clock's page; even.
+    pub(crate) clock_version: u32,
+    /// The next update of the clock tells that the guest was stopped.
+    pub(crate) guest_stopped: bool,
+    /// Why the guest's memory could not be had.
+    pub(crate) host_error: Option<Error>,
+    /// Width of the guest's physical addresses.
+    pub(crate) physical_bits: u8,
+    /// The guest's CPUID has x2APIC.
+    pub(crate) has_x2apic: bool,
+}
+
+/// The surroundings, for the time of one handler.
+pub(crate) struct World<'a> {
+    pub(crate) vm: &'a Vm,
+    pub(crate) mailbox: &'a Mailbox,
+    pub(crate) parts: &'a mut Parts,
+    /// What the guest's TSC is ahead of the host's.
+    pub(crate) tsc_offset: u64,
+    /// Interrupts are on, and the guest's registers are out of the CPU.
+    pub(crate) may_sleep: bool,
+}
+
+/// What the clocks show to a guest with this TSC offset.
+pub(crate) fn now(tsc_offset: u64) -> Now {
+    Now { ns: ffi::now(), tsc: ffi::rdtsc().wrapping_add(tsc_offset) }
+}
+
+impl World<'_> {
+    fn chips(&self) -> &Chips {
+        &self.vm.chips
+    }
+
+    /// Does what a register write of the LAPIC asks for.
+    pub(crate) fn apic_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Eoi(eoi) => {
+                if eoi.level {
+                    self.chips().end_of_interrupt(eoi.vector);
+                }
+            }
+            Effect::Ipi(ipi) => {
+                let interrupt =
+                    Interrupt { mode: ipi.mode, vector: ipi.vector, level: ipi.level };
+                self.vm.mailboxes.deliver(&ipi.dest, Some(self.mailbox.id), &interrupt);
+            }
+            Effect::Timer => self.parts.deferred |= deferred::TIMER,
+            Effect::Routing => {
+                self.parts.deferred |= deferred::TIMER;
+                if let Some(lapic) = &self.parts.lapic {
+                    self.mailbox.publish_apic(lapic.snapshot());
+                }
+            }
+        }
+    }
+
+    /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
+    fn apic_offset(&self, gpa: u64) -> Option<u32> {
+        let lapic = self.parts.lapic.as_ref()?;
+        // Enabled, and not in x2APIC mode (APM vol. 2, 16.9).
+        if lapic.base() & APIC_BASE_MODE != APIC_BASE_XAPIC {
+            return None;
+        }
+        let page = lapic.base() & APIC_BASE_ADDRESS;
+        (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
+    }
+}
+
+impl GuestMemory for World<'_> {
+    fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> core::result::Result<(), MemError> {
+        self.parts.memory.access(self.may_sleep).read_gpa(gpa, buf)
+    }
+
+    fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> core::result::Result<(), MemError> {
+        self.parts.memory.access(self.may_sleep).write_gpa(gpa, data)
+    }
+
+    fn compare_exchange_gpa(
+        &mut self,
+        gpa: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> core::result::Result<core::result::Result<(), u64>, MemError> {
+        self.parts.memory.access(self.may_sleep).compare_exchange_gpa(gpa, size, old, new)
+    }
+}
+
+impl Platform for World<'_> {
+    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
+        cpuid::guest_view(&self.parts.cpuid, function, index, dynamic)
+    }
+
+    fn tsc(&self) -> u64 {
+        ffi::rdtsc()
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {
+        self.chips().port_in(port, size)
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
+        self.chips().port_out(port, size, value)
+    }
+
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let now = now(self.tsc_offset);
+            if let Some(lapic) = &mut self.parts.lapic {
+                lapic.mmio_read(offset, data, now);
+                return true;
+            }
+        }
+        self.chips().mmio_read(gpa, data)
+    }
+
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let now = now(self.tsc_offset);
+            if let Some(lapic) = &mut self.parts.lapic {
+                let effect = lapic.mmio_write(offset, data, now);
+                self.apic_effect(effect);
+                return true;
+            }
+        }
+        self.chips().mmio_write(gpa, data)
+    }
+
+    fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {
+        // With interrupts off the locks of guest memory are out of bounds.
+        if !self.may_sleep {
+            return FaultOutcome::WouldSleep;
+        }
+        let write = error.contains(NestedError::WRITE);
+        match self.parts.memory.fault(gpa, write, true) {
+            Outcome::Mapped => FaultOutcome::Mapped,
+            Outcome::Mmio => FaultOutcome::Mmio,
+            Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
+            Outcome::WouldSleep => FaultOutcome::WouldSleep,
+            // The signal will be seen before the guest faults again.
+            Outcome::HostFault(error) if error == EINTR => FaultOutcome::Mapped,
+            Outcome::HostFault(error) => {
+                self.parts.host_error = Some(error);
+                FaultOutcome::HostFault
+            }
+        }
+    }
+
+    fn apic_base(&self) -> u64 {
+        self.parts.lapic.as_ref().map_or(APIC_BASE_RESET, |lapic| lapic.base())
+    }
+
+    fn set_apic_base(
+        &mut self,
+        value: u64,
+        origin: Origin,
+    ) -> core::result::Result<(), Exception> {
+        let Some(lapic) = &mut self.parts.lapic else {
+            return Ok(());
+        };
+        let writer = match origin {
+            Origin::Guest => BaseWriter::Guest,
+            Origin::Host => BaseWriter::Vmm,
+        };
+        let limits = BaseLimits {
+            physical_bits: self.parts.physical_bits,
+            x2apic: self.parts.has_x2apic,
+        };
+        let effect = lapic.set_base(value, writer, limits).map_err(|_| Exception::GP0)?;
+        self.apic_effect(effect);
+        Ok(())
+    }
+
+    fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
+        let now = now(self.tsc_offset);
+        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        lapic.msr_read(X2APIC_MSRS + u32::from(register), now).map_err(|_| Exception::GP0)
+    }
+
+    fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
+        let now = now(self.tsc_offset);
+        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        let effect = lapic
+            .msr_write(X2APIC_MSRS + u32::from(register), value, now)
+            .map_err(|_| Exception::GP0)?;
+        self.apic_effect(effect);
+        Ok(())
+    }
+
+    fn tsc_deadline(&self) -> u64 {
+        let now = now(self.tsc_offset);
+        self.parts.lapic.as_ref().map_or(0, |lapic| Lapic::clone(lapic).tsc_deadline(now))
+    }
+
+    fn set_tsc_deadline(&mut self, value: u64) {
+        let now = now(self.tsc_offset);
+        if let Some(lapic) = &mut self.parts.lapic {
+            let effect = lapic.set_tsc_deadline(value, now);
+            self.apic_effect(effect);
+        }
+    }
+
+    fn cr8_written(&mut self, old: u8, new: u8) -> bool {
+        match &mut self.parts.lapic {
+            Some(lapic) => {
+                lapic.set_cr8(u64::from(new));
+                false
+            }
+            None => {
+                self.parts.user_cr8 = new;
+                new < old
+            }
+        }
+    }
+
+    fn tsc_changed(&mut self) {
+        self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+    }
+
+    fn set_xcr0(&mut self, _xcr0: u64, _xss: u64) {
+        // XSAVE is not offered, so there is nothing to switch.
+    }
+
+    fn xmm(&mut self, index: u8) -> u128 {
+        self.parts.fpu.xmm(index)
+    }
+
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        self.parts.fpu.set_xmm(index, value);
+    }
+
+    fn flush_tlb(&mut self) {
+        self.parts.deferred |= deferred::FLUSH;
+    }
+
+    fn wbinvd(&mut self) {
+        // No device reaches guest memory past the caches.
+    }
+
+    fn pv_wall_clock(&mut self, _value: u64) {
+        self.parts.deferred |= deferred::PV_WALL_CLOCK;
+    }
+
+    fn pv_system_time(&mut self, _value: u64) {
+        self.parts.deferred |= deferred::PV_CLOCK;
+    }
+}
+
+/// `IA32_APIC_BASE` after reset: enabled, the boot processor (APM vol. 2, 16.3.1).
+pub(crate) const APIC_BASE_RESET: u64 = 0xfee0_0900;
+/// The two mode bits, AE and EXTD.
+const APIC_BASE_MODE: u64 = 3 << 10;
+/// AE alone: xAPIC.
+const APIC_BASE_XAPIC: u64 = 1 << 11;
+/// The address of the registers.
+const APIC_BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// First MSR of the x2APIC (APM vol. 2, 16.11).
+const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
+
+impl InterruptSource for World<'_> {
+    #[inline]
+    fn has_interrupt(&self) -> bool {
+        match &self.parts.lapic {
+            Some(lapic) => self.parts.ext_int || lapic.pending_vector().is_some(),
+            None => self.parts.user_window,
+        }
+    }
+
+    fn acknowledge(&mut self) -> Option<u8> {
+        if core::mem::take(&mut self.parts.ext_int) {
+            let vector = self.chips().acknowledge_pic();
+            self.parts.ext_int = self.chips().pic_output();
+            if vector.is_some() {
+                return vector;
+            }
+        }
+        self.parts.lapic.as_mut()?.acknowledge()
+    }
+
+    #[inline]
+    fn watch_cr8(&self) -> bool {
+        match &self.parts.lapic {
+            Some(lapic) => !lapic.requests().is_empty() && lapic.pending_vector().is_none(),
+            None => true,
+        }
+    }
+}
