@@ -272,19 +272,19 @@ impl Channel {
     fn current(&self, now: u64) -> u16 {
         let elapsed = self.elapsed(now);
         let value = match self.running_mode() {
-            None => self.count,
-            Some(Mode::RateGenerator) => self.count.max(2) - (elapsed % self.period()) as u32,
-            Some(Mode::SquareWave) => {
-                // It counts by two, once for each half of the period.
-                self.count.max(2) - (2 * elapsed % self.period()) as u32
+            Some(mode) if mode.is_periodic() => {
+                // A square wave counts by two, once for each half of its period.
+                let step = if mode == Mode::SquareWave { 2 } else { 1 };
+                let passed = elapsed % self.period() * step % self.period();
+                self.count.max(2).wrapping_sub(passed as u32)
             }
-            Some(mode) if mode.needs_trigger() && !self.triggered => self.count,
-            Some(_) => {
+            Some(mode) if !mode.needs_trigger() || self.triggered => {
                 // It goes on below zero.
                 let modulus = modulus(self.bcd);
                 let passed = (elapsed % u64::from(modulus)) as u32;
-                (self.count % modulus + modulus - passed) % modulus
+                (self.count % modulus + modulus).wrapping_sub(passed) % modulus
             }
+            _ => self.count,
         };
         if self.bcd {
             to_bcd(value)
