@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Events: their encoding, how they merge, and their way into the guest and back.
+
+mod support;
+
+use proptest::prelude::*;
+use support::{poke, Machine, EXITINTINFO};
+use svm::event::{merge, Event, Events, Merged, QueuedInterrupt};
+use svm::exit::ExitCode;
+use svm::features::SvmFeatures;
+use svm::inject::{cancel, ready_for_interrupt, Entry};
+use svm::intercept::{CrIntercepts, Word3};
+use svm::vmcb::VirtualInterrupt;
+use x86::regs::{vector, Exception, Rflags};
+
+fn machine() -> Machine {
+    let mut machine = Machine::real(SvmFeatures::empty());
+    machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+    machine
+}
+
+fn injected(machine: &Machine) -> Option<Event> {
+    Event::decode(machine.vmcb.event_inj())
+}
+
+fn intercepts(machine: &Machine) -> Word3 {
+    machine.vmcb.intercepts().word3
+}
+
+/// An exit, for which EXITINTINFO says that `event` was being delivered.
+fn exit_during(machine: &mut Machine, event: Option<Event>) {
+    poke(
+        &mut machine.vmcb,
+        EXITINTINFO,
+        event.map_or(0, Event::encode),
+    );
+    machine.leave(ExitCode::INTR, 0, 0);
+}
+
+#[test]
+fn encoding() {
+    assert_eq!(Event::Interrupt(0x30).encode(), 0x8000_0030);
+    assert_eq!(Event::Nmi.encode(), 0x8000_0202);
+    assert_eq!(Event::Exception(13, Some(0x18)).encode(), 0x18_8000_0b0d);
+    assert_eq!(Event::Exception(6, None).encode(), 0x8000_0306);
+    assert_eq!(Event::Software(0x80).encode(), 0x8000_0480);
+    // QEMU's report of an interrupt that came by V_IRQ.
+    assert_eq!(Event::decode(0x8000_0330), Some(Event::Interrupt(0x30)));
+}
+
+proptest! {
+    #[test]
+    fn encoding_is_total(info: u64) {
+        if let Some(event) = Event::decode(info) {
+            prop_assert_eq!(Event::decode(event.encode()), Some(event));
+        }
+    }
+}
+
+/// Benign, contributory, #PF, #DF: rows the first, columns the second (APM vol. 2, table 8-5).
+#[test]
+fn merging() {
+    use Merged::{DoubleFault as D, Second as S, Shutdown as X};
+    let classes: [&[u8]; 4] = [
+        &[1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19],
+        &[0, 10, 11, 12, 13],
+        &[14],
+        &[8],
+    ];
+    let table = [[S, S, S], [S, D, S], [S, D, D], [S, X, X]];
+    for (row, firsts) in classes.iter().enumerate() {
+        for (column, seconds) in classes.iter().take(3).enumerate() {
+            for first in *firsts {
+                for second in *seconds {
+                    assert_eq!(
+                        merge(*first, *second),
+                        table[row][column],
+                        "{first} {second}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_third_fault_shuts_down() {
+    let mut machine = machine();
+    machine.state.events.raise(Exception::page_fault(0x1000, 2));
+    machine.state.events.raise(Exception::GP0);
+    assert_eq!(
+        machine.exception(),
+        Some(Exception::with_code(vector::DF, 0))
+    );
+    machine.state.events.raise(Exception::GP0);
+    assert_eq!(machine.prepare(), Entry::Shutdown);
+    assert_eq!(machine.prepare(), Entry::Run);
+}
+
+#[test]
+fn registers_travel() {
+    let mut machine = machine();
+    machine.state.regs.gpr[0] = 0x1111;
+    machine.state.regs.gpr[4] = 0x4444;
+    machine.prepare();
+    assert_eq!((machine.vmcb.rax(), machine.vmcb.rsp()), (0x1111, 0x4444));
+    machine.leave(ExitCode::INTR, 0, 0);
+    assert_eq!(machine.state.regs.gpr[0], 0x1111);
+}
+
+#[test]
+fn exception_first_then_nmi_then_interrupt() {
+    let mut machine = machine();
+    machine.line.vector = Some(0x31);
+    machine.state.events.raise_nmi();
+    machine.state.events.raise(Exception::UD);
+    assert_eq!(machine.prepare(), Entry::RunBriefly);
+    assert_eq!(injected(&machine), Some(Event::Exception(6, None)));
+    assert!(machine.vmcb.rflags().contains(Rflags::RF));
+    assert!(intercepts(&machine).contains(Word3::VINTR));
+
+    exit_during(&mut machine, None);
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    assert!(machine.state.events.nmi_masked);
+    assert!(intercepts(&machine).contains(Word3::IRET | Word3::VINTR));
+
+    exit_during(&mut machine, None);
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+    assert!(!intercepts(&machine).contains(Word3::VINTR));
+
+    exit_during(&mut machine, None);
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), None);
+}
+
+#[test]
+fn preparing_twice_changes_nothing() {
+    let mut machine = machine();
+    machine.line.vector = Some(0x31);
+    machine.prepare();
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+    machine.state.events.raise(Exception::GP0);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(13, Some(0))));
+    // The interrupt is not lost behind the exception.
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+}
+
+#[test]
+fn what_was_cut_short_comes_again() {
+    for event in [
+        Event::Interrupt(0x55),
+        Event::Nmi,
+        Event::Exception(14, Some(2)),
+    ] {
+        let mut machine = machine();
+        exit_during(&mut machine, Some(event));
+        assert!(!ready_for_interrupt(&machine.vmcb, &machine.state));
+        machine.vmcb.set_cr2(0x77);
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(event));
+        assert_eq!(machine.vmcb.cr2(), 0x77);
+        exit_during(&mut machine, None);
+        machine.prepare();
+        assert_eq!(injected(&machine), None);
+        assert_eq!(machine.state.events.nmi_masked, event == Event::Nmi);
+    }
+}
+
+#[test]
+fn software_events_are_executed_again() {
+    for event in [Event::Software(0x80), Event::Exception(3, None)] {
+        let mut machine = machine();
+        exit_during(&mut machine, Some(event));
+        machine.prepare();
+        assert_eq!(injected(&machine), None);
+    }
+    let mut machine = machine();
+    machine.state.events.interrupt = Some(QueuedInterrupt {
+        vector: 0x80,
+        soft: true,
+    });
+    machine.prepare();
+    assert_eq!(injected(&machine), None);
+    exit_during(&mut machine, None);
+    assert_eq!(machine.state.events, Events::default());
+}
+
+#[test]
+fn payloads_are_delivered_once() {
+    let mut machine = machine();
+    machine.vmcb.set_dr7(0x2400);
+    machine.vmcb.set_dr6(0xffff_0ff1);
+    machine.state.events.raise(Exception {
+        payload: Some(1 << 14),
+        ..Exception::new(vector::DB)
+    });
+    machine.prepare();
+    assert_eq!(machine.vmcb.dr6(), 0xffff_4ff0);
+    assert_eq!(machine.vmcb.dr7(), 0x400);
+    assert!(!machine.vmcb.rflags().contains(Rflags::RF));
+
+    machine.state.events = Events::default();
+    machine.state.events.raise(Exception::page_fault(0xabc, 4));
+    machine.prepare();
+    assert_eq!(machine.vmcb.cr2(), 0xabc);
+    machine.vmcb.set_cr2(0);
+    machine.prepare();
+    assert_eq!(machine.vmcb.cr2(), 0);
+}
+
+#[test]
+fn interrupts_wait_for_their_window() {
+    let window = VirtualInterrupt::V_IRQ | VirtualInterrupt::V_IGN_TPR;
+    for shadow in [false, true] {
+        let mut machine = machine();
+        machine.line.vector = Some(0x31);
+        machine.vmcb.set_interrupt_shadow(shadow);
+        if !shadow {
+            machine.vmcb.set_rflags(Rflags::RESERVED1);
+        }
+        assert!(!ready_for_interrupt(&machine.vmcb, &machine.state));
+        machine.prepare();
+        assert_eq!(injected(&machine), None);
+        assert!(machine.vmcb.virtual_interrupt().contains(window));
+        assert!(intercepts(&machine).contains(Word3::VINTR));
+
+        machine.vmcb.set_interrupt_shadow(false);
+        machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+        machine.leave(ExitCode::VINTR, 0, 0);
+        machine.handle();
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+        assert!(!machine.vmcb.virtual_interrupt().intersects(window));
+        assert!(!intercepts(&machine).contains(Word3::VINTR));
+    }
+}
+
+#[test]
+fn cr8_is_watched_on_demand() {
+    let mut machine = machine();
+    machine.prepare();
+    let watched = |machine: &Machine| {
+        machine
+            .vmcb
+            .intercepts()
+            .cr
+            .contains(CrIntercepts::CR8_WRITE)
+    };
+    assert!(!watched(&machine));
+    machine.line.watch_cr8 = true;
+    machine.prepare();
+    assert!(watched(&machine));
+}
+
+/// NMI, another one pending, IRET, single step, #DB, second NMI.
+#[test]
+fn a_second_nmi_waits_for_iret() {
+    let mut machine = machine();
+    machine.state.events.raise_nmi();
+    machine.state.events.raise_nmi();
+    assert_eq!(machine.state.events.nmi_pending, 2);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert_eq!(injected(&machine), None);
+    assert!(intercepts(&machine).contains(Word3::IRET));
+
+    machine.leave(ExitCode::IRET, 0, 0);
+    machine.handle();
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert!(!intercepts(&machine).contains(Word3::IRET));
+    assert!(machine.vmcb.rflags().contains(Rflags::TF | Rflags::RF));
+
+    // A host interrupt comes before the IRET is executed.
+    exit_during(&mut machine, None);
+    assert!(!machine.vmcb.rflags().intersects(Rflags::TF | Rflags::RF));
+    assert!(machine.state.events.nmi_masked);
+    machine.prepare();
+
+    // The IRET loads RFLAGS and jumps; the step traps.
+    machine.vmcb.set_rip(0x2000);
+    machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::CF);
+    machine.vmcb.set_dr6(0xffff_4ff0);
+    machine.leave(ExitCode(0x41), 0, 0);
+    machine.handle();
+    assert_eq!(machine.exception(), None);
+    assert_eq!(machine.vmcb.dr6(), 0xffff_0ff0);
+    assert!(!machine.state.events.nmi_masked);
+    assert_eq!(machine.vmcb.rflags(), Rflags::RESERVED1 | Rflags::CF);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+}
+
+#[test]
+fn an_nmi_steps_over_a_shadow_with_interrupts_off() {
+    let mut machine = machine();
+    machine.vmcb.set_rflags(Rflags::RESERVED1);
+    machine.vmcb.set_interrupt_shadow(true);
+    machine.state.events.raise_nmi();
+    machine.prepare();
+    assert_eq!(injected(&machine), None);
+    assert!(machine.vmcb.rflags().contains(Rflags::TF));
+    // Back to the VMM without a VMRUN: it must not see the flag.
+    cancel(&mut machine.vmcb, &mut machine.state);
+    assert_eq!(machine.vmcb.rflags(), Rflags::RESERVED1);
+    machine.prepare();
+    assert!(machine.vmcb.rflags().contains(Rflags::TF));
+    // The instruction completes.
+    let rip = machine.vmcb.rip();
+    machine.vmcb.set_rip(rip + 1);
+    machine.vmcb.set_interrupt_shadow(false);
+    machine.vmcb.set_dr6(0xffff_4ff0);
+    machine.leave(ExitCode(0x41), 0, 0);
+    machine.handle();
+    assert_eq!(machine.exception(), None);
+    assert_eq!(machine.vmcb.rflags(), Rflags::RESERVED1);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+}
+
+#[test]
+fn a_guests_own_single_step_stays_its_own() {
+    let mut machine = machine();
+    machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::TF);
+    machine.vmcb.set_interrupt_shadow(true);
+    machine.state.events.raise_nmi();
+    machine.prepare();
+    let rip = machine.vmcb.rip();
+    machine.vmcb.set_rip(rip + 1);
+    machine.vmcb.set_interrupt_shadow(false);
+    machine.vmcb.set_dr6(0xffff_4ff0);
+    machine.leave(ExitCode(0x41), 0, 0);
+    machine.handle();
+    assert_eq!(machine.exception(), Some(Exception::new(vector::DB)));
+    assert!(machine.vmcb.rflags().contains(Rflags::TF));
+}
+
+#[test]
+fn a_refused_vmrun_loses_no_event_and_no_register() {
+    let mut machine = machine();
+    machine.line.vector = Some(0x31);
+    machine.state.regs.gpr[0] = 0x1234;
+    machine.prepare();
+    machine.leave(ExitCode::INVALID, 0, 0);
+    machine.vmcb.set_rax(0xbad);
+    assert_eq!(machine.state.regs.gpr[0], 0x1234);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+}
+
+#[test]
+fn nmis_collapse() {
+    let mut events = Events::default();
+    for _ in 0..5 {
+        events.raise_nmi();
+    }
+    assert_eq!(events.nmi_pending, 2);
+    events.nmi_pending = 0;
+    events.set_nmi_masked(true);
+    events.raise_nmi();
+    events.raise_nmi();
+    assert_eq!(events.nmi_pending, 1);
+}
