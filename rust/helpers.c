@@ -412,3 +412,70 @@ void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags)
 {
 	raw_spin_unlock_irqrestore(lock, flags);
 }
+
+/* ---- event descriptors ----------------------------------------------------------------------- */
+
+struct pacifica_poll {
+	poll_table table;
+	wait_queue_entry_t *entry;
+};
+
+static void pacifica_poll_queue(struct file *file, wait_queue_head_t *queue, poll_table *table)
+{
+	struct pacifica_poll *poll = container_of(table, struct pacifica_poll, table);
+
+	add_wait_queue_priority(queue, poll->entry);
+}
+
+/*
+ * Has `call` called, with interrupts off, whenever the eventfd of this descriptor is written;
+ * 1 if it was written already. -EINVAL if the descriptor has become another file meanwhile.
+ */
+int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *entry,
+			  wait_queue_func_t call)
+{
+	struct pacifica_poll poll = { .entry = entry };
+	struct eventfd_ctx *now;
+	struct file *file = eventfd_fget(fd);
+	__poll_t events;
+
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	now = eventfd_ctx_fileget(file);
+	if (now != ctx) {
+		if (!IS_ERR(now))
+			eventfd_ctx_put(now);
+		fput(file);
+		return -EINVAL;
+	}
+	eventfd_ctx_put(now);
+	init_waitqueue_func_entry(entry, call);
+	init_poll_funcptr(&poll.table, pacifica_poll_queue);
+	events = vfs_poll(file, &poll.table);
+	fput(file);
+	return !!(events & EPOLLIN);
+}
+
+/* In the call: whether there is something to read, and it is read now. */
+bool pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key)
+{
+	u64 count;
+
+	if (!(key_to_poll(key) & EPOLLIN))
+		return false;
+	eventfd_ctx_do_read(ctx, &count);
+	return true;
+}
+
+/* Returns when `call` will not be called any more. */
+void pacifica_eventfd_unwait(struct eventfd_ctx *ctx, wait_queue_entry_t *entry)
+{
+	u64 count;
+
+	eventfd_ctx_remove_wait_queue(ctx, entry, &count);
+}
+
+void pacifica_eventfd_signal(struct eventfd_ctx *ctx)
+{
+	eventfd_signal(ctx);
+}

@@ -4,7 +4,9 @@
 #define PACIFICA_HELPERS_H
 
 #include <linux/types.h>
+#include <linux/wait.h>
 
+struct eventfd_ctx;
 struct file;
 struct file_operations;
 struct hrtimer;
@@ -70,5 +72,10 @@ void pacifica_real_time(u64 *sec, u32 *nsec);
 void pacifica_spin_init(raw_spinlock_t *lock);
 unsigned long pacifica_spin_lock(raw_spinlock_t *lock);
 void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags);
+int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *entry,
+			  wait_queue_func_t call);
+bool pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key);
+void pacifica_eventfd_unwait(struct eventfd_ctx *ctx, wait_queue_entry_t *entry);
+void pacifica_eventfd_signal(struct eventfd_ctx *ctx);
 
 #endif

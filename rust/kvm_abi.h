@@ -72,3 +72,10 @@ enum pacifica_ioctl_nr {
 	NR(SET_XCRS),
 	NR(KVMCLOCK_CTRL),
 };
+
+/* Flags that are shifts by a member of an enum, likewise. */
+enum pacifica_ioeventfd_flag {
+	PACIFICA_IOEVENTFD_DATAMATCH = KVM_IOEVENTFD_FLAG_DATAMATCH,
+	PACIFICA_IOEVENTFD_PIO = KVM_IOEVENTFD_FLAG_PIO,
+	PACIFICA_IOEVENTFD_DEASSIGN = KVM_IOEVENTFD_FLAG_DEASSIGN,
+};

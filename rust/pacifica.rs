@@ -13,6 +13,7 @@
 //! | [`vm`] | a virtual machine |
 //! | [`memory`], [`slots`], [`fault`], [`access`], [`tables`], [`notifier`], [`dirty_log`] | its memory |
 //! | [`chips`], [`chips_ioctl`] | its interrupt controllers |
+//! | [`eventfd`] | its interrupt lines and doorbells that are event descriptors |
 //! | [`clock`] | its clock |
 //! | [`vcpu`], `vcpu_*` | a virtual CPU, and the ioctls that read or set it |
 //! | [`kick`] | how others reach it |
@@ -29,6 +30,7 @@ mod chips_ioctl;
 mod clock;
 mod device;
 mod dirty_log;
+mod eventfd;
 mod fault;
 mod ffi;
 mod host;

@@ -61,6 +61,9 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
         | abi::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
         | abi::KVM_CAP_SIGNAL_MSI
+        | abi::KVM_CAP_IRQFD
+        | abi::KVM_CAP_IOEVENTFD
+        | abi::KVM_CAP_IOEVENTFD_ANY_LENGTH
         | abi::KVM_CAP_READONLY_MEM
         | abi::KVM_CAP_KVMCLOCK_CTRL
         | abi::KVM_CAP_TSC_DEADLINE_TIMER

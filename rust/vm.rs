@@ -6,6 +6,7 @@ use crate::abi::{self, Arg};
 use crate::chips::Chips;
 use crate::clock::VmClock;
 use crate::device::{self, FileObject};
+use crate::eventfd::Eventfds;
 use crate::ffi;
 use crate::host::{host, Svm};
 use crate::kick::{Mailboxes, MAX_VCPUS};
@@ -24,6 +25,7 @@ use svm::features::SvmFeatures;
 /// Numbers the VMs of this boot.
 static SERIAL: Atomic<u64> = Atomic::new(1);
 
+#[pin_data]
 /// A virtual machine. Its file and the files of its vCPUs each hold a reference.
 pub(crate) struct Vm {
     _stats_file: StatsFile,
@@ -32,6 +34,9 @@ pub(crate) struct Vm {
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) chips: Arc<Chips>,
     pub(crate) clock: VmClock,
+    /// Interrupt lines and doorbells; the former use `chips`.
+    #[pin]
+    pub(crate) eventfds: Eventfds,
     /// What the host's AMD-V can do.
     pub(crate) features: SvmFeatures,
     boot_cpu: Atomic<u32>,
@@ -52,21 +57,25 @@ impl Vm {
         let stats = VmStats::new()?;
         let (pid, serial) = (ffi::pid(), SERIAL.fetch_add(1, Relaxed));
         let name = CString::try_from_fmt(fmt!("{pid}-{serial}"))?;
-        let vm = Arc::new(
-            Self {
-                _stats_file: stats::show(&host.debugfs, &name, stats.clone())?,
+        let stats_file = stats::show(&host.debugfs, &name, stats.clone())?;
+        let memory = VmMemory::new(mailboxes.clone())?;
+        let chips = Chips::new(mailboxes.clone())?;
+        let vm = Arc::pin_init(
+            pin_init!(Self {
+                _stats_file: stats_file,
                 stats,
-                memory: VmMemory::new(mailboxes.clone())?,
-                chips: Chips::new(mailboxes.clone())?,
+                memory,
+                chips,
                 mailboxes,
                 clock: VmClock::new(),
+                eventfds <- Eventfds::new(),
                 features: host.features,
                 boot_cpu: Atomic::new(0),
                 dead: Atomic::new(0),
                 pid,
                 serial,
                 _svm: svm,
-            },
+            }),
             GFP_KERNEL_ACCOUNT,
         )?;
         device::new_fd(c"pacifica-vm", vm)
@@ -150,6 +159,8 @@ impl FileObject for Vm {
             abi::PACIFICA_ENABLE_CAP => this.enable_cap(arg),
             abi::PACIFICA_GET_CLOCK => this.clock.get(arg),
             abi::PACIFICA_SET_CLOCK => this.clock.set(arg, &this.mailboxes),
+            abi::PACIFICA_IRQFD => this.eventfds.irqfd(&this.chips, arg),
+            abi::PACIFICA_IOEVENTFD => this.eventfds.ioeventfd(arg),
             abi::PACIFICA_GET_TSC_KHZ => Ok(ffi::tsc_khz() as c_long),
             abi::PACIFICA_CREATE_IRQCHIP => {
                 if this.mailboxes.count() != 0 {

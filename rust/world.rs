@@ -152,7 +152,10 @@ impl Platform for World<'_> {
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
+        let bytes = value.to_le_bytes();
+        let data = bytes.get(..usize::from(size)).unwrap_or(&bytes);
         self.chips().port_out(port, size, value)
+            || self.vm.eventfds.ring(true, u64::from(port), data)
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
@@ -175,7 +178,7 @@ impl Platform for World<'_> {
                 return true;
             }
         }
-        self.chips().mmio_write(gpa, data)
+        self.chips().mmio_write(gpa, data) || self.vm.eventfds.ring(false, gpa, data)
     }
 
     fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {

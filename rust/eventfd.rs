@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Event descriptors: KVM_IRQFD makes one an interrupt line, KVM_IOEVENTFD makes one a doorbell.
+//!
+//! ```text
+//!   somebody writes the eventfd ─► irqfd ─► Chips::set_gsi ─► guest
+//!   guest writes port or address ─► ioeventfd ─► the eventfd is signalled, without an exit to the VMM
+//! ```
+
+use crate::abi::{self, Arg};
+use crate::chips::Chips;
+use crate::ffi::{Eventfd, EventfdWaiter, Expire, IrqLock};
+use irqchip::lines::Source;
+use irqchip::routing::MAX_GSIS;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use kernel::sync::{Arc, Mutex};
+
+/// An interrupt line that an eventfd drives.
+struct Irqfd {
+    chips: Arc<Chips>,
+    gsi: u32,
+}
+
+impl Expire for Irqfd {
+    /// The eventfd was written: an edge.
+    fn expire(&self) {
+        self.chips.set_gsi(self.gsi, Source::USER, true);
+        self.chips.set_gsi(self.gsi, Source::USER, false);
+    }
+}
+
+/// A write that signals an eventfd.
+struct Doorbell {
+    eventfd: Eventfd,
+    is_port: bool,
+    address: u64,
+    /// 0 for any length.
+    length: u32,
+    /// What must be written, if that matters.
+    data: Option<u64>,
+}
+
+impl Doorbell {
+    fn is_hit(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
+        if self.is_port != is_port || self.address != address {
+            return false;
+        }
+        if self.length == 0 {
+            return true;
+        }
+        let mut bytes = [0; 8];
+        for (to, from) in bytes.iter_mut().zip(data) {
+            *to = *from;
+        }
+        self.length as usize == data.len()
+            && self.data.is_none_or(|wanted| wanted == u64::from_le_bytes(bytes))
+    }
+
+    /// Whether both are the same, eventfd included.
+    fn is_same(&self, other: &Self) -> bool {
+        self.eventfd.is_same(&other.eventfd)
+            && self.is_port == other.is_port
+            && self.address == other.address
+            && self.length == other.length
+            && self.data == other.data
+    }
+
+    /// Whether both would be hit by the same write.
+    fn collides(&self, other: &Self) -> bool {
+        self.is_port == other.is_port
+            && self.address == other.address
+            && (self.length == 0 || other.length == 0 || self.length == other.length)
+            && (self.data.is_none() || other.data.is_none() || self.data == other.data)
+    }
+}
+
+/// The event descriptors of a VM.
+#[pin_data]
+pub(crate) struct Eventfds {
+    #[pin]
+    irqfds: Mutex<KVec<Pin<KBox<EventfdWaiter<Irqfd>>>>>,
+    /// Held while the list of doorbells changes.
+    #[pin]
+    changes: Mutex<()>,
+    #[pin]
+    doorbells: IrqLock<KVec<Arc<Doorbell>>>,
+}
+
+/// Most doorbells, as KVM has it for one bus.
+const MAX_DOORBELLS: usize = 1000;
+
+impl Eventfds {
+    /// None.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            irqfds <- kernel::new_mutex!(KVec::new()),
+            changes <- kernel::new_mutex!(()),
+            doorbells <- IrqLock::new(KVec::new()),
+        })
+    }
+
+    /// KVM_IRQFD.
+    pub(crate) fn irqfd(&self, chips: &Arc<Chips>, arg: Arg) -> Result<c_long> {
+        let args: abi::kvm_irqfd = arg.read()?;
+        // Resampling is not offered (KVM_CAP_IRQFD_RESAMPLE).
+        if args.flags & !abi::KVM_IRQFD_FLAG_DEASSIGN != 0
+            || args.gsi >= MAX_GSIS
+            || !chips.has_lapics()
+        {
+            return Err(EINVAL);
+        }
+        let eventfd = Eventfd::get(args.fd)?;
+        let mut irqfds = self.irqfds.lock();
+        if args.flags & abi::KVM_IRQFD_FLAG_DEASSIGN != 0 {
+            irqfds.retain(|irqfd| {
+                !(irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi)
+            });
+            return Ok(0);
+        }
+        if irqfds.iter().any(|irqfd| irqfd.is_for(&eventfd)) {
+            return Err(EBUSY);
+        }
+        irqfds.reserve(1, GFP_KERNEL_ACCOUNT)?;
+        let irqfd = Irqfd { chips: chips.clone(), gsi: args.gsi };
+        let waiter = EventfdWaiter::new(args.fd, eventfd, irqfd)?;
+        irqfds.push(waiter, GFP_KERNEL_ACCOUNT)?;
+        Ok(0)
+    }
+
+    /// KVM_IOEVENTFD.
+    pub(crate) fn ioeventfd(&self, arg: Arg) -> Result<c_long> {
+        let args: abi::kvm_ioeventfd = arg.read()?;
+        let known = abi::PACIFICA_IOEVENTFD_DATAMATCH
+            | abi::PACIFICA_IOEVENTFD_PIO
+            | abi::PACIFICA_IOEVENTFD_DEASSIGN;
+        let matches_data = args.flags & abi::PACIFICA_IOEVENTFD_DATAMATCH != 0;
+        if args.flags & !known != 0
+            || !matches!(args.len, 0 | 1 | 2 | 4 | 8)
+            || args.addr.checked_add(u64::from(args.len)).is_none()
+            || (args.len == 0 && matches_data)
+        {
+            return Err(EINVAL);
+        }
+        let doorbell = Doorbell {
+            eventfd: Eventfd::get(args.fd as u32)?,
+            is_port: args.flags & abi::PACIFICA_IOEVENTFD_PIO != 0,
+            address: args.addr,
+            length: args.len,
+            data: matches_data.then_some(args.datamatch),
+        };
+        if args.flags & abi::PACIFICA_IOEVENTFD_DEASSIGN != 0 {
+            self.remove(&doorbell)
+        } else {
+            self.add(doorbell)
+        }
+    }
+
+    fn add(&self, doorbell: Doorbell) -> Result<c_long> {
+        let doorbell = Arc::new(doorbell, GFP_KERNEL_ACCOUNT)?;
+        self.change_doorbells(|old, new| {
+            if old.iter().any(|other| other.collides(&doorbell)) {
+                return Err(EEXIST);
+            }
+            if old.len() >= MAX_DOORBELLS {
+                return Err(ENOSPC);
+            }
+            for other in old {
+                new.push(other.clone(), GFP_KERNEL_ACCOUNT)?;
+            }
+            Ok(new.push(doorbell, GFP_KERNEL_ACCOUNT)?)
+        })
+    }
+
+    fn remove(&self, doorbell: &Doorbell) -> Result<c_long> {
+        self.change_doorbells(|old, new| {
+            for other in old.iter().filter(|other| !other.is_same(doorbell)) {
+                new.push(other.clone(), GFP_KERNEL_ACCOUNT)?;
+            }
+            if new.len() == old.len() { Err(ENOENT) } else { Ok(()) }
+        })
+    }
+
+    /// Replaces the list by one that `make` fills: memory is asked for, and the old list given
+    /// back, outside of the spinlock.
+    fn change_doorbells(
+        &self,
+        make: impl FnOnce(&[Arc<Doorbell>], &mut KVec<Arc<Doorbell>>) -> Result,
+    ) -> Result<c_long> {
+        let _one_at_a_time = self.changes.lock();
+        let mut list = self.copy_doorbells()?;
+        let mut new = KVec::new();
+        make(&list, &mut new)?;
+        core::mem::swap(&mut *self.doorbells.lock(), &mut new);
+        list.clear();
+        Ok(0)
+    }
+
+    /// The list of now. Only whoever holds `changes` may rely on its length.
+    fn copy_doorbells(&self) -> Result<KVec<Arc<Doorbell>>> {
+        let count = self.doorbells.lock().len();
+        let mut copy = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for doorbell in self.doorbells.lock().iter() {
+            copy.push_within_capacity(doorbell.clone()).map_err(|_| EAGAIN)?;
+        }
+        Ok(copy)
+    }
+
+    /// A write of the guest: whether it was for a doorbell.
+    pub(crate) fn ring(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
+        let doorbells = self.doorbells.lock();
+        let hit = doorbells.iter().find(|doorbell| doorbell.is_hit(is_port, address, data));
+        if let Some(doorbell) = hit {
+            doorbell.eventfd.signal();
+        }
+        hit.is_some()
+    }
+}
