@@ -84,7 +84,7 @@ impl Snapshot {
     pub const ABSENT: Self = Self(0);
 
     /// An xAPIC. `enabled` is the software enable bit of the SVR.
-    pub const fn xapic(id: u8, ldr: u32, dfr: u32, enabled: bool) -> Self {
+    pub const fn xapic(id: u32, ldr: u32, dfr: u32, enabled: bool) -> Self {
         let format = match LogicalFormat::from_dfr(dfr) {
             LogicalFormat::Flat => 0,
             LogicalFormat::Cluster => Self::CLUSTER,

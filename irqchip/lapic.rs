@@ -137,7 +137,7 @@ impl Lapic {
     }
 
     /// What an INIT does: everything is as after power-up but the IDs and the base register, hence
-    /// the mode (APM vol. 2, 16.3.2).
+    /// the mode (APM vol. 2, 16.3.2). [`Self::snapshot`] changes.
     pub fn init(&mut self) {
         *self = Self {
             xapic_id: self.xapic_id,
@@ -158,6 +158,16 @@ impl Lapic {
         self.base.is_enabled() && self.svr & SVR_ENABLED != 0
     }
 
+    /// The ID that messages find the APIC by. An xAPIC has no room for an ID above 255; such a
+    /// processor is found by the ID that it will have as an x2APIC, and not by that of another one.
+    const fn present_id(&self) -> u32 {
+        if self.base.is_x2apic() || self.id > u8::MAX as u32 {
+            self.id
+        } else {
+            self.xapic_id as u32
+        }
+    }
+
     /// What the routing of messages needs of this APIC.
     pub const fn snapshot(&self) -> Snapshot {
         if !self.base.is_enabled() {
@@ -165,7 +175,7 @@ impl Lapic {
         } else if self.base.is_x2apic() {
             Snapshot::x2apic(self.id, self.is_enabled())
         } else {
-            Snapshot::xapic(self.xapic_id, self.ldr, self.dfr, self.is_enabled())
+            Snapshot::xapic(self.present_id(), self.ldr, self.dfr, self.is_enabled())
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Message {
 /// MSI address bits 31:20 (PCI local bus specification 3.0, 6.8; Intel SDM vol. 3, 11.11.1).
 const MSI_ADDRESS_BASE: u64 = 0xfee;
 const MSI_DEST_LOGICAL: u64 = 1 << 2;
+/// Redirection hint: one of the destinations is enough.
+const MSI_REDIRECT: u64 = 1 << 3;
 const MSI_DATA_LEVEL: u32 = 1 << 15;
 /// `address_hi` carries destination bits 31:8 in its own bits 31:8.
 const MSI_HIGH_ID: u64 = 0xffff_ff00;
@@ -78,9 +80,13 @@ impl Message {
         if extended_ids {
             dest |= ((address >> 32) & MSI_HIGH_ID) as u32;
         }
+        let delivery_mode = match DeliveryMode::from_bits(data >> 8) {
+            DeliveryMode::Fixed if address & MSI_REDIRECT != 0 => DeliveryMode::LowestPriority,
+            mode => mode,
+        };
         Self {
             vector: data as u8,
-            delivery_mode: DeliveryMode::from_bits(data >> 8),
+            delivery_mode,
             dest,
             logical: address & MSI_DEST_LOGICAL != 0,
             level: data & MSI_DATA_LEVEL != 0,

@@ -274,6 +274,13 @@ fn init_keeps_the_mode_and_the_id() {
 }
 
 #[test]
+fn an_xapic_with_a_long_id_does_not_answer_to_a_short_one() {
+    let lapic = enabled(0x103);
+    assert_eq!(lapic.snapshot().id(), 0x103);
+    assert!(!lapic.snapshot().is_x2apic());
+}
+
+#[test]
 fn icr_of_an_xapic() {
     let mut lapic = enabled(0);
     assert_eq!(write(&mut lapic, ICR2, 0x0512_3456), Effect::None);

@@ -20,7 +20,7 @@ fn to(id: u32, logical: bool) -> Destination {
 }
 
 fn xapic(id: u8, ldr: u8, dfr: u32) -> Snapshot {
-    Snapshot::xapic(id, u32::from(ldr) << 24, dfr, true)
+    Snapshot::xapic(id.into(), u32::from(ldr) << 24, dfr, true)
 }
 
 #[test]
@@ -38,6 +38,12 @@ fn messages_of_devices() {
     assert_eq!(message.dest, 0xabcd_ef5a);
     assert_eq!(message.delivery_mode, DeliveryMode::Nmi);
     assert!(!message.logical && !message.level);
+    let message = Message::from_msi(0xfee0_100c, 0x41, false);
+    assert_eq!(
+        message.delivery_mode,
+        DeliveryMode::LowestPriority,
+        "redirection hint"
+    );
     assert!(Message::is_msi_address(0xfee0_0000));
     assert!(Message::is_msi_address(0xfeef_ffff));
     assert!(!Message::is_msi_address(0xfed0_0000));
