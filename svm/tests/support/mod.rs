@@ -326,7 +326,7 @@ impl Machine {
         let vmcb = &mut machine.vmcb;
         vmcb.set_cr0(Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::WP);
         vmcb.set_cr3(0x8000);
-        vmcb.set_cr4(Cr4::PAE | Cr4::MCE | Cr4::OSXSAVE);
+        vmcb.set_cr4(Cr4::PAE | Cr4::MCE | Cr4::OSXSAVE | Cr4::OSFXSR);
         vmcb.set_efer(Efer::SVME | Efer::LME | Efer::LMA | Efer::NXE);
         let attributes = SegAttr::P | SegAttr::S | SegAttr::WRITABLE | SegAttr::CODE | SegAttr::L;
         vmcb.set_segment(

@@ -1,0 +1,671 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Every exit, on a host that saves nRIP and on one that does not.
+
+mod support;
+
+use support::{poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP};
+use svm::dispatch::{Action, FaultOutcome, InternalError, UserExit};
+use svm::event::Event;
+use svm::exit::{ExitCode, NestedError};
+use svm::features::SvmFeatures;
+use svm::intercept::CrIntercepts;
+use svm::state::{guest_cr0, guest_cr4, VcpuState};
+use x86::features::Feature;
+use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags};
+
+/// A host that saves nRIP, and one that does not.
+const HOSTS: [SvmFeatures; 2] = [SvmFeatures::empty(), SvmFeatures::NRIPS];
+
+/// Runs `test` on both hosts, in real and in 64-bit mode, with `code` at RIP.
+fn everywhere(code: &[u8], test: impl Fn(&mut Machine)) {
+    for host in HOSTS {
+        for machine in [Machine::real(host), Machine::long(host)] {
+            let mut machine = machine.code(code);
+            machine.vmcb.set_interrupt_shadow(true);
+            if host.contains(SvmFeatures::NRIPS) {
+                poke(&mut machine.vmcb, NRIP, CODE + code.len() as u64);
+                machine.world.would_sleep = true;
+            }
+            test(&mut machine);
+        }
+    }
+}
+
+/// The instruction has completed.
+fn completed(machine: &Machine, length: usize) {
+    assert_eq!(machine.vmcb.rip(), CODE + length as u64);
+    assert!(!machine.vmcb.interrupt_shadow());
+    assert_eq!(machine.exception(), None);
+}
+
+/// The instruction has raised `exception`, and nothing else.
+fn raised(machine: &Machine, exception: Exception) {
+    assert_eq!(machine.vmcb.rip(), CODE);
+    assert_eq!(machine.exception(), Some(exception));
+}
+
+fn set(machine: &mut Machine, reg: u8, value: u64) {
+    machine.state.regs.set(reg, value);
+}
+
+#[test]
+fn cpuid() {
+    for code in [&[0x0f, 0xa2][..], &[0x66, 0xf2, 0x0f, 0xa2]] {
+        everywhere(code, |machine| {
+            set(machine, gpr::RAX, 0xffff_ffff_8000_0001);
+            set(machine, gpr::RCX, 7);
+            assert_eq!(machine.exit(ExitCode::CPUID, 0, 0), Action::Resume);
+            completed(machine, code.len());
+            let regs = &machine.state.regs;
+            assert_eq!(regs.get(gpr::RAX), 0x8000_0001);
+            assert_eq!(regs.get(gpr::RBX), 7);
+            assert_eq!(regs.get(gpr::RCX), 0xcccc);
+            assert_eq!(regs.get(gpr::RDX), 0xdddd);
+        });
+    }
+}
+
+#[test]
+fn cpuid_follows_the_state() {
+    let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0xa2]);
+    machine.state.xcr0 = 7;
+    for (leaf, subleaf, ebx) in [(0xd, 0, 832), (0xd, 1, 832)] {
+        machine.vmcb.set_rip(CODE);
+        set(&mut machine, gpr::RAX, leaf);
+        set(&mut machine, gpr::RCX, subleaf);
+        machine.exit(ExitCode::CPUID, 0, 0);
+        assert_eq!(machine.state.regs.get(gpr::RBX), ebx);
+    }
+    machine.state.xcr0 = 0x207;
+    machine.vmcb.set_rip(CODE);
+    set(&mut machine, gpr::RAX, 0xd);
+    set(&mut machine, gpr::RCX, 1);
+    machine.exit(ExitCode::CPUID, 0, 0);
+    assert_eq!(machine.state.regs.get(gpr::RBX), 832 + 8);
+    machine.vmcb.set_rip(CODE);
+    set(&mut machine, gpr::RAX, 1);
+    machine.exit(ExitCode::CPUID, 0, 0);
+    assert_eq!(machine.state.regs.get(gpr::RCX) >> 27 & 1, 1, "OSXSAVE");
+    assert_eq!(machine.state.regs.get(gpr::RDX) >> 9 & 1, 1, "APIC");
+}
+
+/// The second time the page tables are not walked.
+#[test]
+fn the_length_of_known_code_is_cheap() {
+    let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0xa2, 0x0f, 0xa2]);
+    machine.exit(ExitCode::CPUID, 0, 0);
+    let walked = machine.world.reads;
+    machine.exit(ExitCode::CPUID, 0, 0);
+    assert_eq!(machine.world.reads, walked + 1);
+    completed(&machine, 4);
+}
+
+#[test]
+fn a_single_step_traps_behind_the_instruction() {
+    everywhere(&[0x0f, 0xa2], |machine| {
+        machine
+            .vmcb
+            .set_rflags(Rflags::RESERVED1 | Rflags::TF | Rflags::RF);
+        machine.exit(ExitCode::CPUID, 0, 0);
+        assert_eq!(machine.vmcb.rip(), CODE + 2);
+        assert!(!machine.vmcb.rflags().contains(Rflags::RF));
+        let exception = machine.exception().expect("#DB");
+        assert_eq!(
+            (exception.vector, exception.payload),
+            (vector::DB, Some(1 << 14))
+        );
+    });
+}
+
+#[test]
+fn hlt_and_pause() {
+    everywhere(&[0xf4], |machine| {
+        assert_eq!(machine.exit(ExitCode::HLT, 0, 0), Action::Halt);
+        completed(machine, 1);
+    });
+    everywhere(&[0xf3, 0x90], |machine| {
+        assert_eq!(machine.exit(ExitCode::PAUSE, 0, 0), Action::Resume);
+        assert_eq!(machine.world.pauses, 1);
+        completed(machine, 2);
+    });
+}
+
+#[test]
+fn cache_instructions() {
+    for (code, exit) in [(0x08, ExitCode::INVD), (0x09, ExitCode::WBINVD)] {
+        everywhere(&[0x0f, code], |machine| {
+            assert_eq!(machine.exit(exit, 0, 0), Action::Resume);
+            assert_eq!(machine.world.wbinvds, 1);
+            completed(machine, 2);
+        });
+    }
+}
+
+#[test]
+fn what_a_guest_does_not_have_is_undefined() {
+    let exits = [
+        ExitCode::VMRUN,
+        ExitCode::VMLOAD,
+        ExitCode::VMSAVE,
+        ExitCode::STGI,
+        ExitCode::CLGI,
+        ExitCode::SKINIT,
+        ExitCode::INVLPGA,
+        ExitCode::RSM,
+        ExitCode::RDPRU,
+        ExitCode::INVLPGB,
+        ExitCode::TLBSYNC,
+        ExitCode::MCOMMIT,
+        ExitCode::MONITOR,
+        ExitCode::MWAIT,
+    ];
+    for exit in exits {
+        everywhere(&[0x0f, 0x01, 0xd8], |machine| {
+            assert_eq!(machine.exit(exit, 0, 0), Action::Resume);
+            raised(machine, Exception::UD);
+        });
+    }
+    everywhere(&[0x0f, 0x01, 0xc9], |machine| {
+        machine.world.monitor = true;
+        assert_eq!(machine.exit(ExitCode::MWAIT, 0, 0), Action::Resume);
+        completed(machine, 3);
+    });
+}
+
+#[test]
+fn exits_of_the_host_change_nothing() {
+    for exit in [
+        ExitCode::INTR,
+        ExitCode::NMI,
+        ExitCode::SMI,
+        ExitCode::INIT,
+        ExitCode::VINTR,
+    ] {
+        everywhere(&[], |machine| {
+            assert_eq!(machine.exit(exit, 0, 0), Action::Resume);
+            assert_eq!(machine.exception(), None);
+            assert_eq!(machine.vmcb.rip(), CODE);
+        });
+    }
+}
+
+#[test]
+fn ends() {
+    everywhere(&[], |machine| {
+        assert_eq!(
+            machine.exit(ExitCode::SHUTDOWN, 0, 0),
+            Action::User(UserExit::Shutdown)
+        );
+        assert_eq!(
+            machine.exit(ExitCode::INVALID, 0, 0),
+            Action::User(UserExit::FailEntry { reason: u64::MAX })
+        );
+        let unknown = InternalError::UnexpectedExit { exit_code: 0x403 };
+        assert_eq!(
+            machine.exit(ExitCode(0x403), 0, 0),
+            Action::User(UserExit::InternalError(unknown))
+        );
+    });
+}
+
+#[test]
+fn hypercalls() {
+    let call = |machine: &mut Machine, number, cpl| {
+        set(machine, gpr::RAX, number);
+        set(machine, gpr::RBX, 1);
+        set(machine, gpr::RCX, 2);
+        set(machine, gpr::RDX, 3);
+        set(machine, gpr::RSI, 4);
+        machine.vmcb.set_cpl(cpl);
+        machine.vmcb.set_rip(CODE);
+        assert_eq!(machine.exit(ExitCode::VMMCALL, 0, 0), Action::Resume);
+        completed(machine, 3);
+        machine.state.regs.get(gpr::RAX) as i32
+    };
+    everywhere(&[0x0f, 0x01, 0xd9], |machine| {
+        assert_eq!(call(machine, 1, 0), 0);
+        assert_eq!(call(machine, 42, 0), 10);
+        assert_eq!(call(machine, 77, 0), -1000);
+        assert_eq!(call(machine, 42, 3), -1);
+    });
+    let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
+    call(&mut machine, 77, 0);
+    assert_eq!(machine.state.regs.get(gpr::RAX), -1000_i64 as u64);
+    let mut machine = Machine::real(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
+    call(&mut machine, 77, 0);
+    assert_eq!(
+        machine.state.regs.get(gpr::RAX),
+        u64::from(-1000_i32 as u32)
+    );
+}
+
+#[test]
+fn counters_stand_still() {
+    everywhere(&[0x0f, 0x33], |machine| {
+        set(machine, gpr::RAX, u64::MAX);
+        set(machine, gpr::RCX, 3);
+        assert_eq!(machine.exit(ExitCode::RDPMC, 0, 0), Action::Resume);
+        completed(machine, 2);
+        assert_eq!(machine.state.regs.edx_eax(), 0);
+        machine.vmcb.set_rip(CODE);
+        set(machine, gpr::RCX, 4);
+        machine.exit(ExitCode::RDPMC, 0, 0);
+        raised(machine, Exception::GP0);
+    });
+    everywhere(&[0x0f, 0x33], |machine| {
+        machine.vmcb.set_cpl(3);
+        machine.exit(ExitCode::RDPMC, 0, 0);
+        raised(machine, Exception::GP0);
+    });
+}
+
+#[test]
+fn time() {
+    everywhere(&[0x0f, 0x31], |machine| {
+        machine.vmcb.set_tsc_offset(0x1_0000_0000);
+        machine.exit(ExitCode::RDTSC, 0, 0);
+        completed(machine, 2);
+        assert_eq!(machine.state.regs.edx_eax(), 0x1_0000_0000 + 1000);
+    });
+    everywhere(&[0x0f, 0x01, 0xf9], |machine| {
+        machine.state.msrs.tsc_aux = 5;
+        machine.exit(ExitCode::RDTSCP, 0, 0);
+        completed(machine, 3);
+        assert_eq!(machine.state.regs.get(gpr::RCX), 5);
+    });
+}
+
+#[test]
+fn xsetbv() {
+    let code = [0x0f, 0x01, 0xd1];
+    everywhere(&code, |machine| {
+        machine.vmcb.set_cr4(Cr4::OSXSAVE | Cr4::PAE | Cr4::MCE);
+        for (value, valid) in [
+            (7, true),
+            (1, true),
+            (3, true),
+            (0x207, true),
+            (0, false),
+            (5, false),
+            (0xe7, false),
+            (1 << 63 | 1, false),
+        ] {
+            machine.vmcb.set_rip(CODE);
+            machine.state.events.exception = None;
+            set(machine, gpr::RCX, 0);
+            machine.state.regs.set_edx_eax(value);
+            assert_eq!(machine.exit(ExitCode::XSETBV, 0, 0), Action::Resume);
+            if valid {
+                completed(machine, 3);
+                assert_eq!((machine.state.xcr0, machine.world.xcr0), (value, value));
+            } else {
+                raised(machine, Exception::GP0);
+            }
+        }
+        machine.state.events.exception = None;
+        machine.vmcb.set_rip(CODE);
+        machine.vmcb.set_cr4(Cr4::PAE | Cr4::MCE);
+        machine.exit(ExitCode::XSETBV, 0, 0);
+        raised(machine, Exception::UD);
+    });
+}
+
+fn msr(machine: &mut Machine, index: u64, write: Option<u64>) -> u64 {
+    machine.vmcb.set_rip(CODE);
+    set(machine, gpr::RCX, index);
+    if let Some(value) = write {
+        machine.state.regs.set_edx_eax(value);
+    }
+    let info1 = u64::from(write.is_some());
+    assert_eq!(machine.exit(ExitCode::MSR, info1, 0), Action::Resume);
+    machine.state.regs.edx_eax()
+}
+
+#[test]
+fn msrs() {
+    everywhere(&[0x0f, 0x32], |machine| {
+        assert_eq!(msr(machine, 0x277, None), 0x0007_0406_0007_0406);
+        completed(machine, 2);
+        assert_eq!(msr(machine, 0x10, None), 1000);
+        assert_eq!(msr(machine, 0x1b, None), 0xfee0_0900);
+        assert_eq!(msr(machine, 0x808, None), 8);
+        assert_eq!(msr(machine, 0x6e0, None), 77);
+        assert_eq!(msr(machine, 0xc000_0080, None) & Efer::SVME.bits(), 0);
+        completed(machine, 2);
+        msr(machine, 0x0bad_cafe, None);
+        raised(machine, Exception::GP0);
+    });
+    everywhere(&[0x0f, 0x30], |machine| {
+        msr(machine, 0x277, Some(0x0606_0606_0606_0606));
+        completed(machine, 2);
+        assert_eq!(machine.vmcb.g_pat(), 0x0606_0606_0606_0606);
+        msr(machine, 0xc000_0082, Some(0xffff_8000_0000_1000));
+        assert_eq!(machine.vmcb.lstar(), 0xffff_8000_0000_1000);
+        msr(machine, 0x10, Some(5000));
+        assert_eq!(machine.vmcb.tsc_offset(), 4000);
+        assert_eq!(machine.state.msrs.tsc_adjust, 4000);
+        msr(machine, 0x3b, Some(1000));
+        assert_eq!(machine.vmcb.tsc_offset(), 1000);
+        completed(machine, 2);
+        msr(machine, 0x277, Some(2));
+        raised(machine, Exception::GP0);
+        assert_eq!(machine.vmcb.g_pat(), 0x0606_0606_0606_0606);
+    });
+}
+
+#[test]
+fn efer_keeps_svme() {
+    everywhere(&[0x0f, 0x30], |machine| {
+        let old = machine.vmcb.efer();
+        msr(
+            machine,
+            0xc000_0080,
+            Some((old | Efer::SCE).difference(Efer::SVME).bits()),
+        );
+        completed(machine, 2);
+        assert_eq!(machine.vmcb.efer(), old | Efer::SCE);
+    });
+}
+
+#[test]
+fn mov_cr() {
+    // mov cr4, rbx
+    everywhere(&[0x0f, 0x22, 0xe3], |machine| {
+        machine.world.would_sleep = false;
+        let cr4 = Cr4::PAE | Cr4::PGE | Cr4::OSFXSR;
+        set(machine, gpr::RBX, cr4.bits());
+        assert_eq!(machine.exit(ExitCode(0x14), 0, 0), Action::Resume);
+        completed(machine, 3);
+        assert_eq!(machine.vmcb.cr4(), cr4 | Cr4::MCE);
+        assert_eq!(guest_cr4(&machine.vmcb, &machine.state), cr4);
+        assert!(machine
+            .vmcb
+            .intercepts()
+            .cr
+            .contains(CrIntercepts::CR4_READ));
+        assert_eq!(machine.world.flushes, 1);
+
+        machine.vmcb.set_rip(CODE);
+        set(machine, gpr::RBX, 1 << 30);
+        machine.exit(ExitCode(0x14), 0, 0);
+        raised(machine, Exception::GP0);
+    });
+    // The same with decode assists: no look at the code.
+    let host = SvmFeatures::NRIPS | SvmFeatures::DECODE_ASSISTS;
+    let mut machine = Machine::long(host);
+    poke(&mut machine.vmcb, NRIP, CODE + 3);
+    machine.world.would_sleep = true;
+    set(&mut machine, gpr::RBX, (Cr4::PAE | Cr4::MCE).bits());
+    machine.exit(ExitCode(0x14), 1 << 63 | 3, 0);
+    completed(&machine, 3);
+    assert!(!machine
+        .vmcb
+        .intercepts()
+        .cr
+        .contains(CrIntercepts::CR4_READ));
+}
+
+#[test]
+fn cache_disable_is_hidden() {
+    // mov cr0, rax
+    everywhere(&[0x0f, 0x22, 0xc0], |machine| {
+        machine.world.would_sleep = false;
+        let cr0 = guest_cr0(&machine.vmcb, &machine.state);
+        let with = cr0 | Cr0::CD;
+        set(machine, gpr::RAX, with.difference(Cr0::NW).bits());
+        assert_eq!(machine.exit(ExitCode::CR0_SEL_WRITE, 0, 0), Action::Resume);
+        completed(machine, 3);
+        assert!(!machine.vmcb.cr0().intersects(Cr0::CD | Cr0::NW));
+        assert!(guest_cr0(&machine.vmcb, &machine.state).contains(Cr0::CD));
+        assert!(machine
+            .vmcb
+            .intercepts()
+            .cr
+            .contains(CrIntercepts::CR0_READ));
+        machine.vmcb.set_rip(CODE);
+        set(machine, gpr::RAX, with.difference(Cr0::CD | Cr0::NW).bits());
+        machine.exit(ExitCode::CR0_SEL_WRITE, 0, 0);
+        assert!(!machine
+            .vmcb
+            .intercepts()
+            .cr
+            .contains(CrIntercepts::CR0_READ));
+    });
+}
+
+/// QEMU reports reads of all control registers as reads of CR0.
+#[test]
+fn reads_of_other_control_registers_as_cr0() {
+    // mov rax, cr2
+    everywhere(&[0x0f, 0x20, 0xd0], |machine| {
+        machine.world.would_sleep = false;
+        machine.vmcb.set_cr2(0x1234);
+        assert_eq!(machine.exit(ExitCode::CR0_READ, 0, 0), Action::Resume);
+        completed(machine, 3);
+        assert_eq!(machine.state.regs.get(gpr::RAX), 0x1234);
+    });
+    // smsw eax
+    everywhere(&[0x0f, 0x01, 0xe0], |machine| {
+        machine.world.would_sleep = false;
+        machine.exit(ExitCode::CR0_READ, 0, 0);
+        completed(machine, 3);
+        let cr0 = guest_cr0(&machine.vmcb, &machine.state).bits();
+        assert_eq!(machine.state.regs.get(gpr::RAX) & 0xffff, cr0 & 0xffff);
+    });
+}
+
+#[test]
+fn clts_and_lmsw() {
+    everywhere(&[0x0f, 0x06], |machine| {
+        machine.world.would_sleep = false;
+        let cr0 = machine.vmcb.cr0();
+        machine.vmcb.set_cr0(cr0 | Cr0::TS);
+        machine.exit(ExitCode::CR0_WRITE, 0, 0);
+        completed(machine, 2);
+        assert_eq!(machine.vmcb.cr0(), cr0);
+    });
+    // lmsw ax; PE cannot be cleared.
+    everywhere(&[0x0f, 0x01, 0xf0], |machine| {
+        machine.world.would_sleep = false;
+        let pe = machine.vmcb.cr0() & Cr0::PE;
+        set(machine, gpr::RAX, 0xfffe);
+        machine.exit(ExitCode::CR0_SEL_WRITE, 0, 0);
+        completed(machine, 3);
+        let low = Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS;
+        assert_eq!(machine.vmcb.cr0() & low, pe | Cr0::MP | Cr0::EM | Cr0::TS);
+    });
+}
+
+#[test]
+fn cr8() {
+    // mov cr8, rcx
+    let code = [0x44, 0x0f, 0x22, 0xc1];
+    for tell in [false, true] {
+        let mut machine = Machine::long(SvmFeatures::empty()).code(&code);
+        machine.world.set_tpr = tell;
+        machine.vmcb.set_v_tpr(9);
+        set(&mut machine, gpr::RCX, 4);
+        let action = machine.exit(ExitCode(0x18), 0, 0);
+        assert_eq!(action == Action::User(UserExit::SetTpr), tell);
+        completed(&machine, 4);
+        assert_eq!(machine.world.cr8, Some((9, 4)));
+        assert_eq!(machine.vmcb.v_tpr(), 4);
+        machine.vmcb.set_rip(CODE);
+        set(&mut machine, gpr::RCX, 16);
+        machine.exit(ExitCode(0x18), 0, 0);
+        raised(&machine, Exception::GP0);
+    }
+}
+
+#[test]
+fn debug_registers() {
+    // mov dr3, rcx
+    everywhere(&[0x0f, 0x23, 0xd9], |machine| {
+        machine.world.would_sleep = false;
+        set(machine, gpr::RCX, 0x5555);
+        machine.exit(ExitCode(0x33), 0, 0);
+        completed(machine, 3);
+        assert_eq!(machine.state.db[3], 0x5555);
+        assert!(!VcpuState::breakpoints_enabled(&machine.vmcb));
+    });
+    // mov dr7, rcx
+    everywhere(&[0x0f, 0x23, 0xf9], |machine| {
+        machine.world.would_sleep = false;
+        set(machine, gpr::RCX, 0xc002);
+        machine.exit(ExitCode(0x37), 0, 0);
+        completed(machine, 3);
+        assert_eq!(machine.vmcb.dr7(), 0x402);
+        assert!(VcpuState::breakpoints_enabled(&machine.vmcb));
+    });
+    // mov rcx, dr5, an alias of DR7 or undefined
+    everywhere(&[0x0f, 0x21, 0xe9], |machine| {
+        machine.world.would_sleep = false;
+        machine.exit(ExitCode(0x25), 0, 0);
+        completed(machine, 3);
+        assert_eq!(machine.state.regs.get(gpr::RCX), 0x400);
+        machine.vmcb.set_rip(CODE);
+        let cr4 = machine.vmcb.cr4();
+        machine.vmcb.set_cr4(cr4 | Cr4::DE);
+        machine.exit(ExitCode(0x25), 0, 0);
+        raised(machine, Exception::UD);
+    });
+    // General detect.
+    everywhere(&[0x0f, 0x21, 0xc1], |machine| {
+        machine.world.would_sleep = false;
+        machine.vmcb.set_dr7(0x2400);
+        machine.exit(ExitCode(0x20), 0, 0);
+        let exception = machine.exception().expect("#DB");
+        assert_eq!(
+            (exception.vector, exception.payload),
+            (vector::DB, Some(1 << 13))
+        );
+    });
+}
+
+#[test]
+fn exceptions_are_passed_on() {
+    everywhere(&[], |machine| {
+        machine.exit(ExitCode(0x40 + 17), 0, 0);
+        raised(machine, Exception::with_code(vector::AC, 0));
+    });
+    everywhere(&[], |machine| {
+        machine.exit(ExitCode(0x41), 0, 0);
+        raised(machine, Exception::new(vector::DB));
+    });
+    everywhere(&[], |machine| {
+        machine.exit(ExitCode(0x40 + 18), 0, 0);
+        assert_eq!(machine.exception(), None);
+        assert_eq!(machine.world.machine_checks, 1);
+    });
+}
+
+/// An endless chain of #AC in the delivery of #AC ends in exits, not in a hung CPU.
+#[test]
+fn alignment_check_in_a_delivery() {
+    let mut machine = Machine::real(SvmFeatures::empty());
+    for _ in 0..3 {
+        let event = Event::Exception(vector::AC, Some(0)).encode();
+        poke(&mut machine.vmcb, EXITINTINFO, event);
+        machine.exit(ExitCode(0x40 + 17), 0, 0);
+        machine.prepare();
+    }
+}
+
+#[test]
+fn ports_of_the_kernel() {
+    everywhere(&[0xec], |machine| {
+        let next = CODE + 1;
+        let port = u64::from(KERNEL_PORT) << 16;
+        for (size, rax) in [
+            (1, 0x1111_1111_1111_1178),
+            (2, 0x1111_1111_1111_5678),
+            (4, 0x1234_5678),
+        ] {
+            machine.vmcb.set_rip(CODE);
+            set(machine, gpr::RAX, 0x1111_1111_1111_1111);
+            let action = machine.exit(ExitCode::IOIO, port | size << 4 | 1, next);
+            assert_eq!(action, Action::Resume);
+            completed(machine, 1);
+            assert_eq!(machine.state.regs.get(gpr::RAX), rax);
+        }
+        machine.vmcb.set_rip(CODE);
+        set(machine, gpr::RAX, 0xaabb_ccdd);
+        machine.exit(ExitCode::IOIO, port | 2 << 4, next);
+        completed(machine, 1);
+        assert_eq!(machine.world.kernel_port, 0xccdd);
+    });
+}
+
+#[test]
+fn nested_faults_that_are_memory() {
+    let fault = |machine: &mut Machine, outcome| {
+        machine.world.fault = outcome;
+        machine.exit(ExitCode::NPF, NestedError::FINAL.bits(), 0x5000)
+    };
+    let mut machine = Machine::real(SvmFeatures::empty());
+    assert_eq!(fault(&mut machine, FaultOutcome::Mapped), Action::Resume);
+    assert_eq!(
+        fault(&mut machine, FaultOutcome::WouldSleep),
+        Action::NeedSleep
+    );
+    assert_eq!(
+        fault(&mut machine, FaultOutcome::HostFault),
+        Action::User(UserExit::Fault)
+    );
+}
+
+#[test]
+fn a_device_in_the_delivery_of_an_event() {
+    let mut machine = Machine::real(SvmFeatures::empty());
+    poke(
+        &mut machine.vmcb,
+        EXITINTINFO,
+        Event::Interrupt(0x20).encode(),
+    );
+    let action = machine.exit(ExitCode::NPF, 2, 0xd000_0000);
+    let Action::User(UserExit::InternalError(InternalError::Delivery { event, gpa, .. })) = action
+    else {
+        panic!("{action:?}");
+    };
+    assert_eq!((event, gpa), (0x8000_0020, 0xd000_0000));
+}
+
+/// FXSAVE to a device, in the guest's kernel and in a program.
+#[test]
+fn unknown_instructions() {
+    let code = [0x0f, 0xae, 0x00];
+    let mut machine = Machine::real(SvmFeatures::empty()).code(&code);
+    let action = machine.exit(ExitCode::NPF, 6, 0xd000_0000);
+    let Action::User(UserExit::InternalError(InternalError::Emulation { length, bytes })) = action
+    else {
+        panic!("{action:?}");
+    };
+    assert_eq!(length, 15);
+    assert_eq!(bytes[..3], code);
+    machine.vmcb.set_cpl(3);
+    assert_eq!(machine.exit(ExitCode::NPF, 6, 0xd000_0000), Action::Resume);
+    raised(&machine, Exception::UD);
+}
+
+#[test]
+fn a_page_of_code_that_is_absent_in_the_host() {
+    let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0xa2]);
+    machine.world.would_sleep = true;
+    let before = machine.state;
+    assert_eq!(machine.exit(ExitCode::CPUID, 0, 0), Action::NeedSleep);
+    assert_eq!(machine.vmcb.rip(), CODE);
+    assert_eq!(machine.state, before);
+    machine.world.would_sleep = false;
+    assert_eq!(machine.handle(), Action::Resume);
+    completed(&machine, 2);
+}
+
+#[test]
+fn without_features_there_is_no_rdtscp() {
+    everywhere(&[0x0f, 0x01, 0xf9], |machine| {
+        machine.state.features.set.remove(Feature::RDTSCP);
+        machine.exit(ExitCode::RDTSCP, 0, 0);
+        raised(machine, Exception::UD);
+    });
+}
