@@ -23,6 +23,14 @@
 //! registers, RFLAGS, and RIP. A call that stopped can therefore be repeated, with the answers of
 //! devices put in the place of their reads and writes, until it returns `Ok`. Then the answers
 //! are used up: the next iteration of a REP instruction asks anew.
+//!
+//! # What is left out
+//!
+//! Multiplication and division, relative and far branches, x87, MMX, SSE beyond moves, VEX, and
+//! all that loads a segment or system register: [`Stop::Unhandled`]. Alignment checks (#AC) and
+//! breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
+//! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
+//! returned here have one always, and who injects them drops it.
 
 use crate::cpu::Access;
 use crate::cpu::Cpu;

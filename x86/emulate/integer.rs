@@ -199,7 +199,7 @@ impl<C: Cpu> Run<'_, C> {
     pub(super) fn bit_test_register(&mut self) -> Result {
         let size = self.insn.operand_size;
         let bit = alu::sign_extend(self.register(self.insn.reg, size), size);
-        let units = (bit as i64) >> size.trailing_zeros().wrapping_add(3);
+        let units = (bit as i64).wrapping_shr(size.trailing_zeros().wrapping_add(3));
         let distance = (units as u64).wrapping_mul(u64::from(size));
         self.bit_test((self.insn.opcode >> 3) & 3, bit, distance)
     }
@@ -407,7 +407,8 @@ impl<C: Cpu> Run<'_, C> {
     /// MOVBE.
     pub(super) fn move_big_endian(&mut self) -> Result {
         let size = self.insn.operand_size;
-        let swap = |value: u64| value.swap_bytes() >> (64 - 8 * u32::from(size.clamp(1, 8)));
+        let unused = 64u32.wrapping_sub(u32::from(size) * 8);
+        let swap = |value: u64| value.swap_bytes().wrapping_shr(unused);
         if self.insn.opcode & 1 == 0 {
             let linear = self.memory(size, Access::Read)?;
             let value = self.read(linear, size, Access::Read)?;

@@ -57,6 +57,9 @@ fn read_task_word<C: Cpu>(cpu: &mut C, offset: u64) -> Result<u16, Stop> {
     if !cpu.efer().contains(Efer::LMA) {
         linear &= 0xffff_ffff;
     }
+    if linear == u64::MAX {
+        return Err(Stop::Unhandled);
+    }
     let mut word = [0; 2];
     cpu.read(linear, &mut word, Access::SystemRead)?;
     Ok(u16::from_le_bytes(word))

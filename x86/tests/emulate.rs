@@ -1,0 +1,722 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The emulator on chosen instructions: what the comparison with a CPU in 64-bit mode cannot show.
+
+use emulate_mock::Event;
+use emulate_mock::Mock;
+use x86::cpu::Access;
+use x86::cpu::Stop;
+use x86::decode::CodeSize;
+use x86::decode::CodeSize::Bits16;
+use x86::decode::CodeSize::Bits32;
+use x86::decode::CodeSize::Bits64;
+use x86::emulate::emulate;
+use x86::emulate::fetch;
+use x86::emulate::linear_address;
+use x86::emulate::lmsw_value;
+use x86::regs::vector;
+use x86::regs::Cr0;
+use x86::regs::Cr4;
+use x86::regs::Exception;
+use x86::regs::Rflags;
+use x86::regs::SegReg;
+
+mod emulate_mock;
+
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RBX: usize = 3;
+const RSP: usize = 4;
+const RBP: usize = 5;
+const RSI: usize = 6;
+const RDI: usize = 7;
+
+const UD: Stop = Stop::Exception(Exception::UD);
+const GP: Stop = Stop::Exception(Exception::GP0);
+const SS: Stop = Stop::Exception(Exception::with_code(vector::SS, 0));
+const NM: Stop = Stop::Exception(Exception::new(vector::NM));
+
+fn cpu(mode: CodeSize, code: &[u8], registers: &[(usize, u64)]) -> Mock {
+    let mut mock = Mock::with_code(mode, code);
+    for (index, value) in registers {
+        mock.state.gpr[*index] = *value;
+    }
+    mock
+}
+
+/// Executes one instruction that must succeed and end behind its last byte.
+fn run(mode: CodeSize, code: &[u8], registers: &[(usize, u64)]) -> Mock {
+    let mut mock = cpu(mode, code, registers);
+    mock.step().expect("no fault");
+    assert_eq!(mock.state.rip, 0x1000 + code.len() as u64);
+    mock
+}
+
+fn flags(mock: &Mock) -> Rflags {
+    mock.state.rflags.difference(Rflags::RESERVED1)
+}
+
+#[test]
+fn moves() {
+    let mock = run(Bits64, &[0x89, 0x03], &[(RAX, !0), (RBX, 0x2000)]);
+    assert_eq!(mock.events, [Event::Write(0x2000, 4)]);
+    assert_eq!(mock.peek(0x2000, 4), 0xffff_ffff);
+    // A store takes its bytes from AH, a load of 32 bits clears the upper half.
+    let mock = run(Bits64, &[0x88, 0x23], &[(RAX, 0x1234), (RBX, 0x2000)]);
+    assert_eq!(mock.peek(0x2000, 1), 0x12);
+    let mut mock = cpu(Bits64, &[0x8b, 0x03], &[(RAX, !0), (RBX, 0x2000)]);
+    mock.poke(0x2000, &[1, 2, 3, 4, 5]);
+    mock.step().expect("no fault");
+    assert_eq!(mock.state.gpr[RAX], 0x0403_0201);
+    assert_eq!(mock.events, [Event::Read(0x2000, 4, Access::Read)]);
+    // moffs, with an address of 64, 32 and 16 bits.
+    let mock = run(Bits64, &[0xa3, 0, 0x20, 0, 0, 1, 0, 0, 0], &[(RAX, 7)]);
+    assert_eq!(mock.events, [Event::Write(0x1_0000_2000, 4)]);
+    let mock = run(Bits64, &[0x67, 0xa2, 0, 0x20, 0, 0], &[(RAX, 7)]);
+    assert_eq!(mock.events, [Event::Write(0x2000, 1)]);
+    let mock = run(Bits16, &[0xa3, 0, 0x20], &[(RAX, 7)]);
+    assert_eq!(mock.events, [Event::Write(0x2000, 2)]);
+    // An immediate of 32 bits is extended to 64.
+    let code = [0x48, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff];
+    assert_eq!(run(Bits64, &code, &[(RBX, 0x2000)]).peek(0x2000, 8), !0);
+}
+
+#[test]
+fn move_of_selector() {
+    let mut mock = cpu(Bits32, &[0x8c, 0x1b], &[(RBX, 0x2000)]);
+    mock.segment_mut(SegReg::Ds).selector = 0x1234;
+    mock.step().expect("no fault");
+    assert_eq!(mock.events, [Event::Write(0x2000, 2)]);
+    assert_eq!(mock.peek(0x2000, 2), 0x1234);
+    let mock = run(Bits32, &[0x8c, 0xd8], &[(RAX, 0xffff_ffff)]);
+    assert_eq!(mock.state.gpr[RAX], 8);
+    assert_eq!(cpu(Bits32, &[0x8c, 0xf8], &[]).step(), Err(UD));
+}
+
+#[test]
+fn increments_outside_64_bit_mode() {
+    let mock = run(Bits32, &[0x40], &[(RAX, 0xffff_ffff)]);
+    assert_eq!(mock.state.gpr[RAX], 0);
+    assert_eq!(flags(&mock), Rflags::ZF | Rflags::PF | Rflags::AF);
+    let mock = run(Bits16, &[0x4b], &[(RBX, 0x1_0000)]);
+    assert_eq!(mock.state.gpr[RBX], 0x1_ffff);
+    assert_eq!(flags(&mock), Rflags::SF | Rflags::PF | Rflags::AF);
+}
+
+#[test]
+fn addresses_wrap() {
+    let address = |mode, code: &[u8], registers: &[(usize, u64)]| {
+        let mut mock = cpu(mode, code, registers);
+        let insn = fetch(&mut mock, &[]).expect("an instruction");
+        linear_address(&mock, &insn)
+    };
+    // mov al, [bx+si]
+    let registers = [(RBX, 0xf000), (RSI, 0x2000)];
+    assert_eq!(address(Bits16, &[0x8a, 0x00], &registers), Some(0x1000));
+    // mov al, [ebx+esi*4-1]
+    let registers = [(RBX, 0xffff_fff0), (RSI, 0x4000_0008)];
+    let code = [0x8a, 0x44, 0xb3, 0xff];
+    assert_eq!(address(Bits32, &code, &registers), Some(0xf));
+    assert_eq!(address(Bits64, &code, &registers), Some(0x2_0000_000f));
+    let code = [0x67, 0x8a, 0x44, 0xb3, 0xff];
+    assert_eq!(address(Bits64, &code, &registers), Some(0xf));
+    // mov al, [rip-8], [eip-0x2000]
+    let code = [0x8a, 0x05, 0xf8, 0xff, 0xff, 0xff];
+    assert_eq!(address(Bits64, &code, &[]), Some(0xffe));
+    let code = [0x67, 0x8a, 0x05, 0x00, 0xe0, 0xff, 0xff];
+    assert_eq!(address(Bits64, &code, &[]), Some(0xffff_f007));
+    // invlpg [eax] with a base: the linear address has 32 bits.
+    let mut mock = cpu(Bits32, &[0x0f, 0x01, 0x38], &[(RAX, 0x2000)]);
+    mock.segment_mut(SegReg::Ds).base = 0xffff_f000;
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    assert_eq!(linear_address(&mock, &insn), Some(0x1000));
+}
+
+#[test]
+fn segment_bases() {
+    let mut mock = cpu(Bits64, &[0x65, 0x8a, 0x03], &[(RBX, 0x10)]);
+    mock.segment_mut(SegReg::Gs).base = 0xffff_8000_0000_0000;
+    mock.segment_mut(SegReg::Ds).base = 0x1000;
+    mock.step().expect("no fault");
+    let read = Event::Read(0xffff_8000_0000_0010, 1, Access::Read);
+    assert_eq!(mock.events, [read]);
+    let mut mock = cpu(Bits64, &[0x8a, 0x03], &[(RBX, 0x10)]);
+    mock.segment_mut(SegReg::Ds).base = 0x1000;
+    mock.step().expect("no fault");
+    assert_eq!(mock.events, [Event::Read(0x10, 1, Access::Read)]);
+}
+
+#[test]
+fn canonical_addresses() {
+    let read = |code: &[u8], address| cpu(Bits64, code, &[(RBX, address), (RBP, address)]).step();
+    assert_eq!(read(&[0x8b, 0x03], 0x8000_0000_0000), Err(GP));
+    assert_eq!(read(&[0x8b, 0x03], 0x7fff_ffff_fffd), Err(GP));
+    assert!(read(&[0x8b, 0x03], 0x7fff_ffff_fffc).is_ok());
+    assert_eq!(read(&[0x8b, 0x03], 0xffff_7fff_ffff_ffff), Err(GP));
+    assert!(read(&[0x8b, 0x03], 0xffff_8000_0000_0000).is_ok());
+    assert_eq!(read(&[0x8b, 0x45, 0x00], 0x8000_0000_0000), Err(SS));
+    assert_eq!(read(&[0x64, 0x8b, 0x45, 0x00], 0x8000_0000_0000), Err(GP));
+    assert_eq!(read(&[0x8b, 0x03], !0), Err(Stop::Unhandled));
+    let mut mock = cpu(Bits64, &[0x8b, 0x03], &[(RBX, 0x8000_0000_0000)]);
+    mock.cr4 |= Cr4::LA57;
+    assert!(mock.step().is_ok());
+}
+
+#[test]
+fn segment_limits() {
+    let read = |address, limit| {
+        let mut mock = cpu(Bits32, &[0x8b, 0x03], &[(RBX, address)]);
+        mock.segment_mut(SegReg::Ds).limit = limit;
+        mock.step()
+    };
+    assert!(read(0xffc, 0xfff).is_ok());
+    assert_eq!(read(0xffd, 0xfff), Err(GP));
+    assert_eq!(read(0xffff_fffe, 0xffff_ffff), Err(GP));
+    assert!(read(0xffff_fffc, 0xffff_ffff).is_ok());
+    // push with a stack segment that is too small
+    let mut mock = cpu(Bits32, &[0x50], &[(RSP, 0x2004)]);
+    mock.segment_mut(SegReg::Ss).limit = 0x2002;
+    assert_eq!(mock.step(), Err(SS));
+    assert_eq!(mock.state.gpr[RSP], 0x2004);
+}
+
+#[test]
+fn expand_down_segments() {
+    let read = |address, limit, big: bool| {
+        let mut mock = cpu(Bits32, &[0x8b, 0x03], &[(RBX, address)]);
+        let segment = mock.segment_mut(SegReg::Ds);
+        segment.limit = limit;
+        segment.attributes |= x86::regs::SegAttr::EXPAND_DOWN;
+        segment.attributes.set(x86::regs::SegAttr::DB, big);
+        mock.step()
+    };
+    assert_eq!(read(0xfff, 0xfff, true), Err(GP));
+    assert!(read(0x1000, 0xfff, true).is_ok());
+    assert!(read(0xffff_fffc, 0xfff, true).is_ok());
+    assert_eq!(read(0xffff_fffd, 0xfff, true), Err(GP));
+    assert!(read(0xfffc, 0xfff, false).is_ok());
+    assert_eq!(read(0xfffd, 0xfff, false), Err(GP));
+}
+
+#[test]
+fn segment_rights() {
+    use x86::regs::SegAttr;
+    let access = |code: &[u8], change: fn(&mut SegAttr)| {
+        let mut mock = cpu(Bits32, code, &[(RBX, 0x2000)]);
+        change(&mut mock.segment_mut(SegReg::Ds).attributes);
+        mock.step()
+    };
+    const READ: &[u8] = &[0x8b, 0x03];
+    const WRITE: &[u8] = &[0x89, 0x03];
+    const MODIFY: &[u8] = &[0x01, 0x03];
+    assert!(access(READ, |a| a.remove(SegAttr::WRITABLE)).is_ok());
+    assert_eq!(access(WRITE, |a| a.remove(SegAttr::WRITABLE)), Err(GP));
+    assert_eq!(access(MODIFY, |a| a.remove(SegAttr::WRITABLE)), Err(GP));
+    assert_eq!(access(READ, |a| a.remove(SegAttr::P)), Err(GP));
+    assert!(access(READ, |a| a.insert(SegAttr::CODE)).is_ok());
+    assert_eq!(access(WRITE, |a| a.insert(SegAttr::CODE)), Err(GP));
+    let execute_only = |a: &mut SegAttr| {
+        a.insert(SegAttr::CODE);
+        a.remove(SegAttr::WRITABLE);
+    };
+    assert_eq!(access(READ, execute_only), Err(GP));
+    // Real mode has no rights.
+    let mut mock = cpu(Bits16, &[0x2e, 0x88, 0x07], &[(RBX, 0x2000)]);
+    mock.segment_mut(SegReg::Cs).attributes = SegAttr::empty();
+    assert!(mock.step().is_ok());
+}
+
+#[test]
+fn real_mode_addresses() {
+    let mut mock = cpu(Bits16, &[0x89, 0x46, 0x02], &[(RAX, 0x55aa), (RBP, 0x10)]);
+    mock.segment_mut(SegReg::Ss).base = 0x12340;
+    mock.step().expect("no fault");
+    assert_eq!(mock.events, [Event::Write(0x12352, 2)]);
+    assert_eq!(cpu(Bits16, &[0x8b, 0x07], &[(RBX, 0xffff)]).step(), Err(GP));
+    // 32-bit addressing in real mode: the limit counts.
+    let code = [0x67, 0x8b, 0x03];
+    assert_eq!(cpu(Bits16, &code, &[(RBX, 0x1_0000)]).step(), Err(GP));
+    let mut mock = cpu(Bits16, &code, &[(RBX, 0xfee0_0000)]);
+    mock.segment_mut(SegReg::Ds).limit = 0xffff_ffff;
+    assert!(mock.step().is_ok());
+}
+
+#[test]
+fn stack_pointer_width() {
+    use x86::regs::SegAttr;
+    // A 16-bit stack wraps and leaves the upper half alone.
+    let mut mock = cpu(Bits32, &[0x50], &[(RSP, 0x1234_0000), (RAX, 0x1122_3344)]);
+    mock.segment_mut(SegReg::Ss).attributes.remove(SegAttr::DB);
+    mock.step().expect("no fault");
+    assert_eq!(mock.state.gpr[RSP], 0x1234_fffc);
+    assert_eq!(mock.events, [Event::Write(0xfffc, 4)]);
+    let mock = run(Bits64, &[0x66, 0x50], &[(RSP, 0x1_0000_0000), (RAX, 1)]);
+    assert_eq!(mock.state.gpr[RSP], 0xffff_fffe);
+    // PUSH RSP pushes what it was; POP RSP ends with what was popped.
+    let mock = run(Bits64, &[0x54], &[(RSP, 0x2000)]);
+    assert_eq!(mock.peek(0x1ff8, 8), 0x2000);
+    let mut mock = cpu(Bits64, &[0x5c], &[(RSP, 0x2000)]);
+    mock.poke(0x2000, &0x1234_5678_9abc_def0u64.to_le_bytes());
+    mock.step().expect("no fault");
+    assert_eq!(mock.state.gpr[RSP], 0x1234_5678_9abc_def0);
+}
+
+#[test]
+fn pop_to_memory_uses_the_new_stack_pointer() {
+    // pop qword [rsp+8]
+    let mut mock = cpu(Bits64, &[0x8f, 0x44, 0x24, 0x08], &[(RSP, 0x2000)]);
+    mock.poke(0x2000, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    mock.step().expect("no fault");
+    let accesses = [
+        Event::Read(0x2000, 8, Access::Read),
+        Event::Write(0x2010, 8),
+    ];
+    assert_eq!(mock.events, accesses);
+    assert_eq!(mock.state.gpr[RSP], 0x2008);
+    // push qword [rsp]
+    let mock = run(Bits64, &[0xff, 0x34, 0x24], &[(RSP, 0x2000)]);
+    let accesses = [
+        Event::Read(0x2000, 8, Access::Read),
+        Event::Write(0x1ff8, 8),
+    ];
+    assert_eq!(mock.events, accesses);
+}
+
+#[test]
+fn branches_through_memory() {
+    let branch = |mode, code: &[u8], target: u64| {
+        let mut mock = cpu(mode, code, &[(RBX, 0x2000), (RSP, 0x3000)]);
+        mock.poke(0x2000, &target.to_le_bytes());
+        mock.step().map(|_| mock)
+    };
+    let mock = branch(Bits64, &[0xff, 0x13], 0xffff_8000_0000_1234).expect("no fault");
+    assert_eq!(mock.state.rip, 0xffff_8000_0000_1234);
+    assert_eq!(mock.peek(0x2ff8, 8), 0x1002);
+    let mock = branch(Bits64, &[0xff, 0x23], 0x1234).expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0x1234, 0x3000));
+    assert_eq!(branch(Bits64, &[0xff, 0x13], 1 << 50).err(), Some(GP));
+    let mock = branch(Bits32, &[0xff, 0x13], 0x5_0000_6000).expect("no fault");
+    assert_eq!(mock.state.rip, 0x6000);
+    assert_eq!(mock.peek(0x2ffc, 4), 0x1002);
+    let mock = branch(Bits32, &[0x66, 0xff, 0x23], 0x12_6000).expect("no fault");
+    assert_eq!(mock.state.rip, 0x6000);
+    assert_eq!(
+        branch(Bits16, &[0x66, 0xff, 0x27], 0x1_0000).err(),
+        Some(GP)
+    );
+}
+
+#[test]
+fn locked_instructions() {
+    // lock add [rbx], eax: a read, and a compare-and-exchange.
+    let mut mock = cpu(Bits64, &[0xf0, 0x01, 0x03], &[(RAX, 5), (RBX, 0x2000)]);
+    mock.poke(0x2000, &[1, 0, 0, 0]);
+    mock.lost_races = 3;
+    mock.step().expect("no fault");
+    assert_eq!(mock.events[0], Event::Read(0x2000, 4, Access::Write));
+    assert_eq!(mock.events[1..], [Event::CompareExchange(0x2000, 4); 4]);
+    assert_eq!(mock.peek(0x2000, 4), 1 + 3 + 5);
+    // XCHG with memory is locked without the prefix.
+    let mut mock = cpu(Bits64, &[0x87, 0x03], &[(RAX, 5), (RBX, 0x2000)]);
+    mock.poke(0x2000, &[1, 0, 0, 0]);
+    mock.lost_races = 1;
+    mock.step().expect("no fault");
+    assert_eq!((mock.peek(0x2000, 4), mock.state.gpr[RAX]), (5, 2));
+    // A race that cannot be won leaves everything as it was.
+    let code = [0xf0, 0x0f, 0xc1, 0x03];
+    let mut mock = cpu(Bits64, &code, &[(RAX, 5), (RBX, 0x2000)]);
+    mock.lost_races = 1000;
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    let before = (mock.state.gpr, mock.state.rip, mock.state.rflags);
+    assert_eq!(emulate(&mut mock, &insn), Ok(()));
+    assert_eq!(before, (mock.state.gpr, mock.state.rip, mock.state.rflags));
+}
+
+#[test]
+fn illegal_locks() {
+    let illegal: &[&[u8]] = &[
+        &[0xf0, 0x01, 0xc3],
+        &[0xf0, 0x03, 0x03],
+        &[0xf0, 0x39, 0x03],
+        &[0xf0, 0x80, 0x3b, 0x01],
+        &[0xf0, 0x89, 0x03],
+        &[0xf0, 0x8b, 0x03],
+        &[0xf0, 0xf6, 0x03, 0x01],
+        &[0xf0, 0xff, 0x33],
+        &[0xf0, 0xd1, 0x23],
+        &[0xf0, 0x0f, 0xa3, 0x03],
+        &[0xf0, 0x0f, 0xba, 0x23, 0x01],
+        &[0xf0, 0x87, 0xc3],
+        &[0xf0, 0x90],
+        &[0xf0, 0xa5],
+        &[0xf0, 0x05, 0, 0, 0, 0],
+        &[0xf0, 0x0f, 0x10, 0x03],
+    ];
+    for code in illegal {
+        assert_eq!(
+            cpu(Bits64, code, &[(RBX, 0x2000)]).step(),
+            Err(UD),
+            "{code:02x?}"
+        );
+    }
+}
+
+#[test]
+fn compare_exchange_of_pairs() {
+    let registers = [(RAX, 1), (RDX, 2), (RBX, 3), (RCX, 4), (RSI, 0x2000)];
+    let mut mock = cpu(Bits64, &[0xf0, 0x0f, 0xc7, 0x0e], &registers);
+    mock.poke(0x2000, &0x2_0000_0001u64.to_le_bytes());
+    mock.step().expect("no fault");
+    assert_eq!(mock.peek(0x2000, 8), 0x4_0000_0003);
+    assert!(mock.state.rflags.contains(Rflags::ZF));
+    assert_eq!(mock.events[1], Event::CompareExchange(0x2000, 8));
+    let mut mock = cpu(Bits64, &[0x0f, 0xc7, 0x0e], &registers);
+    mock.poke(0x2000, &0x6_0000_0005u64.to_le_bytes());
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.gpr[RAX], mock.state.gpr[RDX]), (5, 6));
+    assert!(!mock.state.rflags.contains(Rflags::ZF));
+    let mut unaligned = cpu(Bits64, &[0x48, 0x0f, 0xc7, 0x0e], &[(RSI, 0x2008)]);
+    assert_eq!(unaligned.step(), Err(GP));
+}
+
+#[test]
+fn one_iteration_at_a_time() {
+    let registers = [(RCX, 3), (RSI, 0x2000), (RDI, 0x3000)];
+    let mut mock = cpu(Bits64, &[0xf3, 0xa4], &registers);
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    for left in [2, 1] {
+        assert_eq!(emulate(&mut mock, &insn), Ok(()));
+        assert_eq!((mock.state.rip, mock.state.gpr[RCX]), (0x1000, left));
+    }
+    assert_eq!(emulate(&mut mock, &insn), Ok(()));
+    assert_eq!((mock.state.rip, mock.state.gpr[RCX]), (0x1002, 0));
+    assert_eq!(mock.state.gpr[RSI..=RDI], [0x2003, 0x3003]);
+    assert_eq!(mock.peek(0x2000, 3), mock.peek(0x3000, 3));
+    // With a count of zero there is none.
+    let mock = run(Bits64, &[0xf3, 0xa4], &[(RSI, 0x2000)]);
+    assert_eq!(mock.events, []);
+}
+
+#[test]
+fn a_fault_in_an_iteration_keeps_those_before_it() {
+    let mut mock = cpu(Bits64, &[0xf3, 0xab], &[(RCX, 3), (RDI, 0x7fff_ffff_fff8)]);
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    assert_eq!(emulate(&mut mock, &insn), Ok(()));
+    assert_eq!(emulate(&mut mock, &insn), Ok(()));
+    assert_eq!(emulate(&mut mock, &insn), Err(GP));
+    assert_eq!((mock.state.rip, mock.state.gpr[RCX]), (0x1000, 1));
+    assert_eq!(mock.state.gpr[RDI], 0x8000_0000_0000);
+}
+
+#[test]
+fn string_registers_have_the_address_size() {
+    // A 16-bit count and pointers wrap; what is above them stays.
+    let registers = [(RCX, 0xabcd_0002), (RSI, 0x1_ffff), (RDI, 0x5_0000)];
+    let mock = run(Bits16, &[0xf3, 0xa4], &registers);
+    assert_eq!(mock.state.gpr[RCX], 0xabcd_0000);
+    assert_eq!(mock.state.gpr[RSI..=RDI], [0x1_0001, 0x5_0002]);
+    assert_eq!(mock.events[2], Event::Read(0, 1, Access::Read));
+    // 32-bit ones in 64-bit mode clear the upper half.
+    let registers = [(RCX, 0xab_0000_0001), (RSI, 0xcd_ffff_ffff), (RDI, 0x2000)];
+    let mock = run(Bits64, &[0x67, 0xf3, 0xa4], &registers);
+    assert_eq!((mock.state.gpr[RCX], mock.state.gpr[RSI]), (0, 0));
+}
+
+#[test]
+fn string_segments() {
+    // The source can be overridden, the destination is ES.
+    let mut mock = cpu(Bits32, &[0x64, 0xa5], &[(RSI, 0x2000), (RDI, 0x3000)]);
+    mock.segment_mut(SegReg::Fs).base = 0x10_0000;
+    mock.segment_mut(SegReg::Es).base = 0x20_0000;
+    mock.step().expect("no fault");
+    let accesses = [
+        Event::Read(0x10_2000, 4, Access::Read),
+        Event::Write(0x20_3000, 4),
+    ];
+    assert_eq!(mock.events, accesses);
+}
+
+#[test]
+fn comparing_strings() {
+    // repe cmpsb ends at the first difference, repne scasb at the first equality.
+    let registers = [(RCX, 9), (RSI, 0x2000), (RDI, 0x3000)];
+    let mut mock = cpu(Bits64, &[0xf3, 0xa6], &registers);
+    mock.poke(0x2000, b"abcX");
+    mock.poke(0x3000, b"abcY");
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.gpr[RCX], mock.state.gpr[RSI]), (5, 0x2004));
+    assert!(mock.state.rflags.contains(Rflags::CF | Rflags::SF));
+    let registers = [(RCX, 9), (RAX, b'c'.into()), (RDI, 0x3000)];
+    let mut mock = cpu(Bits64, &[0xf2, 0xae], &registers);
+    mock.poke(0x3000, b"abcY");
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.gpr[RCX], mock.state.gpr[RDI]), (6, 0x3003));
+    assert!(mock.state.rflags.contains(Rflags::ZF));
+}
+
+#[test]
+fn ports() {
+    let mock = run(Bits64, &[0xe4, 0x80], &[(RAX, !0)]);
+    assert_eq!(mock.events, [Event::In(0x80, 1)]);
+    assert_eq!(mock.state.gpr[RAX], 0xffff_ffff_ffff_ff21);
+    let mock = run(Bits64, &[0xed], &[(RAX, !0), (RDX, 0xa_1234)]);
+    assert_eq!(mock.events, [Event::In(0x1234, 4)]);
+    assert_eq!(mock.state.gpr[RAX], 0x8765_4321);
+    let mock = run(Bits64, &[0x48, 0xef], &[(RAX, !0), (RDX, 0x1234)]);
+    assert_eq!(mock.events, [Event::Out(0x1234, 4, 0xffff_ffff)]);
+    let mock = run(Bits16, &[0xe7, 0xff], &[(RAX, 0xabcd_1234)]);
+    assert_eq!(mock.events, [Event::Out(0xff, 2, 0x1234)]);
+}
+
+#[test]
+fn port_strings() {
+    let registers = [(RCX, 2), (RDX, 0x70), (RSI, 0x2000), (RDI, 0x3000)];
+    let mock = run(Bits64, &[0xf3, 0x66, 0x6d], &registers);
+    let probe = |linear| Event::Read(linear, 2, Access::Write);
+    let once = |linear| [probe(linear), Event::In(0x70, 2), Event::Write(linear, 2)];
+    assert_eq!(mock.events, [once(0x3000), once(0x3002)].concat());
+    assert_eq!(mock.peek(0x3000, 4), 0x4321_4321);
+    let mut mock = cpu(Bits32, &[0xf3, 0x6e], &registers);
+    mock.state.rflags |= Rflags::DF;
+    mock.poke(0x1fff, &[0x11, 0x22]);
+    mock.step().expect("no fault");
+    assert_eq!(mock.events[1], Event::Out(0x70, 1, 0x22));
+    assert_eq!(mock.events[3], Event::Out(0x70, 1, 0x11));
+    assert_eq!(mock.state.gpr[RSI], 0x1ffe);
+}
+
+/// A CPU at privilege level 3 with a TSS whose bitmap allows the ports 0x10 to 0x17.
+fn user_with_bitmap(code: &[u8]) -> Mock {
+    let mut mock = cpu(Bits64, code, &[]);
+    mock.cpl = 3;
+    let task = mock.segment_mut(SegReg::Tr);
+    task.base = 0x8000;
+    task.limit = 0x68 + 4;
+    task.attributes = x86::regs::SegAttr::from_bits_retain(0x8b);
+    mock.poke(0x8066, &[0x68, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff]);
+    mock
+}
+
+#[test]
+fn port_permissions() {
+    let access = |code: &[u8], change: fn(&mut Mock)| {
+        let mut mock = user_with_bitmap(code);
+        change(&mut mock);
+        mock.step().map(|_| ())
+    };
+    let none = |_: &mut Mock| {};
+    assert_eq!(access(&[0xe4, 0x10], none), Ok(()));
+    assert_eq!(access(&[0xe4, 0x17], none), Ok(()));
+    assert_eq!(access(&[0xe4, 0x18], none), Err(GP));
+    assert_eq!(access(&[0xe4, 0x0f], none), Err(GP));
+    assert_eq!(access(&[0xe5, 0x14], none), Ok(()));
+    assert_eq!(access(&[0xe5, 0x15], none), Err(GP));
+    // The second byte of the bitmap that is read must be inside the limit.
+    assert_eq!(access(&[0xe4, 0x20], none), Err(GP));
+    assert_eq!(
+        access(&[0xe4, 0x10], |m| m.segments[7].limit = 0x6b),
+        Ok(())
+    );
+    assert_eq!(
+        access(&[0xe4, 0x10], |m| m.segments[7].limit = 0x6a),
+        Err(GP)
+    );
+    // IOPL, but not in virtual-8086 mode; real mode; no TSS.
+    let iopl = |m: &mut Mock| m.state.rflags |= Rflags::IOPL;
+    assert_eq!(access(&[0xe4, 0x80], iopl), Ok(()));
+    let virtual_8086 = |m: &mut Mock| {
+        m.state.rflags |= Rflags::IOPL | Rflags::VM;
+        m.efer = x86::regs::Efer::empty();
+    };
+    assert_eq!(access(&[0xe4, 0x80], virtual_8086), Err(GP));
+    assert_eq!(access(&[0xe4, 0x10], virtual_8086), Ok(()));
+    assert_eq!(access(&[0xe4, 0x80], |m| m.cr0 = Cr0::empty()), Ok(()));
+    let unusable = |m: &mut Mock| m.segments[7].attributes = x86::regs::SegAttr::empty();
+    assert_eq!(access(&[0xe4, 0x10], unusable), Err(GP));
+    let mut mock = user_with_bitmap(&[0xe4, 0x10]);
+    mock.step().expect("no fault");
+    assert_eq!(mock.events[0], Event::Read(0x8066, 2, Access::SystemRead));
+    assert_eq!(mock.events[1], Event::Read(0x806a, 2, Access::SystemRead));
+    // INS asks, too.
+    let mut mock = user_with_bitmap(&[0x6c]);
+    mock.state.gpr[RDX] = 0x80;
+    assert_eq!(mock.step(), Err(GP));
+}
+
+#[test]
+fn vector_moves() {
+    let value = 0x0123_4567_89ab_cdef_0011_2233_4455_6677u128;
+    let store = |code: &[u8], size: usize| {
+        let mut mock = cpu(Bits64, code, &[(RBX, 0x2000)]);
+        mock.state.xmm[1] = value;
+        mock.step().expect("no fault");
+        assert_eq!(mock.events, [Event::Write(0x2000, size)], "{code:02x?}");
+        mock.peek(0x2000, size.min(8))
+    };
+    let low = value as u64;
+    assert_eq!(store(&[0x0f, 0x29, 0x0b], 16), low);
+    assert_eq!(store(&[0x0f, 0x2b, 0x0b], 16), low);
+    assert_eq!(store(&[0x66, 0x0f, 0xe7, 0x0b], 16), low);
+    assert_eq!(store(&[0xf3, 0x0f, 0x7f, 0x0b], 16), low);
+    assert_eq!(store(&[0x66, 0x0f, 0xd6, 0x0b], 8), low);
+    assert_eq!(store(&[0x66, 0x0f, 0x7e, 0x0b], 4), low & 0xffff_ffff);
+    assert_eq!(store(&[0x66, 0x48, 0x0f, 0x7e, 0x0b], 8), low);
+    assert_eq!(store(&[0x0f, 0x17, 0x0b], 8), (value >> 64) as u64);
+    let load = |code: &[u8]| {
+        let mut mock = cpu(Bits64, code, &[(RBX, 0x2000)]);
+        mock.poke(0x2000, &value.to_le_bytes());
+        mock.state.xmm[1] = u128::MAX;
+        mock.step().expect("no fault");
+        mock.state.xmm[1]
+    };
+    assert_eq!(load(&[0x66, 0x0f, 0x6f, 0x0b]), value);
+    assert_eq!(load(&[0xf3, 0x0f, 0x10, 0x0b]), value & 0xffff_ffff);
+    assert_eq!(load(&[0xf3, 0x0f, 0x7e, 0x0b]), u128::from(low));
+    assert_eq!(
+        load(&[0x0f, 0x16, 0x0b]),
+        u128::from(low) << 64 | u128::from(u64::MAX)
+    );
+}
+
+#[test]
+fn vector_moves_that_fault() {
+    let attempt = |code: &[u8], address, cr0, cr4| {
+        let mut mock = cpu(Bits64, code, &[(RBX, address)]);
+        mock.cr0 |= cr0;
+        mock.cr4 = cr4;
+        mock.step().err()
+    };
+    let (none, sse) = (Cr0::empty(), Cr4::OSFXSR);
+    assert_eq!(attempt(&[0x0f, 0x28, 0x03], 0x2008, none, sse), Some(GP));
+    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, none, sse), None);
+    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, Cr0::EM, sse), Some(UD));
+    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, Cr0::TS, sse), Some(NM));
+    let without = Cr4::empty();
+    assert_eq!(
+        attempt(&[0x0f, 0x10, 0x03], 0x2008, none, without),
+        Some(UD)
+    );
+    // MMX is left out.
+    let mmx = attempt(&[0x0f, 0x6f, 0x03], 0x2008, none, sse);
+    assert_eq!(mmx, Some(Stop::Unhandled));
+}
+
+#[test]
+fn machine_status_word() {
+    let mut mock = cpu(Bits64, &[0x0f, 0x01, 0x23], &[(RBX, 0x2000)]);
+    mock.cr0 = Cr0::PE | Cr0::TS | Cr0::PG;
+    mock.step().expect("no fault");
+    assert_eq!(mock.events, [Event::Write(0x2000, 2)]);
+    assert_eq!(mock.peek(0x2000, 2), 9);
+    mock.cpl = 3;
+    mock.cr4 |= Cr4::UMIP;
+    mock.state.rip = 0x1000;
+    assert_eq!(mock.step(), Err(GP));
+    let mut mock = cpu(Bits64, &[0x0f, 0x01, 0x33], &[(RBX, 0x2000)]);
+    mock.poke(0x2000, &[0x0b, 0x00]);
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    assert_eq!(lmsw_value(&mut mock, &insn), Ok(0x0b));
+    let mut mock = cpu(Bits64, &[0x0f, 0x01, 0xf0], &[(RAX, 0x1_000e)]);
+    let insn = fetch(&mut mock, &[]).expect("an instruction");
+    assert_eq!(lmsw_value(&mut mock, &insn), Ok(0x0e));
+}
+
+#[test]
+fn bit_strings_reach_far() {
+    // bts [rbx], eax with a negative bit number; bt with a 16-bit one that is negative.
+    let registers = [(RAX, (-33i64) as u64), (RBX, 0x2000)];
+    let mock = run(Bits64, &[0x0f, 0xab, 0x03], &registers);
+    assert_eq!(mock.events[0], Event::Read(0x1ff8, 4, Access::Write));
+    let mock = run(
+        Bits32,
+        &[0x66, 0x0f, 0xa3, 0x03],
+        &[(RAX, 0x8000), (RBX, 0x2000)],
+    );
+    assert_eq!(mock.events, [Event::Read(0x1000, 2, Access::Read)]);
+    let mock = run(
+        Bits64,
+        &[0x48, 0x0f, 0xab, 0x03],
+        &[(RAX, 1 << 20), (RBX, 0x2000)],
+    );
+    assert_eq!(mock.events[1], Event::Write(0x2000 + (1 << 17), 8));
+    // The sum is cut to the address size.
+    let mock = run(Bits16, &[0x0f, 0xa3, 0x07], &[(RAX, 0xfff0), (RBX, 0)]);
+    assert_eq!(mock.events, [Event::Read(0xfffe, 2, Access::Read)]);
+}
+
+#[test]
+fn restart_flag_is_cleared() {
+    let mut mock = cpu(Bits64, &[0x90], &[]);
+    mock.state.rflags |= Rflags::RF | Rflags::TF;
+    mock.step().expect("no fault");
+    assert_eq!(flags(&mock), Rflags::TF);
+}
+
+#[test]
+fn fetch_reads_no_more_than_it_must() {
+    // Two bytes before the end of a page are enough for CPUID.
+    let mut mock = Mock::new(Bits64);
+    mock.state.rip = 0x1ffe;
+    mock.poke(0x1ffe, &[0x0f, 0xa2]);
+    assert_eq!(fetch(&mut mock, &[]).map(|insn| insn.length), Ok(2));
+    assert_eq!(mock.events, [Event::Read(0x1ffe, 2, Access::Fetch)]);
+    // One more byte is needed: the rest comes from the next page.
+    mock.events.clear();
+    mock.poke(0x1ffe, &[0x0f, 0x01, 0xd9]);
+    assert_eq!(fetch(&mut mock, &[]).map(|insn| insn.length), Ok(3));
+    let second = Event::Read(0x2000, 13, Access::Fetch);
+    assert_eq!(mock.events, [Event::Read(0x1ffe, 2, Access::Fetch), second]);
+    // What the CPU has saved is not read again.
+    mock.events.clear();
+    assert_eq!(
+        fetch(&mut mock, &[0x0f, 0xa2]).map(|insn| insn.length),
+        Ok(2)
+    );
+    assert_eq!(mock.events, []);
+    assert_eq!(fetch(&mut mock, &[0x0f]).map(|insn| insn.length), Ok(3));
+    assert_eq!(
+        mock.events,
+        [
+            Event::Read(0x1fff, 1, Access::Fetch),
+            Event::Read(0x2000, 13, Access::Fetch)
+        ]
+    );
+}
+
+#[test]
+fn fetch_respects_the_code_segment() {
+    let mut mock = Mock::with_code(Bits32, &[0x0f, 0xa2]);
+    mock.segment_mut(SegReg::Cs).limit = 0x1001;
+    assert!(fetch(&mut mock, &[]).is_ok());
+    mock.segment_mut(SegReg::Cs).limit = 0x1000;
+    assert_eq!(fetch(&mut mock, &[]), Err(GP));
+    mock.segment_mut(SegReg::Cs).limit = 0xfff;
+    mock.events.clear();
+    assert_eq!(fetch(&mut mock, &[]), Err(GP));
+    assert_eq!(mock.events, []);
+    let mut mock = Mock::with_code(Bits16, &[0x90]);
+    mock.segment_mut(SegReg::Cs).base = 0xffff_0000;
+    mock.state.rip = 0xfff0;
+    let _ = fetch(&mut mock, &[]);
+    assert_eq!(mock.events, [Event::Read(0xffff_fff0, 15, Access::Fetch)]);
+    let mut mock = Mock::new(Bits64);
+    mock.state.rip = 0x8000_0000_0000;
+    assert_eq!(fetch(&mut mock, &[]), Err(GP));
+    // Sixteen prefixes, and an encoding that is not known.
+    let mut mock = Mock::with_code(Bits64, &[0x66; 16]);
+    assert_eq!(fetch(&mut mock, &[]), Err(GP));
+    let mut mock = Mock::with_code(Bits64, &[0xc5, 0xf8, 0x28, 0x03]);
+    assert_eq!(fetch(&mut mock, &[]), Err(Stop::Unhandled));
+}
+
+#[test]
+fn cache_and_prefetch_instructions() {
+    let mock = run(Bits64, &[0x0f, 0x0d, 0x0b], &[(RBX, 1 << 50)]);
+    assert_eq!(mock.events, []);
+    run(Bits64, &[0x0f, 0x1f, 0x44, 0x00, 0x00], &[]);
+    run(Bits64, &[0xf3, 0x90], &[]);
+    run(Bits64, &[0x0f, 0xae, 0x3b], &[(RBX, 0xfee0_0000)]);
+    let mut mock = cpu(Bits64, &[0x0f, 0xae, 0x3b], &[(RBX, 1 << 50)]);
+    assert_eq!(mock.step(), Err(GP));
+}
