@@ -55,7 +55,8 @@ pub enum Effect {
     Ipi(Ipi),
     /// [`Lapic::timer_deadline`] changed.
     Timer,
-    /// [`Lapic::snapshot`] changed: publish it. The timer may have changed also.
+    /// The wiring changed: publish [`Lapic::snapshot`], ask [`Lapic::accepts_pic_interrupt`] again,
+    /// and [`Lapic::timer_deadline`] also.
     Routing,
 }
 

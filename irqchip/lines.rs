@@ -16,6 +16,8 @@ impl Source {
     pub const RESAMPLE: Self = Self(1);
     /// The PIT.
     pub const PIT: Self = Self(2);
+    /// irqfds that do not resample: they send edges only.
+    pub const EVENTFD: Self = Self(3);
 
     /// Source `id`, if there is such a source.
     pub const fn new(id: u8) -> Option<Self> {

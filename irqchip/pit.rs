@@ -51,6 +51,8 @@ const REFRESH_NS: u64 = 15_085;
 pub struct Pit {
     channels: [Channel; 3],
     hpet_legacy: bool,
+    /// Port 61h is here, and not with the VMM.
+    speaker_port: bool,
     speaker_data: bool,
     /// How many rises of channel 0's output since it was loaded have been reported.
     reported: u64,
@@ -70,10 +72,17 @@ impl Pit {
         Self {
             channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
             hpet_legacy: false,
+            speaker_port: true,
             speaker_data: false,
             reported: 0,
             last_report_ns: 0,
         }
+    }
+
+    /// Whether port 61h is answered here (`KVM_PIT_SPEAKER_DUMMY`); otherwise the VMM has it, and
+    /// drives the gate of channel 2 through the state.
+    pub fn set_speaker_port(&mut self, here: bool) {
+        self.speaker_port = here;
     }
 
     /// When [`Self::advance`] should be called: when IRQ 0 next rises, if ever. A write of a port
@@ -111,7 +120,7 @@ impl Pit {
     /// Reads a port; nothing if it is not one of the timer's.
     pub fn port_read(&mut self, port: u16, now_ns: u64) -> Option<u8> {
         match port {
-            SPEAKER_PORT => Some(self.read_speaker(now_ns)),
+            SPEAKER_PORT => self.speaker_port.then(|| self.read_speaker(now_ns)),
             // The control word cannot be read.
             CONTROL_PORT => Some(0),
             _ => {
@@ -124,6 +133,7 @@ impl Pit {
     /// Writes a port; false if it is not one of the timer's.
     pub fn port_write(&mut self, port: u16, value: u8, now_ns: u64) -> bool {
         match port {
+            SPEAKER_PORT if !self.speaker_port => return false,
             SPEAKER_PORT => {
                 self.speaker_data = value & SPEAKER_DATA != 0;
                 let [_, _, speaker] = &mut self.channels;

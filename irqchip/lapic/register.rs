@@ -234,14 +234,22 @@ impl Lapic {
             reg::LVT_TIMER => self.write_timer_lvt(value | forced_mask(self.is_enabled()), now),
             reg::LVT_THERMAL..=reg::LVT_ERROR => {
                 let index = Entry::Thermal as usize + usize::from(number - reg::LVT_THERMAL);
-                self.lvts
-                    .set_register(index, value | forced_mask(self.is_enabled()));
-                Effect::None
+                self.write_lvt(index, value | forced_mask(self.is_enabled()))
             }
             reg::TIMER_INITIAL => self.write_timer_initial(value, now),
             reg::TIMER_DIVIDE => self.write_timer_divide(value, now),
             _ => return None,
         })
+    }
+
+    fn write_lvt(&mut self, index: usize, value: u32) -> Effect {
+        let heard_pic = self.accepts_pic_interrupt();
+        self.lvts.set_register(index, value);
+        if self.accepts_pic_interrupt() == heard_pic {
+            Effect::None
+        } else {
+            Effect::Routing
+        }
     }
 
     /// Disabling masks the whole local vector table (APM vol. 2, 16.4.7).

@@ -207,10 +207,13 @@ impl Lapic {
         }
     }
 
-    /// The TSC deadline MSR, 6E0h.
-    pub fn tsc_deadline(&mut self, now: Now) -> u64 {
-        self.timer_expired(now);
-        self.timer.tsc_deadline
+    /// The TSC deadline MSR, 6E0h. It is zero as soon as the deadline has passed.
+    pub const fn tsc_deadline(&self, now: Now) -> u64 {
+        if now.tsc >= self.timer.tsc_deadline {
+            0
+        } else {
+            self.timer.tsc_deadline
+        }
     }
 
     /// Writes the TSC deadline MSR. Without effect in other modes of the timer. A deadline that has
@@ -220,10 +223,20 @@ impl Lapic {
         if self.lvts.timer_mode() != TimerMode::TscDeadline || !self.base.is_enabled() {
             return Effect::None;
         }
+        let before = self.timer_deadline();
         self.timer_expired(now);
         self.timer.tsc_deadline = value;
         self.timer_expired(now);
-        Effect::Timer
+        self.timer_effect(before)
+    }
+
+    /// What the caller has to do if the deadline was `before`.
+    fn timer_effect(&self, before: Option<Deadline>) -> Effect {
+        if self.timer_deadline() == before {
+            Effect::None
+        } else {
+            Effect::Timer
+        }
     }
 
     /// Sets the length of a tick (`KVM_CAP_X86_APIC_BUS_CYCLES_NS`). For before the guest runs.
@@ -240,28 +253,31 @@ impl Lapic {
     }
 
     pub(super) fn write_timer_initial(&mut self, value: u32, now: Now) -> Effect {
+        let before = self.timer_deadline();
         self.timer_expired(now);
         if self.lvts.timer_mode() == TimerMode::TscDeadline {
-            return Effect::None;
+            return self.timer_effect(before);
         }
         self.timer.initial = value;
         self.timer.start(value, now);
-        Effect::Timer
+        self.timer_effect(before)
     }
 
     /// The count goes on from where it is, at the new pace.
     pub(super) fn write_timer_divide(&mut self, value: u32, now: Now) -> Effect {
+        let before = self.timer_deadline();
         self.timer_expired(now);
         let count = self.timer.count(now);
         self.timer.divide = value & DIVIDE_MASK;
         if self.timer.zero_at.is_some() {
             self.timer.start(count, now);
         }
-        Effect::Timer
+        self.timer_effect(before)
     }
 
     /// Entering or leaving TSC deadline mode stops the timer; the other modes share the count.
     pub(super) fn write_timer_lvt(&mut self, value: u32, now: Now) -> Effect {
+        let before = self.timer_deadline();
         self.timer_expired(now);
         let was_deadline = self.lvts.timer_mode() == TimerMode::TscDeadline;
         self.lvts
@@ -270,6 +286,6 @@ impl Lapic {
             self.timer.stop();
             self.timer.initial = 0;
         }
-        Effect::Timer
+        self.timer_effect(before)
     }
 }

@@ -186,10 +186,11 @@ fn local_vector_table() {
     assert_eq!(lapic.pending_vector(), Some(0x55));
 
     assert!(!lapic.accepts_pic_interrupt());
-    let _ = write(&mut lapic, LINT0, 0x700);
+    assert_eq!(write(&mut lapic, LINT0, 0x700), Effect::Routing);
+    assert_eq!(write(&mut lapic, LINT0, 0x700), Effect::None);
     assert!(lapic.accepts_pic_interrupt());
     assert_eq!(lapic.raise(LocalSource::Lint0), LocalEvent::ExtInt);
-    let _ = write(&mut lapic, LINT0, 0x700 | MASKED);
+    assert_eq!(write(&mut lapic, LINT0, 0x700 | MASKED), Effect::Routing);
     assert!(!lapic.accepts_pic_interrupt());
 
     // Reserved and read-only bits stay zero.

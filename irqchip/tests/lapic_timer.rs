@@ -138,7 +138,7 @@ fn tsc_deadline() {
     assert_eq!(lapic.tsc_deadline(at(300)), 0);
     assert!(take(&mut lapic));
     // One that has passed.
-    let _ = lapic.set_tsc_deadline(1, at(400));
+    assert_eq!(lapic.set_tsc_deadline(1, at(400)), Effect::None);
     assert_eq!(lapic.timer_deadline(), None);
     assert!(take(&mut lapic));
     // Zero disarms.

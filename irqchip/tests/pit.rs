@@ -189,6 +189,10 @@ fn gate() {
 #[test]
 fn speaker_port() {
     let mut pit = Pit::new();
+    pit.set_speaker_port(false);
+    assert_eq!(pit.port_read(SPEAKER, 0), None);
+    assert!(!pit.port_write(SPEAKER, 3, 0));
+    pit.set_speaker_port(true);
     pit.port_write(SPEAKER, 0xff, 0);
     assert_eq!(pit.port_read(SPEAKER, 0).unwrap() & 0x0f, 3);
     let refresh = |now| pit.clone().port_read(SPEAKER, now).unwrap() >> 4 & 1;
