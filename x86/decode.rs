@@ -19,6 +19,7 @@ mod table;
 
 pub use operand::CrAccess;
 use table::Immediate;
+use table::Traits;
 
 /// No instruction is longer (APM vol. 3, 1.1).
 pub const MAX_LENGTH: usize = 15;
@@ -199,20 +200,29 @@ pub fn decode(bytes: &[u8], mode: CodeSize) -> Result<Insn, DecodeError> {
             opcode => (Map::TwoByte, opcode),
         };
     }
-    let layout = table::layout(&insn).ok_or(DecodeError::Unknown)?;
+    let mut layout = table::layout(insn.map, insn.opcode);
     insn.address_size = address_size(mode, insn.prefixes);
     insn.rm = (insn.opcode & 7) | extend(insn.rex, REX_B);
-    if layout.modrm {
+    if layout.traits.contains(Traits::MODRM) {
         insn.take_modrm(&mut bytes)?;
-        if !table::modrm_is_legal(&insn) {
-            return Err(DecodeError::Unknown);
-        }
     }
-    insn.operand_size = operand_size(&insn);
-    let immediate = table::immediate(&insn, layout.immediate);
-    insn.take_immediates(&mut bytes, immediate)?;
+    if layout.traits.contains(Traits::DEPENDS) {
+        table::exception(&insn, &mut layout);
+    }
+    if is_undefined(mode, layout.traits) {
+        return Err(DecodeError::Unknown);
+    }
+    insn.operand_size = operand_size(&insn, layout.traits);
+    if layout.immediate != Immediate::None {
+        insn.take_immediates(&mut bytes, layout.immediate)?;
+    }
     insn.length = bytes.position;
     Ok(insn)
+}
+
+fn is_undefined(mode: CodeSize, traits: Traits) -> bool {
+    traits.contains(Traits::UNDEFINED)
+        || (mode == CodeSize::Bits64 && traits.contains(Traits::UNDEFINED_IN_64_BIT_MODE))
 }
 
 /// Bit 3 of a register number, from one bit of REX.
@@ -233,16 +243,22 @@ fn address_size(mode: CodeSize, prefixes: Prefixes) -> u8 {
 }
 
 /// APM vol. 3, 1.2.2.
-fn operand_size(insn: &Insn) -> u8 {
+fn operand_size(insn: &Insn, traits: Traits) -> u8 {
     let prefix = insn.has(Prefixes::OPERAND_SIZE);
-    let long = insn.mode == CodeSize::Bits64;
-    if table::is_control_register_move(insn) {
-        return if long { 8 } else { 4 };
-    }
-    match (insn.mode, prefix) {
-        (CodeSize::Bits64, _) if insn.rex_w() => 8,
-        (CodeSize::Bits64, false) if table::defaults_to_64_bits(insn) => 8,
-        (CodeSize::Bits16, false) | (CodeSize::Bits32, true) | (CodeSize::Bits64, true) => 2,
+    match insn.mode {
+        CodeSize::Bits64 => {
+            let wide = traits.contains(Traits::DEFAULTS_TO_64_BITS) && !prefix;
+            if wide || insn.rex_w() || insn.is_special_move() {
+                8
+            } else if prefix {
+                2
+            } else {
+                4
+            }
+        }
+        _ if insn.is_special_move() => 4,
+        CodeSize::Bits16 if !prefix => 2,
+        CodeSize::Bits32 if prefix => 2,
         _ => 4,
     }
 }
@@ -285,7 +301,7 @@ impl Insn {
         self.modrm = bytes.next()?;
         self.reg = self.group() | extend(self.rex, REX_R);
         self.rm = (self.modrm & 7) | extend(self.rex, REX_B);
-        if self.modrm >> 6 == 3 || table::is_control_register_move(self) {
+        if self.modrm >> 6 == 3 || self.is_special_move() {
             return Ok(());
         }
         let mut mem = if self.address_size == 2 {
@@ -430,13 +446,25 @@ impl Bytes<'_> {
         Ok(byte)
     }
 
-    /// A little-endian number of `size` bytes, at most 8.
-    fn unsigned(&mut self, size: u8) -> Result<u64, DecodeError> {
-        let mut value = [0; 8];
-        for byte in value.iter_mut().take(usize::from(size)) {
-            *byte = self.next()?;
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let position = usize::from(self.position);
+        if position.wrapping_add(N) > MAX_LENGTH {
+            return Err(DecodeError::TooLong);
         }
-        Ok(u64::from_le_bytes(value))
+        let rest = self.bytes.get(position..).unwrap_or_default();
+        let taken = *rest.first_chunk().ok_or(DecodeError::NeedMoreBytes)?;
+        self.position = self.position.wrapping_add(N as u8);
+        Ok(taken)
+    }
+
+    /// A little-endian number of `size` bytes: 1, 2, 4 or 8.
+    fn unsigned(&mut self, size: u8) -> Result<u64, DecodeError> {
+        Ok(match size {
+            1 => u64::from(self.next()?),
+            2 => u64::from(u16::from_le_bytes(self.take()?)),
+            4 => u64::from(u32::from_le_bytes(self.take()?)),
+            _ => u64::from_le_bytes(self.take()?),
+        })
     }
 
     /// The same, sign-extended.

@@ -44,6 +44,11 @@ impl Insn {
         })
     }
 
+    /// MOV to or from CRn and DRn: ModRM.mod is ignored, and the operand size is fixed.
+    pub(super) fn is_special_move(&self) -> bool {
+        self.map == Map::TwoByte && matches!(self.opcode, 0x20..=0x23)
+    }
+
     /// Whether this is CLTS.
     pub fn is_clts(&self) -> bool {
         self.is(Map::TwoByte, 0x06)
