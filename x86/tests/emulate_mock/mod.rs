@@ -16,9 +16,11 @@ use x86::decode::CodeSize;
 use x86::decode::Insn;
 use x86::emulate::emulate;
 use x86::emulate::fetch;
+use x86::regs::vector;
 use x86::regs::Cr0;
 use x86::regs::Cr4;
 use x86::regs::Efer;
+use x86::regs::Exception;
 use x86::regs::Rflags;
 use x86::regs::SegAttr;
 use x86::regs::SegReg;
@@ -75,6 +77,37 @@ pub const CODE: SegAttr = SegAttr::CODE
     .union(SegAttr::S)
     .union(SegAttr::P);
 pub const DATA: SegAttr = SegAttr::WRITABLE.union(SegAttr::S).union(SegAttr::P);
+
+pub const RAX: usize = 0;
+pub const RCX: usize = 1;
+pub const RDX: usize = 2;
+pub const RBX: usize = 3;
+pub const RSP: usize = 4;
+pub const RBP: usize = 5;
+pub const RSI: usize = 6;
+pub const RDI: usize = 7;
+
+pub const UD: Stop = Stop::Exception(Exception::UD);
+pub const GP: Stop = Stop::Exception(Exception::GP0);
+pub const SS: Stop = Stop::Exception(Exception::with_code(vector::SS, 0));
+pub const NM: Stop = Stop::Exception(Exception::new(vector::NM));
+
+/// A CPU with this code and these general-purpose registers.
+pub fn cpu(mode: CodeSize, code: &[u8], registers: &[(usize, u64)]) -> Mock {
+    let mut mock = Mock::with_code(mode, code);
+    for (index, value) in registers {
+        mock.state.gpr[*index] = *value;
+    }
+    mock
+}
+
+/// Executes one instruction that must succeed and end behind its last byte.
+pub fn run(mode: CodeSize, code: &[u8], registers: &[(usize, u64)]) -> Mock {
+    let mut mock = cpu(mode, code, registers);
+    mock.step().expect("no fault");
+    assert_eq!(mock.state.rip, 0x1000 + code.len() as u64);
+    mock
+}
 
 impl Mock {
     /// A CPU at privilege level 0 with flat segments, or in real mode for 16-bit code.
