@@ -49,8 +49,12 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// Write the manual page to standard output
-    Man,
+    /// Write the manual page to standard output, or the pages of all commands to a directory
+    Man {
+        /// Where pacifica.1, pacifica-run.1 and so on go
+        #[arg(value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// The arguments of `pacifica run`.

@@ -19,6 +19,7 @@ mod vcpu;
 mod vm;
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "pacifica", &mut io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => manual(),
+        Command::Man { directory } => manual(directory.as_deref()),
     };
     console::restore();
     result.unwrap_or_else(|error| {
@@ -57,20 +58,13 @@ fn restore_terminal_on_panic() {
     }));
 }
 
-/// Writes the manual page: the program's, then that of each command.
-fn manual() -> Result<ExitCode> {
-    let failed = |error| Error::system("write", error);
-    let mut command = Cli::command();
-    command.build();
-    clap_mangen::Man::new(command.clone())
-        .render(&mut io::stdout())
-        .map_err(failed)?;
-    for sub in command
-        .get_subcommands()
-        .filter(|sub| sub.get_name() != "help")
-    {
-        let page = clap_mangen::Man::new(sub.clone());
-        page.render(&mut io::stdout()).map_err(failed)?;
+/// Writes the program's manual page to standard output, or all pages to a directory.
+fn manual(directory: Option<&Path>) -> Result<ExitCode> {
+    let command = Cli::command();
+    match directory {
+        Some(directory) => clap_mangen::generate_to(command, directory),
+        None => clap_mangen::Man::new(command).render(&mut io::stdout()),
     }
+    .map_err(|error| Error::system("writing the manual", error))?;
     Ok(ExitCode::SUCCESS)
 }

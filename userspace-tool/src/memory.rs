@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryMmap, ReadVola
 
 use crate::error::{Error, Result};
 use crate::layout::{
-    ABOVE_4G, ACPI, ACPI_END, HIGH_MEMORY, LOW_MEMORY_END, MIB, MMIO_GAP, PAGE_SIZE,
+    ABOVE_4G, ACPI, ACPI_END, HIGH_MEMORY, IDENTITY_MAP, LOW_MEMORY_END, MIB, MMIO_GAP, PAGE_SIZE,
 };
 
 /// The guest's memory.
@@ -65,6 +65,8 @@ pub(crate) fn map(size: u64) -> Vec<(Range, Kind)> {
         let hidden = HIGH_MEMORY.saturating_sub(start);
         map.push(((start + hidden, size - hidden), Kind::Ram));
     }
+    map.push(((IDENTITY_MAP, ABOVE_4G - IDENTITY_MAP), Kind::Reserved));
+    map.sort_unstable_by_key(|&((start, _), _)| start);
     map
 }
 

@@ -56,6 +56,9 @@ impl RunPage {
     }
 }
 
+/// Where a processor begins after a reset: the offset, and the base of the code segment.
+const RESET_VECTOR: (u64, u64) = (0xfff0, 0xffff_0000);
+
 /// A virtual processor.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
@@ -144,6 +147,9 @@ impl Vcpu {
         let mut text = format!("processor {}: {reason}\n", self.id);
         match (self.fd.get_regs(), self.fd.get_sregs()) {
             (Ok(regs), Ok(sregs)) => {
+                if (regs.rip, sregs.cs.base) == RESET_VECTOR {
+                    text.push_str("(the module has reset the processor already: these are its registers after that)\n");
+                }
                 // Writing to a string does not fail.
                 let _ = write_registers(&mut text, &regs, &sregs);
             }

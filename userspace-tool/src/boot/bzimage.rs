@@ -173,8 +173,8 @@ mod tests {
             size: 12345,
         };
         let page = zero_page(setup_header::default(), 5 * GIB, Some(initrd), 0xe_0000).unwrap();
-        assert_eq!(page.e820_entries, 5);
-        let last = page.e820_table[4];
+        assert_eq!(page.e820_entries, 6);
+        let last = page.e820_table[5];
         let (addr, size, kind) = (last.addr, last.size, last.type_);
         assert_eq!((addr, size, kind), (4 * GIB, 2 * GIB, 1));
         let (image, size, line, rsdp) = (

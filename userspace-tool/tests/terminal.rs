@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The program on a terminal: raw mode, the escape keys, and that the terminal is as before after
+//! every way out. What needs a hypervisor runs where `PACIFICA_TEST_DEVICE` names its node, as in the
+//! emulated host; `PACIFICA_TEST_PROGRAM` may name another program than the one just built.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::pty::openpty;
+use nix::sys::signal::{kill, Signal};
+use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
+use nix::unistd::Pid;
+
+/// How long anything may take, also in an emulated host on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A guest that writes `>`, and then whatever it reads, to the serial port.
+const ECHO_GUEST: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov $0x3f8, %dx
+    0xb0, b'>', //             mov $'>', %al
+    0xee, //                   out %al, %dx
+    0x66, 0xba, 0xfd, 0x03, // 1: mov $0x3fd, %dx
+    0xec, //                   in %dx, %al
+    0xa8, 0x01, //             test $1, %al
+    0x74, 0xf7, //             jz 1b
+    0x66, 0xba, 0xf8, 0x03, // mov $0x3f8, %dx
+    0xec, //                   in %dx, %al
+    0xee, //                   out %al, %dx
+    0xeb, 0xef, //             jmp 1b
+];
+
+/// An ELF image of these instructions, at 2 MiB.
+fn image(code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 2 << 20;
+    let size = code.len() as u64;
+    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    let half = |value: u16| value.to_le_bytes().to_vec();
+    image.extend([ADDRESS, 64, 0].map(u64::to_le_bytes).concat());
+    image.extend([vec![0; 4], half(64), half(56), half(1), vec![0; 6]].concat());
+    image.extend([1u32, 7].map(u32::to_le_bytes).concat());
+    image.extend(
+        [120, ADDRESS, ADDRESS, size, size, 4096]
+            .map(u64::to_le_bytes)
+            .concat(),
+    );
+    image.extend(code);
+    image
+}
+
+/// The program on a terminal of its own.
+struct Session {
+    master: File,
+    slave: OwnedFd,
+    before: Termios,
+    child: Child,
+    seen: String,
+}
+
+impl Session {
+    fn start(arguments: &[&str]) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let before = tcgetattr(pty.slave.as_fd()).unwrap();
+        let program = std::env::var_os("PACIFICA_TEST_PROGRAM")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_pacifica").into());
+        let mut command = Command::new(program);
+        let end = || pty.slave.try_clone().unwrap();
+        command
+            .args(arguments)
+            .stdin(end())
+            .stdout(end())
+            .stderr(end());
+        // SAFETY: Both calls are safe between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        Self {
+            master: pty.master.into(),
+            slave: pty.slave,
+            before,
+            child,
+            seen: String::new(),
+        }
+    }
+
+    /// Starts a guest that echoes, if there is a hypervisor, and waits until it runs.
+    fn with_guest() -> Option<Self> {
+        let Some(device) = std::env::var_os("PACIFICA_TEST_DEVICE") else {
+            eprintln!("skipped: PACIFICA_TEST_DEVICE is not set");
+            return None;
+        };
+        let path: PathBuf = std::env::temp_dir().join(format!(
+            "pacifica-echo-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        fs::write(&path, image(ECHO_GUEST)).unwrap();
+        let arguments = [
+            "run",
+            "--device",
+            device.to_str().unwrap(),
+            "--memory",
+            "4M",
+            "--kernel",
+            path.to_str().unwrap(),
+        ];
+        let mut session = Self::start(&arguments);
+        session.expect(">");
+        fs::remove_file(&path).unwrap();
+        assert!(session.is_raw());
+        Some(session)
+    }
+
+    fn is_raw(&self) -> bool {
+        let now = tcgetattr(self.slave.as_fd()).unwrap();
+        !now.local_flags
+            .intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
+    }
+
+    fn assert_as_before(&self) {
+        assert_eq!(
+            tcgetattr(self.slave.as_fd()).unwrap(),
+            self.before,
+            "after: {}",
+            self.seen
+        );
+    }
+
+    fn type_(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until the program has written this, and forgets everything up to there.
+    fn expect(&mut self, text: &str) {
+        let start = Instant::now();
+        while !self.seen.contains(text) {
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in {:?}", self.seen);
+            let mut descriptors = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut descriptors, PollTimeout::from(100u16)).unwrap() > 0 {
+                let mut buffer = [0; 4096];
+                let count = self.master.read(&mut buffer).unwrap();
+                self.seen
+                    .push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        }
+        let end = self.seen.find(text).unwrap() + text.len();
+        self.seen.drain(..end);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The letter of the process's state: `T` is stopped.
+    fn state(&self) -> char {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "the program does not end: {}",
+                self.seen
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Only for tests that failed: the others have waited for it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn an_error_leaves_the_terminal_alone_and_says_what_to_do() {
+    let mut session = Session::start(&[
+        "run",
+        "--kernel",
+        "/dev/null",
+        "--device",
+        "/dev/there-is-none",
+    ]);
+    session.expect("there is no /dev/there-is-none");
+    session.expect("Is the module loaded?");
+    assert_eq!(session.end().code(), Some(1));
+    session.assert_as_before();
+}
+
+#[test]
+fn keys_reach_the_guest_and_escapes_do_not() {
+    let Some(mut session) = Session::with_guest() else {
+        return;
+    };
+    session.type_("abc\x03\x1a");
+    session.expect("abc\x03\x1a");
+    session.type_("\x01a!");
+    session.expect("\x01!");
+    session.type_("\x01h");
+    session.expect("Ctrl-A x  quit");
+    session.type_("\x01x");
+    assert_eq!(session.end().code(), Some(0));
+    session.assert_as_before();
+}
+
+#[test]
+fn quitting_works_with_a_guest_that_does_not_read() {
+    let Some(mut session) = Session::with_guest() else {
+        return;
+    };
+    // More than the port's FIFO holds at once.
+    let text = "x".repeat(3000);
+    session.type_(&text);
+    session.expect(&text);
+    session.type_("\x01x");
+    assert_eq!(session.end().code(), Some(0));
+}
+
+#[test]
+fn signals_end_the_program_and_restore_the_terminal() {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
+        let Some(mut session) = Session::with_guest() else {
+            return;
+        };
+        session.signal(signal);
+        assert_eq!(session.end().signal(), Some(signal as i32));
+        session.assert_as_before();
+    }
+}
+
+#[test]
+fn stopping_gives_the_terminal_back_until_it_goes_on() {
+    let Some(mut session) = Session::with_guest() else {
+        return;
+    };
+    session.signal(Signal::SIGTSTP);
+    session.wait_until("stopped", |session| session.state() == 'T');
+    session.assert_as_before();
+    session.signal(Signal::SIGCONT);
+    session.wait_until("raw again", Session::is_raw);
+    session.type_("on");
+    session.expect("on");
+    session.type_("\x01x");
+    assert_eq!(session.end().code(), Some(0));
+    session.assert_as_before();
+}
