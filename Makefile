@@ -54,9 +54,75 @@ module: lab $(build)/vendor/.stamp ## build pacifica.ko
 	@$(enter) make -s -j$(jobs) -C /usr/src/linux M=/pacifica MO=/pacifica/build/module $(strict) modules
 endif
 
-cargo_lab = $(enter) env RUSTFLAGS='-C target-feature=+crt-static' cargo --config /pacifica/selftests/lab/cargo.toml
+cargo_lab = $(enter) env RUSTFLAGS='-C target-feature=+crt-static' \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=gcc-14 cargo --config /pacifica/selftests/lab/cargo.toml
 
 .PHONY: tool
 tool: lab $(build)/vendor/.stamp ## build the program `pacifica`
 	@$(cargo_lab) build --quiet --release --locked --offline -p pacifica \
 		--target $(target) --target-dir build/tool
+
+# ---- run -----------------------------------------------------------------------------------------
+
+guest_append := console=ttyS0
+
+.PHONY: demo
+ifeq ($(HOST),local)
+demo: all ## launch a stock Debian kernel as a guest (HOST=local: on this machine's own AMD-V)
+	@selftests/lab/demo --local
+else
+demo: all
+	@selftests/lab/demo
+endif
+
+.PHONY: lab-shell
+lab-shell: all ## a shell in the emulated AMD-V host, with the module loaded
+	@selftests/lab/boot --interactive
+
+.PHONY: load unload
+load: ## load the module on this machine (root)
+	@selftests/lab/local load
+unload: ## take it out again
+	@selftests/lab/local unload
+
+# ---- check ---------------------------------------------------------------------------------------
+
+.PHONY: check
+check: all ## all tests: crates, self-tests in the emulated host
+	@selftests/check
+
+.PHONY: check-crates
+check-crates: lab $(build)/vendor/.stamp ## the tests of the pure crates and of the tool
+	@$(enter) cargo --config /pacifica/selftests/lab/cargo.toml test --quiet --locked --offline \
+		--workspace --target-dir build/crates
+
+.PHONY: check-hosts
+check-hosts: all ## the self-tests on every emulated host
+	@selftests/run --all
+
+.PHONY: lint
+lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
+	@selftests/lint
+
+# ---- install -------------------------------------------------------------------------------------
+
+release = $(shell uname -r)
+prefix ?= /usr/local
+
+.PHONY: install
+install: all ## install module, program, udev rule and man page for the running kernel (root)
+	install -D -m 644 $(module) $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
+	install -D -m 755 $(tool) $(DESTDIR)$(prefix)/bin/pacifica
+	install -D -m 644 userspace-tool/99-pacifica.rules $(DESTDIR)/etc/udev/rules.d/99-pacifica.rules
+	install -d $(DESTDIR)$(prefix)/share/man/man1
+	$(tool) man >$(DESTDIR)$(prefix)/share/man/man1/pacifica.1
+	install -d $(DESTDIR)$(prefix)/share/bash-completion/completions
+	$(tool) completions bash >$(DESTDIR)$(prefix)/share/bash-completion/completions/pacifica
+	$(if $(DESTDIR),,depmod $(release))
+
+.PHONY: clean distclean
+clean: ## remove what was built, but not the lab
+	rm -rf $(build)/module $(build)/tool $(build)/crates $(build)/selftests $(build)/selftests-target \
+		$(build)/logs $(build)/lint target
+distclean: ## remove the lab, too
+	rm -rf $(build) target

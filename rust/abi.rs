@@ -84,7 +84,9 @@ impl Arg {
                 size_of::<T>(),
             )
         };
-        UserSlice::new(UserPtr::from_addr(self.0), size_of::<T>()).reader().read_raw(bytes)?;
+        UserSlice::new(UserPtr::from_addr(self.0), size_of::<T>())
+            .reader()
+            .read_raw(bytes)?;
         // SAFETY: All bytes were written, and every bit pattern is a value of `T`.
         Ok(unsafe { value.assume_init() })
     }
@@ -95,24 +97,33 @@ impl Arg {
         let bytes = unsafe {
             core::slice::from_raw_parts(core::ptr::from_ref(value).cast::<u8>(), size_of::<T>())
         };
-        UserSlice::new(UserPtr::from_addr(self.0), bytes.len()).writer().write_slice(bytes)
+        UserSlice::new(UserPtr::from_addr(self.0), bytes.len())
+            .writer()
+            .write_slice(bytes)
     }
 
     /// Copies bytes in.
     pub(crate) fn read_bytes(self, bytes: &mut [u8]) -> Result {
-        UserSlice::new(UserPtr::from_addr(self.0), bytes.len()).reader().read_slice(bytes)
+        UserSlice::new(UserPtr::from_addr(self.0), bytes.len())
+            .reader()
+            .read_slice(bytes)
     }
 
     /// Copies bytes out.
     pub(crate) fn write_bytes(self, bytes: &[u8]) -> Result {
-        UserSlice::new(UserPtr::from_addr(self.0), bytes.len()).writer().write_slice(bytes)
+        UserSlice::new(UserPtr::from_addr(self.0), bytes.len())
+            .writer()
+            .write_slice(bytes)
     }
 
     /// Copies `count` structures in.
     pub(crate) fn read_array<T: Abi>(self, count: usize) -> Result<KVec<T>> {
         let mut array = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for i in 0..count {
-            array.push(self.offset(i.wrapping_mul(size_of::<T>())).read()?, GFP_KERNEL_ACCOUNT)?;
+            array.push(
+                self.offset(i.wrapping_mul(size_of::<T>())).read()?,
+                GFP_KERNEL_ACCOUNT,
+            )?;
         }
         Ok(array)
     }

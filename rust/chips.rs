@@ -120,7 +120,8 @@ impl Chips {
             vector: message.vector,
             level: message.level,
         };
-        self.mailboxes.deliver(&message.destination(false), None, &interrupt)
+        self.mailboxes
+            .deliver(&message.destination(false), None, &interrupt)
     }
 
     /// The PIC's output may have changed: the vCPUs look at it.
@@ -142,12 +143,18 @@ impl Chips {
         level: bool,
     ) -> Option<Delivery> {
         let mut result = None;
-        let Devices { pic, ioapic, routes, .. } = devices;
+        let Devices {
+            pic,
+            ioapic,
+            routes,
+            ..
+        } = devices;
         for route in routing::routes(routes, gsi) {
             let delivered = match route.target {
-                Target::Pin { chip: Chip::Ioapic, pin } => {
-                    ioapic.set_pin(pin, source, level, &mut |message| self.send(message))
-                }
+                Target::Pin {
+                    chip: Chip::Ioapic,
+                    pin,
+                } => ioapic.set_pin(pin, source, level, &mut |message| self.send(message)),
                 Target::Pin { chip, pin } => {
                     let irq = if chip == Chip::PicSlave { pin + 8 } else { pin };
                     let before = pic.output();
@@ -159,8 +166,15 @@ impl Chips {
                 }
                 Target::Msi { .. } => {
                     let sent = level
-                        && route.target.message(false).is_some_and(|message| self.send(message));
-                    if sent { Delivery::Delivered } else { Delivery::Ignored }
+                        && route
+                            .target
+                            .message(false)
+                            .is_some_and(|message| self.send(message));
+                    if sent {
+                        Delivery::Delivered
+                    } else {
+                        Delivery::Ignored
+                    }
                 }
             };
             if result.is_none() || delivered == Delivery::Delivered {
@@ -172,7 +186,10 @@ impl Chips {
 
     /// A LAPIC ended a level-triggered interrupt.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
-        self.devices.lock().ioapic.eoi(vector, &mut |message| self.send(message));
+        self.devices
+            .lock()
+            .ioapic
+            .eoi(vector, &mut |message| self.send(message));
     }
 
     /// Whether the PIC wants the processor.
@@ -219,7 +236,12 @@ impl Chips {
         {
             let mut devices = self.devices.lock();
             let before = devices.pic.output();
-            for (i, byte) in value.to_le_bytes().into_iter().take(usize::from(size)).enumerate() {
+            for (i, byte) in value
+                .to_le_bytes()
+                .into_iter()
+                .take(usize::from(size))
+                .enumerate()
+            {
                 let at = port.wrapping_add(i as u16);
                 if devices.pic.port_write(at, byte) {
                     taken = true;
@@ -241,15 +263,22 @@ impl Chips {
 
     /// Reads the IOAPIC's registers; `false` if `gpa` is not one of them.
     pub(crate) fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
-        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        let Some(offset) = self.ioapic_offset(gpa) else {
+            return false;
+        };
         self.devices.lock().ioapic.mmio_read(offset, data);
         true
     }
 
     /// Writes the IOAPIC's registers; `false` if `gpa` is not one of them.
     pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
-        let Some(offset) = self.ioapic_offset(gpa) else { return false };
-        self.devices.lock().ioapic.mmio_write(offset, data, &mut |message| self.send(message));
+        let Some(offset) = self.ioapic_offset(gpa) else {
+            return false;
+        };
+        self.devices
+            .lock()
+            .ioapic
+            .mmio_write(offset, data, &mut |message| self.send(message));
         true
     }
 
@@ -261,7 +290,10 @@ impl Chips {
 
 /// Whether PIC or PIT could have the port; cheap, for all the others.
 fn is_device_port(port: u16) -> bool {
-    matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 | 0x40..=0x43 | 0x61)
+    matches!(
+        port,
+        0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 | 0x40..=0x43 | 0x61
+    )
 }
 
 /// GSI of the PIT.
@@ -272,7 +304,9 @@ impl Expire for Chips {
     fn expire(&self) {
         let mut guard = self.devices.lock();
         let devices = &mut *guard;
-        let Some(pit) = devices.pit.as_mut() else { return };
+        let Some(pit) = devices.pit.as_mut() else {
+            return;
+        };
         if pit.advance(ffi::now()) != 0 {
             self.set_gsi_locked(devices, PIT_GSI, Source::PIT, true);
             self.set_gsi_locked(devices, PIT_GSI, Source::PIT, false);

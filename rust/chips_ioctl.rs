@@ -70,13 +70,19 @@ fn get_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
         let devices = chips.devices();
         match chip.chip_id {
             abi::KVM_IRQCHIP_PIC_MASTER => {
-                devices.pic.state(Which::Master, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
+                devices
+                    .pic
+                    .state(Which::Master, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
             }
             abi::KVM_IRQCHIP_PIC_SLAVE => {
-                devices.pic.state(Which::Slave, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
+                devices
+                    .pic
+                    .state(Which::Slave, head::<{ pic::STATE_SIZE }>(&mut bytes)?);
             }
             abi::KVM_IRQCHIP_IOAPIC => {
-                devices.ioapic.state(head::<{ ioapic::STATE_SIZE }>(&mut bytes)?);
+                devices
+                    .ioapic
+                    .state(head::<{ ioapic::STATE_SIZE }>(&mut bytes)?);
             }
             _ => return Err(EINVAL),
         }
@@ -104,8 +110,12 @@ fn set_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
             chips.pic_changed();
         }
         abi::KVM_IRQCHIP_IOAPIC => {
-            let state = bytes.first_chunk::<{ ioapic::STATE_SIZE }>().ok_or(EINVAL)?;
-            devices.ioapic.set_state(state, &mut |message| chips.send(message));
+            let state = bytes
+                .first_chunk::<{ ioapic::STATE_SIZE }>()
+                .ok_or(EINVAL)?;
+            devices
+                .ioapic
+                .set_state(state, &mut |message| chips.send(message));
         }
         _ => return Err(EINVAL),
     }
@@ -154,7 +164,10 @@ fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
     let entries = arg
         .after::<abi::kvm_irq_routing>()
         .read_array::<abi::kvm_irq_routing_entry>(header.nr as usize)?;
-    let limits = Limits { pins: true, extended_ids: false };
+    let limits = Limits {
+        pins: true,
+        extended_ids: false,
+    };
     let mut routes = KVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT)?;
     for entry in entries.iter() {
         // SAFETY: The union begins with up to eight words of integers in every variant.

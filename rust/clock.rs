@@ -44,7 +44,11 @@ impl VmClock {
 
     /// KVM_GET_CLOCK.
     pub(crate) fn get(&self, arg: Arg) -> Result<c_long> {
-        let stable = if ffi::tsc_stable() { abi::KVM_CLOCK_TSC_STABLE } else { 0 };
+        let stable = if ffi::tsc_stable() {
+            abi::KVM_CLOCK_TSC_STABLE
+        } else {
+            0
+        };
         let data = abi::kvm_clock_data {
             clock: self.now(),
             flags: stable,
@@ -61,7 +65,8 @@ impl VmClock {
         if data.flags & !abi::KVM_CLOCK_TSC_STABLE != 0 {
             return Err(EINVAL);
         }
-        self.offset.store(data.clock.wrapping_sub(ffi::boot_ns()), Relaxed);
+        self.offset
+            .store(data.clock.wrapping_sub(ffi::boot_ns()), Relaxed);
         vcpus.each(|vcpu| vcpu.ask(request::CLOCK));
         Ok(0)
     }
@@ -106,8 +111,14 @@ pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
     }
     if wall {
         let (sec, nsec) = ffi::real_time();
-        let boot = sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec)).wrapping_sub(system_time);
-        let clock = WallClock { sec: (boot / NS_PER_SEC) as u32, nsec: (boot % NS_PER_SEC) as u32 };
+        let boot = sec
+            .wrapping_mul(NS_PER_SEC)
+            .wrapping_add(u64::from(nsec))
+            .wrapping_sub(system_time);
+        let clock = WallClock {
+            sec: (boot / NS_PER_SEC) as u32,
+            nsec: (boot % NS_PER_SEC) as u32,
+        };
         let at = inner.state.msrs.pv_wall_clock;
         write(inner, at, &clock.bytes(1));
         write(inner, at, &clock.bytes(2));

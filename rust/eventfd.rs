@@ -54,7 +54,9 @@ impl Doorbell {
             *to = *from;
         }
         self.length as usize == data.len()
-            && self.data.is_none_or(|wanted| wanted == u64::from_le_bytes(bytes))
+            && self
+                .data
+                .is_none_or(|wanted| wanted == u64::from_le_bytes(bytes))
     }
 
     /// Whether both are the same, eventfd included.
@@ -113,16 +115,17 @@ impl Eventfds {
         let eventfd = Eventfd::get(args.fd)?;
         let mut irqfds = self.irqfds.lock();
         if args.flags & abi::KVM_IRQFD_FLAG_DEASSIGN != 0 {
-            irqfds.retain(|irqfd| {
-                !(irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi)
-            });
+            irqfds.retain(|irqfd| !(irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi));
             return Ok(0);
         }
         if irqfds.iter().any(|irqfd| irqfd.is_for(&eventfd)) {
             return Err(EBUSY);
         }
         irqfds.reserve(1, GFP_KERNEL_ACCOUNT)?;
-        let irqfd = Irqfd { chips: chips.clone(), gsi: args.gsi };
+        let irqfd = Irqfd {
+            chips: chips.clone(),
+            gsi: args.gsi,
+        };
         let waiter = EventfdWaiter::new(args.fd, eventfd, irqfd)?;
         irqfds.push(waiter, GFP_KERNEL_ACCOUNT)?;
         Ok(0)
@@ -177,7 +180,11 @@ impl Eventfds {
             for other in old.iter().filter(|other| !other.is_same(doorbell)) {
                 new.push(other.clone(), GFP_KERNEL_ACCOUNT)?;
             }
-            if new.len() == old.len() { Err(ENOENT) } else { Ok(()) }
+            if new.len() == old.len() {
+                Err(ENOENT)
+            } else {
+                Ok(())
+            }
         })
     }
 
@@ -201,7 +208,8 @@ impl Eventfds {
         let count = self.doorbells.lock().len();
         let mut copy = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for doorbell in self.doorbells.lock().iter() {
-            copy.push_within_capacity(doorbell.clone()).map_err(|_| EAGAIN)?;
+            copy.push_within_capacity(doorbell.clone())
+                .map_err(|_| EAGAIN)?;
         }
         Ok(copy)
     }
@@ -209,7 +217,9 @@ impl Eventfds {
     /// A write of the guest: whether it was for a doorbell.
     pub(crate) fn ring(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
         let doorbells = self.doorbells.lock();
-        let hit = doorbells.iter().find(|doorbell| doorbell.is_hit(is_port, address, data));
+        let hit = doorbells
+            .iter()
+            .find(|doorbell| doorbell.is_hit(is_port, address, data));
         if let Some(doorbell) = hit {
             doorbell.eventfd.signal();
         }

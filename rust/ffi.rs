@@ -40,10 +40,7 @@ extern "C" {
     ) -> c_int;
     fn pacifica_wake(queue: *mut bindings::wait_queue_head);
     fn pacifica_pid() -> c_int;
-    fn pacifica_sigmask_set(
-        set: *const bindings::sigset_t,
-        old: *mut bindings::sigset_t,
-    ) -> c_int;
+    fn pacifica_sigmask_set(set: *const bindings::sigset_t, old: *mut bindings::sigset_t) -> c_int;
     fn pacifica_signal_set(bits: u64, set: *mut bindings::sigset_t);
     fn pacifica_may_report() -> bool;
     fn pacifica_rdmsr(msr: u32, value: *mut u64) -> c_int;
@@ -530,9 +527,7 @@ pub(crate) unsafe fn new_fd(
     fops: &'static bindings::file_operations,
     private: *mut c_void,
 ) -> Result<c_int> {
-    let fd = kernel::fs::file::FileDescriptorReservation::get_unused_fd_flags(
-        bindings::O_CLOEXEC,
-    )?;
+    let fd = kernel::fs::file::FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
     // SAFETY: As promised by the caller.
     let file = unsafe { pacifica_anon_file(name.as_char_ptr(), fops, private) };
     // SAFETY: Any pointer may be asked about.

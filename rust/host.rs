@@ -146,7 +146,18 @@ pub(crate) fn init() -> Result {
     iopm::init(&mut iopm);
     let debugfs = Dir::new(c"pacifica");
     // SAFETY: The module's initialisation runs once, before anything of ours can be called.
-    unsafe { HOST = Some(Host { cpus, features, asids, msrpm, iopm, debugfs, users, held: Atomic::new(0) }) };
+    unsafe {
+        HOST = Some(Host {
+            cpus,
+            features,
+            asids,
+            msrpm,
+            iopm,
+            debugfs,
+            users,
+            held: Atomic::new(0),
+        })
+    };
     ffi::syscore_register();
     pr_info!(
         "AMD-V with nested paging, {} ASIDs; next-RIP saving {}, decode assists {}, flush by ASID {}\n",
@@ -193,7 +204,9 @@ impl Host {
     /// Physical address of this CPU's page for the host's VMSAVE state.
     #[inline]
     pub(crate) fn host_save(&self) -> u64 {
-        self.cpus.get(ffi::cpu() as usize).map_or(0, |cpu| cpu.host_save.phys())
+        self.cpus
+            .get(ffi::cpu() as usize)
+            .map_or(0, |cpu| cpu.host_save.phys())
     }
 
     /// Physical addresses of the I/O and the MSR permission map.
@@ -337,7 +350,9 @@ fn cpu_on() -> Result {
 fn cpu_off() {
     let Some(host) = host() else { return };
     // SAFETY: Interrupts are off, and no reference is alive outside of code that keeps them so.
-    let Some(local) = (unsafe { host.local() }) else { return };
+    let Some(local) = (unsafe { host.local() }) else {
+        return;
+    };
     if !core::mem::take(&mut local.on) {
         return;
     }

@@ -236,7 +236,10 @@ impl Mailboxes {
     /// An empty list.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
-        Arc::pin_init(pin_init!(Self { list <- IrqLock::new(list) }), GFP_KERNEL_ACCOUNT)
+        Arc::pin_init(
+            pin_init!(Self { list <- IrqLock::new(list) }),
+            GFP_KERNEL_ACCOUNT,
+        )
     }
 
     /// Adds a vCPU; `EEXIST` if there is one with its number, `EINVAL` if there are enough.

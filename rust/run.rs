@@ -177,7 +177,11 @@ fn serve(vcpu: &Vcpu, inner: &mut Inner) {
         }
     }
     if requests & request::CHIPS != 0 {
-        let takes = inner.parts.lapic.as_ref().is_some_and(|l| l.accepts_pic_interrupt());
+        let takes = inner
+            .parts
+            .lapic
+            .as_ref()
+            .is_some_and(|l| l.accepts_pic_interrupt());
         inner.parts.ext_int = takes && vcpu.vm.chips.pic_output();
     }
     if requests & request::NMI != 0 {
@@ -187,7 +191,9 @@ fn serve(vcpu: &Vcpu, inner: &mut Inner) {
         init(vcpu, inner);
     }
     if requests & request::SIPI != 0 && inner.state.mp_state == MpState::InitReceived {
-        inner.state.start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
+        inner
+            .state
+            .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
     }
     if requests & request::CLOCK != 0 {
         inner.parts.deferred |= deferred::PV_CLOCK;
@@ -202,7 +208,11 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
         lapic.init();
         vcpu.mailbox.publish_apic(lapic.snapshot());
         let boot = vcpu.mailbox.id == vcpu.vm.boot_cpu();
-        inner.state.mp_state = if boot { MpState::Runnable } else { MpState::InitReceived };
+        inner.state.mp_state = if boot {
+            MpState::Runnable
+        } else {
+            MpState::InitReceived
+        };
         inner.parts.deferred |= deferred::TIMER;
     }
     inner.parts.deferred |= deferred::FLUSH;
@@ -225,14 +235,17 @@ fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
 
 /// Sets the timer to the LAPIC's next deadline.
 pub(crate) fn set_timer(vcpu: &Vcpu, inner: &Inner) {
-    let Some(lapic) = &inner.parts.lapic else { return };
+    let Some(lapic) = &inner.parts.lapic else {
+        return;
+    };
     match lapic.timer_deadline() {
         None => vcpu.timer.cancel(),
         Some(Deadline::Ns(ns)) => vcpu.timer.start(ns),
         Some(Deadline::Tsc(tsc)) => {
             let now = crate::world::now(inner.vmcb.tsc_offset());
             let ticks = tsc.saturating_sub(now.tsc);
-            vcpu.timer.start(now.ns.saturating_add(clock::ticks_to_ns(ticks)));
+            vcpu.timer
+                .start(now.ns.saturating_add(clock::ticks_to_ns(ticks)));
         }
     }
 }
@@ -306,7 +319,9 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             Exit::Intr | Exit::Smi | Exit::Init => return Ok((Action::Resume, Some(exit))),
             // Taken already, when GIF was set.
             Exit::Nmi => return Ok((Action::Resume, Some(exit))),
-            Exit::Exception { vector: vector::MC, .. } => {
+            Exit::Exception {
+                vector: vector::MC, ..
+            } => {
                 ffi::machine_check();
                 return Ok((Action::Resume, Some(exit)));
             }
@@ -317,9 +332,27 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             _ => {}
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
-        if action != Action::Resume || inner.parts.deferred != 0 || must_leave(vcpu) {
+        if action != Action::Resume
+            || inner.parts.deferred != 0
+            || must_leave(vcpu)
+            || is_stale(inner, &exit)
+        {
             return Ok((action, Some(exit)));
         }
+    }
+}
+
+/// Whether the handler changed what [`load`] has put into the CPU.
+fn is_stale(inner: &Inner, exit: &Exit) -> bool {
+    match exit {
+        Exit::Dr(_) => true,
+        Exit::Msr { write } => {
+            *write
+                && inner
+                    .tsc_aux
+                    .is_some_and(|aux| aux != inner.state.msrs.tsc_aux)
+        }
+        _ => false,
     }
 }
 
@@ -350,9 +383,19 @@ fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
     let (asid, control) = local.asids.assign(inner.asid);
     inner.asid = Some(asid);
     inner.vmcb.set_asid(asid.number);
-    inner.vmcb.set_tlb_control(if control == TlbControl::Nothing { flush } else { control });
+    inner
+        .vmcb
+        .set_tlb_control(if control == TlbControl::Nothing {
+            flush
+        } else {
+            control
+        });
 
-    if uses_tsc_aux(inner) && u64::from(inner.state.msrs.tsc_aux) != local.tsc_aux {
+    inner.tsc_aux = uses_tsc_aux(inner).then_some(inner.state.msrs.tsc_aux);
+    if inner
+        .tsc_aux
+        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
+    {
         // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.state.msrs.tsc_aux)) };
     }
@@ -367,7 +410,10 @@ fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
 fn unload(inner: &mut Inner, local: &Local) {
     ffi::fpu_exit(&mut inner.parts.fpu);
     ffi::debug_exit(&inner.host_breakpoints);
-    if uses_tsc_aux(inner) && u64::from(inner.state.msrs.tsc_aux) != local.tsc_aux {
+    if inner
+        .tsc_aux
+        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
+    {
         // SAFETY: The host's own value.
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
     }
@@ -408,17 +454,32 @@ fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result<Leave> {
     let page = &vcpu.run_page;
     vcpu.stats.count(Count::ToUser);
     match exit {
-        UserExit::Io(UserIo::Port { port, size, write, data }) => {
+        UserExit::Io(UserIo::Port {
+            port,
+            size,
+            write,
+            data,
+        }) => {
             let [a, b, c, d, ..] = data;
-            page.set_io(port, size, write.then_some(u32::from_le_bytes([a, b, c, d])));
+            page.set_io(
+                port,
+                size,
+                write.then_some(u32::from_le_bytes([a, b, c, d])),
+            );
         }
-        UserExit::Io(UserIo::Mmio { gpa, size, write, data }) => {
+        UserExit::Io(UserIo::Mmio {
+            gpa,
+            size,
+            write,
+            data,
+        }) => {
             page.set_mmio(gpa, size, write.then_some(data));
         }
         UserExit::Shutdown => page.set_reason(abi::KVM_EXIT_SHUTDOWN),
         UserExit::SetTpr => page.set_reason(abi::KVM_EXIT_SET_TPR),
         UserExit::FailEntry { reason } => {
-            vcpu.vm.report(format_args!("VMRUN was refused, reason {reason:#x}"));
+            vcpu.vm
+                .report(format_args!("VMRUN was refused, reason {reason:#x}"));
             page.set_fail_entry(reason);
         }
         UserExit::InternalError(error) => internal_error(vcpu, error),
@@ -434,7 +495,8 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
             let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
             let mut second = [0; 8];
             second[..7].copy_from_slice(&rest);
-            vcpu.vm.report(format_args!("cannot emulate {:02x?}", &bytes));
+            vcpu.vm
+                .report(format_args!("cannot emulate {:02x?}", &bytes));
             page.set_internal_error(
                 abi::KVM_INTERNAL_ERROR_EMULATION,
                 &[
@@ -448,12 +510,18 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
                 ],
             );
         }
-        InternalError::Delivery { event, exit_code, info, gpa } => page.set_internal_error(
+        InternalError::Delivery {
+            event,
+            exit_code,
+            info,
+            gpa,
+        } => page.set_internal_error(
             abi::KVM_INTERNAL_ERROR_DELIVERY_EV,
             &[event, exit_code, info, gpa],
         ),
         InternalError::UnexpectedExit { exit_code } => {
-            vcpu.vm.report(format_args!("unknown exit code {exit_code:#x}"));
+            vcpu.vm
+                .report(format_args!("unknown exit code {exit_code:#x}"));
             page.set_internal_error(
                 abi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
                 &[exit_code, u64::from(ffi::cpu())],

@@ -40,7 +40,9 @@ macro_rules! field {
 impl RunPage {
     /// Zeroed pages.
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self { pages: [Pages::new()?, Pages::new()?, Pages::new()?] })
+        Ok(Self {
+            pages: [Pages::new()?, Pages::new()?, Pages::new()?],
+        })
     }
 
     fn run(&self) -> *mut kvm_run {
@@ -90,7 +92,11 @@ impl RunPage {
 
     /// KVM_EXIT_IO: one element of `size` bytes, going out if there is data.
     pub(crate) fn set_io(&self, port: u16, size: u8, out: Option<u32>) {
-        let direction = if out.is_some() { abi::KVM_EXIT_IO_OUT } else { abi::KVM_EXIT_IO_IN };
+        let direction = if out.is_some() {
+            abi::KVM_EXIT_IO_OUT
+        } else {
+            abi::KVM_EXIT_IO_IN
+        };
         field!(write self, direction as u8, __bindgen_anon_1.io.direction);
         field!(write self, size, __bindgen_anon_1.io.size);
         field!(write self, port, __bindgen_anon_1.io.port);

@@ -122,7 +122,10 @@ pub(crate) type StatsFile = Pin<KBox<File<Arc<VmStats>>>>;
 
 /// Shows the counters of a VM as `pacifica/NAME`.
 pub(crate) fn show(root: &Dir, name: &CStr, stats: Arc<VmStats>) -> Result<StatsFile> {
-    KBox::pin_init(root.read_callback_file(name, stats, &show_vm), GFP_KERNEL_ACCOUNT)
+    KBox::pin_init(
+        root.read_callback_file(name, stats, &show_vm),
+        GFP_KERNEL_ACCOUNT,
+    )
 }
 
 fn show_vm(stats: &Arc<VmStats>, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,7 +21,11 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
         abi::PACIFICA_GET_API_VERSION | abi::PACIFICA_CREATE_VM => Err(EINVAL),
         abi::PACIFICA_CHECK_EXTENSION => Ok(check_extension(arg.0)),
         abi::PACIFICA_GET_VCPU_MMAP_SIZE => {
-            if arg.0 == 0 { Ok((run_page::PAGES * 4096) as c_long) } else { Err(EINVAL) }
+            if arg.0 == 0 {
+                Ok((run_page::PAGES * 4096) as c_long)
+            } else {
+                Err(EINVAL)
+            }
         }
         abi::PACIFICA_GET_SUPPORTED_CPUID => vcpu_cpuid::get_supported(arg),
         abi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
@@ -35,7 +39,9 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
 
 /// What works, and how much of it. Everything else is 0.
 pub(crate) fn check_extension(cap: usize) -> c_long {
-    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    let Ok(cap) = u32::try_from(cap) else {
+        return 0;
+    };
     match cap {
         abi::KVM_CAP_IRQCHIP
         | abi::KVM_CAP_HLT

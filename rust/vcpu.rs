@@ -55,6 +55,8 @@ pub(crate) struct Inner {
     pub(crate) cpu: u32,
     /// DR0 to DR3 of the host, while the guest is in the CPU.
     pub(crate) host_breakpoints: [u64; 4],
+    /// TSC_AUX of the guest, while it is in the CPU and the guest can read it.
+    pub(crate) tsc_aux: Option<u32>,
     /// Signals that are let through during KVM_RUN.
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// KVM_RUN was called at least once.
@@ -92,7 +94,10 @@ impl Vcpu {
         let host = host().ok_or(ENODEV)?;
         let mailbox = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
         let lapic = match vm.chips.has_lapics() {
-            true => Some(KBox::new(Lapic::new(id, id == vm.boot_cpu()), GFP_KERNEL_ACCOUNT)?),
+            true => Some(KBox::new(
+                Lapic::new(id, id == vm.boot_cpu()),
+                GFP_KERNEL_ACCOUNT,
+            )?),
             false => None,
         };
         if let Some(lapic) = &lapic {
@@ -133,6 +138,7 @@ impl Vcpu {
             asid: None,
             cpu: u32::MAX,
             host_breakpoints: [0; 4],
+            tsc_aux: None,
             signal_mask: None,
             has_run: false,
         };

@@ -37,7 +37,9 @@ pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
     let room = header.nent.min(MAX_ENTRIES) as usize;
     let mut entries = KVec::with_capacity(room, GFP_KERNEL)?;
     cpuid::supported(&mut ffi::cpuid, &caps(), &mut |entry| {
-        entries.push_within_capacity(to_abi(&entry)).map_err(|_| E2BIG)
+        entries
+            .push_within_capacity(to_abi(&entry))
+            .map_err(|_| E2BIG)
     })?;
     arg.after::<abi::kvm_cpuid2>().write_array(&entries)?;
     arg.write(&(entries.len() as u32))?;
@@ -58,7 +60,11 @@ pub(crate) fn set(inner: &mut Inner, arg: Arg) -> Result {
         entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
     }
     if inner.has_run {
-        return if entries[..] == inner.parts.cpuid[..] { Ok(()) } else { Err(EINVAL) };
+        return if entries[..] == inner.parts.cpuid[..] {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        };
     }
     if !cpuid::valid(&entries) {
         return Err(EINVAL);
@@ -88,7 +94,9 @@ pub(crate) fn get(inner: &Inner, arg: Arg) -> Result {
     }
     for (i, entry) in entries.iter().enumerate() {
         let size = core::mem::size_of::<abi::kvm_cpuid_entry2>();
-        arg.after::<abi::kvm_cpuid2>().offset(i * size).write(&to_abi(entry))?;
+        arg.after::<abi::kvm_cpuid2>()
+            .offset(i * size)
+            .write(&to_abi(entry))?;
     }
     arg.write(&count)
 }

@@ -78,8 +78,11 @@ fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_events) -> Res
         },
         injected: true,
     });
-    events.interrupt = (new.interrupt.injected != 0 || new.interrupt.soft != 0)
-        .then_some(QueuedInterrupt { vector: new.interrupt.nr, soft: new.interrupt.soft != 0 });
+    events.interrupt =
+        (new.interrupt.injected != 0 || new.interrupt.soft != 0).then_some(QueuedInterrupt {
+            vector: new.interrupt.nr,
+            soft: new.interrupt.soft != 0,
+        });
     if new.flags & abi::KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
         events.nmi_pending = new.nmi.pending.min(svm::event::Events::MAX_NMIS);
     }
@@ -107,7 +110,11 @@ fn set_debugregs(inner: &mut Inner, new: &abi::kvm_debugregs) -> Result {
 
 /// KVM_X86_SETUP_MCE: how many banks, and which abilities.
 fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
-    if inner.state.msrs.mce.setup(capability) { Ok(()) } else { Err(EINVAL) }
+    if inner.state.msrs.mce.setup(capability) {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
 }
 
 fn get_lapic(inner: &Inner, arg: Arg) -> Result {

@@ -28,7 +28,10 @@ pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
         abi::PACIFICA_GET_XSAVE => get_xsave(fpu, arg),
         abi::PACIFICA_SET_XSAVE => set_xsave(fpu, arg),
         abi::PACIFICA_GET_XCRS => {
-            let mut xcrs = abi::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            let mut xcrs = abi::kvm_xcrs {
+                nr_xcrs: 1,
+                ..Default::default()
+            };
             xcrs.xcrs[0].value = inner.state.xcr0;
             arg.write(&xcrs)
         }

@@ -49,7 +49,11 @@ pub(crate) fn get(inner: &Inner) -> abi::kvm_sregs {
             None => u64::from(inner.parts.user_cr8),
         },
         efer: efer.bits(),
-        apic_base: inner.parts.lapic.as_ref().map_or(APIC_BASE_RESET, |lapic| lapic.base()),
+        apic_base: inner
+            .parts
+            .lapic
+            .as_ref()
+            .map_or(APIC_BASE_RESET, |lapic| lapic.base()),
         interrupt_bitmap: [0; 4],
     };
     if let Some(interrupt) = inner.state.events.interrupt.filter(|i| !i.soft) {
@@ -73,13 +77,14 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs) -> Resul
     }
     let base = new.apic_base;
     inner
-        .with_guest(vcpu, true, |guest| guest.platform.set_apic_base(base, Origin::Host))
+        .with_guest(vcpu, true, |guest| {
+            guest.platform.set_apic_base(base, Origin::Host)
+        })
         .map_err(|_| EINVAL)?;
 
-    for (reg, segment) in SEGMENTS
-        .into_iter()
-        .zip([&new.cs, &new.ds, &new.es, &new.fs, &new.gs, &new.ss, &new.tr, &new.ldt])
-    {
+    for (reg, segment) in SEGMENTS.into_iter().zip([
+        &new.cs, &new.ds, &new.es, &new.fs, &new.gs, &new.ss, &new.tr, &new.ldt,
+    ]) {
         inner.vmcb.set_segment(reg, vmcb_segment(segment));
     }
     inner.vmcb.set_cpl(new.ss.dpl & 3);
@@ -113,14 +118,20 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs) -> Resul
         .find(|(_, word)| **word != 0)
         .map(|(i, word)| (i * 64) as u32 + word.trailing_zeros());
     if let Some(vector) = pending {
-        inner.state.events.interrupt =
-            Some(QueuedInterrupt { vector: vector as u8, soft: false });
+        inner.state.events.interrupt = Some(QueuedInterrupt {
+            vector: vector as u8,
+            soft: false,
+        });
     }
     Ok(())
 }
 
 fn table(segment: Segment) -> abi::kvm_dtable {
-    abi::kvm_dtable { base: segment.base, limit: segment.limit as u16, ..Default::default() }
+    abi::kvm_dtable {
+        base: segment.base,
+        limit: segment.limit as u16,
+        ..Default::default()
+    }
 }
 
 fn segment(vmcb: &Vmcb, reg: SegReg) -> abi::kvm_segment {
@@ -154,7 +165,10 @@ fn vmcb_segment(segment: &abi::kvm_segment) -> Segment {
     let mut attributes = SegAttr::from_bits_retain(u16::from(segment.type_ & 0xf))
         | SegAttr::from_bits_retain(u16::from(segment.dpl & 3) << 5);
     attributes.set(SegAttr::S, segment.s & 1 != 0);
-    attributes.set(SegAttr::P, segment.present & 1 != 0 && segment.unusable == 0);
+    attributes.set(
+        SegAttr::P,
+        segment.present & 1 != 0 && segment.unusable == 0,
+    );
     attributes.set(SegAttr::AVL, segment.avl & 1 != 0);
     attributes.set(SegAttr::L, segment.l & 1 != 0);
     attributes.set(SegAttr::DB, segment.db & 1 != 0);

@@ -31,7 +31,9 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_SET_MSRS => return set_msrs(vcpu, inner, arg),
         abi::PACIFICA_SET_SIGNAL_MASK => set_signal_mask(inner, arg)?,
         abi::PACIFICA_GET_MP_STATE => {
-            arg.write(&abi::kvm_mp_state { mp_state: inner.state.mp_state as u32 })?;
+            arg.write(&abi::kvm_mp_state {
+                mp_state: inner.state.mp_state as u32,
+            })?;
         }
         abi::PACIFICA_SET_MP_STATE => set_mp_state(vcpu, inner, &arg.read()?)?,
         abi::PACIFICA_GET_TSC_KHZ => return Ok(ffi::tsc_khz() as c_long),
@@ -123,7 +125,10 @@ fn interrupt(inner: &mut Inner, interrupt: &abi::kvm_interrupt) -> Result {
     if inner.state.events.interrupt.is_some() {
         return Err(EEXIST);
     }
-    inner.state.events.interrupt = Some(QueuedInterrupt { vector, soft: false });
+    inner.state.events.interrupt = Some(QueuedInterrupt {
+        vector,
+        soft: false,
+    });
     inner.state.mp_state = MpState::Runnable;
     Ok(())
 }
@@ -142,12 +147,15 @@ fn read_msr_header(arg: Arg) -> Result<usize> {
 /// Answers how many could be read.
 fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
     let count = read_msr_header(arg)?;
-    let mut entries = arg.after::<abi::kvm_msrs>().read_array::<abi::kvm_msr_entry>(count)?;
+    let mut entries = arg
+        .after::<abi::kvm_msrs>()
+        .read_array::<abi::kvm_msr_entry>(count)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
         let index = entry.index;
-        let value = inner
-            .with_guest(vcpu, true, |guest| dispatch::read_msr(guest, index, Origin::Host));
+        let value = inner.with_guest(vcpu, true, |guest| {
+            dispatch::read_msr(guest, index, Origin::Host)
+        });
         match value {
             Ok(value) => entry.data = value,
             Err(_) => break,
@@ -161,7 +169,9 @@ fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
 /// Answers how many could be set.
 fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
     let count = read_msr_header(arg)?;
-    let entries = arg.after::<abi::kvm_msrs>().read_array::<abi::kvm_msr_entry>(count)?;
+    let entries = arg
+        .after::<abi::kvm_msrs>()
+        .read_array::<abi::kvm_msr_entry>(count)?;
     let mut done = 0;
     for entry in entries.iter() {
         let (index, value) = (entry.index, entry.data);
@@ -200,7 +210,9 @@ fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &abi::kvm_mp_state) -> Re
         abi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
         abi::KVM_MP_STATE_HALTED => MpState::Halted,
         abi::KVM_MP_STATE_SIPI_RECEIVED => {
-            inner.state.start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
+            inner
+                .state
+                .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
             MpState::Runnable
         }
         _ => return Err(EINVAL),

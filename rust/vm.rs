@@ -115,7 +115,8 @@ impl Vm {
         if self.mailboxes.count() != 0 {
             return Err(EBUSY);
         }
-        self.boot_cpu.store(u32::try_from(id).map_err(|_| EINVAL)?, Relaxed);
+        self.boot_cpu
+            .store(u32::try_from(id).map_err(|_| EINVAL)?, Relaxed);
         Ok(0)
     }
 

@@ -74,7 +74,10 @@ pub(crate) struct World<'a> {
 
 /// What the clocks show to a guest with this TSC offset.
 pub(crate) fn now(tsc_offset: u64) -> Now {
-    Now { ns: ffi::now(), tsc: ffi::rdtsc().wrapping_add(tsc_offset) }
+    Now {
+        ns: ffi::now(),
+        tsc: ffi::rdtsc().wrapping_add(tsc_offset),
+    }
 }
 
 impl World<'_> {
@@ -92,9 +95,14 @@ impl World<'_> {
                 }
             }
             Effect::Ipi(ipi) => {
-                let interrupt =
-                    Interrupt { mode: ipi.mode, vector: ipi.vector, level: ipi.level };
-                self.vm.mailboxes.deliver(&ipi.dest, Some(self.mailbox.id), &interrupt);
+                let interrupt = Interrupt {
+                    mode: ipi.mode,
+                    vector: ipi.vector,
+                    level: ipi.level,
+                };
+                self.vm
+                    .mailboxes
+                    .deliver(&ipi.dest, Some(self.mailbox.id), &interrupt);
             }
             Effect::Timer => self.parts.deferred |= deferred::TIMER,
             Effect::Routing => {
@@ -124,7 +132,10 @@ impl GuestMemory for World<'_> {
     }
 
     fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> core::result::Result<(), MemError> {
-        self.parts.memory.access(self.may_sleep).write_gpa(gpa, data)
+        self.parts
+            .memory
+            .access(self.may_sleep)
+            .write_gpa(gpa, data)
     }
 
     fn compare_exchange_gpa(
@@ -134,7 +145,10 @@ impl GuestMemory for World<'_> {
         old: u64,
         new: u64,
     ) -> core::result::Result<core::result::Result<(), u64>, MemError> {
-        self.parts.memory.access(self.may_sleep).compare_exchange_gpa(gpa, size, old, new)
+        self.parts
+            .memory
+            .access(self.may_sleep)
+            .compare_exchange_gpa(gpa, size, old, new)
     }
 }
 
@@ -202,14 +216,13 @@ impl Platform for World<'_> {
     }
 
     fn apic_base(&self) -> u64 {
-        self.parts.lapic.as_ref().map_or(APIC_BASE_RESET, |lapic| lapic.base())
+        self.parts
+            .lapic
+            .as_ref()
+            .map_or(APIC_BASE_RESET, |lapic| lapic.base())
     }
 
-    fn set_apic_base(
-        &mut self,
-        value: u64,
-        origin: Origin,
-    ) -> core::result::Result<(), Exception> {
+    fn set_apic_base(&mut self, value: u64, origin: Origin) -> core::result::Result<(), Exception> {
         let Some(lapic) = &mut self.parts.lapic else {
             return Ok(());
         };
@@ -221,7 +234,9 @@ impl Platform for World<'_> {
             physical_bits: self.parts.physical_bits,
             x2apic: self.parts.has_x2apic,
         };
-        let effect = lapic.set_base(value, writer, limits).map_err(|_| Exception::GP0)?;
+        let effect = lapic
+            .set_base(value, writer, limits)
+            .map_err(|_| Exception::GP0)?;
         self.apic_effect(effect);
         Ok(())
     }
@@ -229,7 +244,9 @@ impl Platform for World<'_> {
     fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
         let now = now(self.tsc_offset);
         let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
-        lapic.msr_read(X2APIC_MSRS + u32::from(register), now).map_err(|_| Exception::GP0)
+        lapic
+            .msr_read(X2APIC_MSRS + u32::from(register), now)
+            .map_err(|_| Exception::GP0)
     }
 
     fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
@@ -244,7 +261,10 @@ impl Platform for World<'_> {
 
     fn tsc_deadline(&self) -> u64 {
         let now = now(self.tsc_offset);
-        self.parts.lapic.as_ref().map_or(0, |lapic| Lapic::clone(lapic).tsc_deadline(now))
+        self.parts
+            .lapic
+            .as_ref()
+            .map_or(0, |lapic| Lapic::clone(lapic).tsc_deadline(now))
     }
 
     fn set_tsc_deadline(&mut self, value: u64) {
