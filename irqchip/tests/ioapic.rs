@@ -241,6 +241,15 @@ fn saved_state() {
     // The source need not have driven it before.
     copy.set_pin(2, B, false, &mut bus.send());
     copy.eoi(0x32, &mut bus.send());
+    // A second edge, which could not be sent, is sent if the pin is open after restoring.
+    ioapic.set_pin(1, A, false, &mut bus.send());
+    program(&mut ioapic, &mut bus, 1, MASKED | 0x31);
+    ioapic.set_pin(1, A, true, &mut bus.send());
+    ioapic.state(&mut bytes);
+    assert_eq!(bytes[16..20], 0b1110u32.to_le_bytes());
+    bytes[32..40].copy_from_slice(&0x31u64.to_le_bytes());
+    Ioapic::new().set_state(&bytes, &mut bus.send());
+    assert_eq!(bus.take(), [0x31]);
     program(&mut copy, &mut bus, 3, LEVEL | 0x33);
     assert_eq!(bus.take(), [0x33]);
 }

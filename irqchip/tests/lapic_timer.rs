@@ -194,6 +194,10 @@ fn goes_on_after_saving_and_restoring() {
     lapic.state(&mut page, at(1500), false);
     assert_eq!(copy.set_state(&page, at(0), false), Ok(()));
     assert!(take(&mut copy));
+    // A period that ended just when another program saved it begins anew.
+    page[0x390..0x394].fill(0);
+    assert_eq!(copy.set_state(&page, at(50), false), Ok(()));
+    assert_eq!(copy.timer_deadline(), Some(Deadline::Ns(1050)));
     // And reading the state did not change it.
     assert!(lapic.timer_expired(at(1500)));
 }

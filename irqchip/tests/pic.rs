@@ -161,7 +161,10 @@ fn initialization() {
         !pic.output(),
         "edges are forgotten, also of an input that is still high"
     );
+    pic.set_irq(3, B, true);
+    assert!(!pic.output(), "it was high before");
     pic.set_irq(3, A, false);
+    pic.set_irq(3, B, false);
     pic.set_irq(3, A, true);
     assert_eq!(pic.acknowledge(), 0x43);
     assert_eq!(pic.port_read(0x42), None);
