@@ -26,8 +26,8 @@
 //!
 //! # What is left out
 //!
-//! Multiplication and division, relative and far branches, x87, MMX, SSE beyond moves, VEX, and
-//! all that loads a segment or system register: [`Stop::Unhandled`]. Alignment checks (#AC) and
+//! What touches no memory but the stack, far branches, x87, MMX, SSE beyond moves, VEX, and all
+//! that loads a segment or system register: [`Stop::Unhandled`]. Alignment checks (#AC) and
 //! breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
 //! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
 //! returned here have one always, and who injects them drops it.
@@ -49,6 +49,7 @@ use operand::Place;
 mod address;
 mod alu;
 mod integer;
+mod multiply;
 mod operand;
 mod port;
 mod string;
@@ -199,6 +200,7 @@ impl<C: Cpu> Run<'_, C> {
                 self.push(insn.immediate, operand_size)?;
                 Ok(Flow::Next)
             }
+            0x69 | 0x6b => self.multiply_into(insn.immediate),
             0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf => self.string(),
             0x80..=0x83 => self.arithmetic_immediate(),
             0x84 | 0x85 => self.test_register(),
@@ -241,9 +243,11 @@ impl<C: Cpu> Run<'_, C> {
             0xa3 | 0xab | 0xb3 | 0xbb => self.bit_test_register(),
             0xa4 | 0xa5 | 0xac | 0xad => self.double_shift(),
             0xae => self.flush_cache_line(),
+            0xaf => self.multiply_into(self.register(self.insn.reg, operand_size)),
             0xb0 | 0xb1 => self.compare_exchange(),
             0xb6 | 0xb7 => self.load_extended(size.min(2), operand_size, false),
             0xba => self.bit_test_immediate(),
+            0xbc | 0xbd => self.bit_scan(),
             0xbe | 0xbf => self.load_extended(size.min(2), operand_size, true),
             0xc0 | 0xc1 => self.exchange_add(),
             0xc3 => self.store_direct(),

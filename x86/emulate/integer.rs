@@ -101,7 +101,7 @@ impl<C: Cpu> Run<'_, C> {
         self.test(place, self.register(self.insn.reg, size), size)
     }
 
-    /// Group 3: TEST, NOT, NEG. Multiplication and division are left out.
+    /// Group 3: TEST, NOT, NEG, MUL, IMUL, DIV, IDIV.
     pub(super) fn group3(&mut self) -> Result {
         let size = self.width();
         let flags = self.flags();
@@ -118,7 +118,7 @@ impl<C: Cpu> Run<'_, C> {
                 let place = self.place(size, Access::Write)?;
                 self.modify(place, size, |a| alu::subtract(0, a, 0, size, flags))?
             }
-            _ => return Err(Stop::Unhandled),
+            operation => return self.multiply_or_divide(operation, size),
         };
         Ok(after(old))
     }

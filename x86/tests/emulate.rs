@@ -6,6 +6,7 @@ use emulate_mock::cpu;
 use emulate_mock::run;
 use emulate_mock::Event;
 use emulate_mock::Mock;
+use emulate_mock::DE;
 use emulate_mock::GP;
 use emulate_mock::NM;
 use emulate_mock::RAX;
@@ -413,4 +414,27 @@ fn cache_and_prefetch_instructions() {
     run(Bits64, &[0x0f, 0xae, 0x3b], &[(RBX, 0xfee0_0000)]);
     let mut mock = cpu(Bits64, &[0x0f, 0xae, 0x3b], &[(RBX, 1 << 50)]);
     assert_eq!(mock.step(), Err(GP));
+}
+
+#[test]
+fn divisions_that_fault() {
+    let divide =
+        |code: &[u8], registers: &[(usize, u64)]| cpu(Bits64, code, registers).step().err();
+    // div rbx: by zero, and with a quotient of one bit too much.
+    let code = [0x48, 0xf7, 0xf3];
+    assert_eq!(divide(&code, &[(RAX, 7)]), Some(DE));
+    assert_eq!(divide(&code, &[(RDX, 5), (RBX, 5)]), Some(DE));
+    assert_eq!(divide(&code, &[(RDX, 4), (RBX, 5)]), None);
+    // idiv rbx, idiv bl: the smallest number by -1.
+    let code = [0x48, 0xf7, 0xfb];
+    assert_eq!(
+        divide(&code, &[(RDX, !0), (RAX, 1 << 63), (RBX, !0)]),
+        Some(DE)
+    );
+    assert_eq!(divide(&code, &[(RDX, !0), (RAX, 1 << 63), (RBX, 1)]), None);
+    assert_eq!(
+        divide(&[0xf6, 0xfb], &[(RAX, 0xff80), (RBX, 0xff)]),
+        Some(DE)
+    );
+    assert_eq!(divide(&[0xf6, 0xfb], &[(RAX, 0xff80), (RBX, 1)]), None);
 }

@@ -15,6 +15,7 @@ use x86::decode::decode;
 use x86::decode::CodeSize;
 use x86::decode::Insn;
 use x86::decode::Map;
+use x86::decode::Mem;
 use x86::decode::Prefixes;
 use x86::regs::gpr;
 use x86::regs::Rflags;
@@ -199,7 +200,7 @@ fn program(instruction: &[u8]) -> (Vec<u8>, usize) {
 fn one_byte_opcodes() -> Vec<u8> {
     let arithmetic = (0..0x40).filter(|opcode| opcode & 7 < 6);
     let rest = (0x50..=0x5f)
-        .chain([0x63, 0x68, 0x6a, 0x80, 0x81, 0x83])
+        .chain([0x63, 0x68, 0x69, 0x6a, 0x6b, 0x80, 0x81, 0x83])
         .chain(0x84..=0x8b)
         .chain([0x8d, 0x8f])
         .chain(0x90..=0x97)
@@ -215,8 +216,8 @@ fn two_byte_opcodes() -> Vec<u8> {
         0xf0,
     ];
     let rest = [
-        0x0d, 0x18, 0x1f, 0xa3, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xae, 0xb0, 0xb1, 0xb3, 0xb6, 0xb7,
-        0xba, 0xbb, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7,
+        0x0d, 0x18, 0x1f, 0xa3, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xae, 0xaf, 0xb0, 0xb1, 0xb3, 0xb6,
+        0xb7, 0xba, 0xbb, 0xbc, 0xbd, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7,
     ];
     (0x40..=0x4f)
         .chain(0x90..=0x9f)
@@ -346,8 +347,14 @@ fn random_cpu(random: &mut Random, insn: &Insn) -> Option<Mock> {
     }
 }
 
-/// Lets half of the comparisons of CMPXCHG and its kin succeed.
-fn match_accumulator(random: &mut Random, insn: &Insn, mock: &mut Mock) {
+/// Lets half of the comparisons of CMPXCHG and its kin succeed, and more than a few divisions.
+fn suit_accumulator(random: &mut Random, insn: &Insn, mock: &mut Mock) {
+    let divides = matches!(insn.opcode, 0xf6 | 0xf7) && insn.map == Map::OneByte;
+    let in_address = |mem: Mem| [mem.base, mem.index].contains(&Some(gpr::RDX));
+    if divides && !insn.mem.is_some_and(in_address) && random.one_in(2) {
+        // A small dividend, positive or negative.
+        mock.state.gpr[usize::from(gpr::RDX)] = random.below(5).wrapping_sub(2);
+    }
     let compares = matches!(insn.opcode, 0xb0 | 0xb1 | 0xc7) && insn.map == Map::TwoByte;
     if !compares || random.one_in(2) {
         return;
@@ -414,6 +421,13 @@ fn defined_flags(insn: &Insn, before: &Mock) -> Option<Rflags> {
                 _ => all - Rflags::AF - Rflags::OF,
             }
         }
+        // A product defines two flags, a division none, a bit scan one.
+        (Map::OneByte, 0x69 | 0x6b) | (Map::TwoByte, 0xaf) => Rflags::CF | Rflags::OF | Rflags::DF,
+        (Map::OneByte, 0xf6 | 0xf7) if matches!(insn.group(), 4 | 5) => {
+            Rflags::CF | Rflags::OF | Rflags::DF
+        }
+        (Map::OneByte, 0xf6 | 0xf7) if insn.group() > 5 => Rflags::DF,
+        (Map::TwoByte, 0xbc | 0xbd) => Rflags::ZF | Rflags::DF,
         (Map::TwoByte, 0xa3 | 0xab | 0xb3 | 0xbb | 0xba) => all - undefined_in_bit_test,
         _ => all,
     })
@@ -486,7 +500,7 @@ fn random_case(random: &mut Random) -> Option<(Vec<u8>, Insn, Mock)> {
     let mut before = random_cpu(random, &insn)?;
     before.state.rip = BASE + program(&[]).1 as u64;
     before.poke(before.state.rip, &bytes);
-    match_accumulator(random, &insn, &mut before);
+    suit_accumulator(random, &insn, &mut before);
     Some((bytes, insn, before))
 }
 

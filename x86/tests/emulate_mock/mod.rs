@@ -90,6 +90,7 @@ pub const RDI: usize = 7;
 pub const UD: Stop = Stop::Exception(Exception::UD);
 pub const GP: Stop = Stop::Exception(Exception::GP0);
 pub const SS: Stop = Stop::Exception(Exception::with_code(vector::SS, 0));
+pub const DE: Stop = Stop::Exception(Exception::new(vector::DE));
 pub const NM: Stop = Stop::Exception(Exception::new(vector::NM));
 
 /// A CPU with this code and these general-purpose registers.
