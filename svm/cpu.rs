@@ -4,7 +4,7 @@
 
 use crate::dispatch::Platform;
 use crate::features::SvmFeatures;
-use crate::io::{Fragment, Place};
+use crate::io::{Fragment, Known, Place};
 use crate::state::{guest_cr0, guest_cr4, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, MemError, Stop};
@@ -49,21 +49,54 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
+    /// Translates one address.
+    fn translate(&mut self, linear: u64, access: Access) -> Result<u64, Stop> {
+        let operand = matches!(access, Access::Read | Access::Write);
+        if operand {
+            if let Some(gpa) = self.known(linear, access == Access::Write) {
+                return Ok(gpa);
+            }
+        }
+        let paging = self.paging();
+        Ok(walk(self.platform, &paging, linear, access)?.gpa)
+    }
+
+    /// The address of the emulated instruction's operand, if the CPU has told it with the nested
+    /// fault: it has walked the guest's page tables, and they allow the access.
+    fn known(&mut self, linear: u64, write: bool) -> Option<u64> {
+        let cr3 = self.vmcb.cr3();
+        let io = &mut self.state.io;
+        let (page, offset) = (linear & !(PAGE - 1), linear % PAGE);
+        if let Some(fault) = io.fault {
+            if fault.gpa % PAGE == offset {
+                io.fault = None;
+                io.known = Some(Known {
+                    cr3,
+                    page,
+                    gpa: fault.gpa & !(PAGE - 1),
+                    write: fault.write,
+                });
+            }
+        }
+        let known = io.known?;
+        let fits = known.page == page && known.cr3 == cr3 && (known.write || !write);
+        fits.then_some(known.gpa | offset)
+    }
+
     /// Translates an access to one or two parts: it is at most a page long.
     fn parts(&mut self, linear: u64, length: usize, access: Access) -> Result<[Part; 2], Stop> {
-        let paging = self.paging();
         let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
-        let first = length.min(in_page);
-        let mut parts = [Part { gpa: 0, length: 0 }; 2];
-        let mut linear = linear;
-        for (part, length) in parts.iter_mut().zip([first, length.wrapping_sub(first)]) {
-            if length != 0 {
-                let gpa = walk(self.platform, &paging, linear, access)?.gpa;
-                *part = Part { gpa, length };
-            }
-            linear = linear.wrapping_add(length as u64);
+        let first = Part {
+            gpa: self.translate(linear, access)?,
+            length: length.min(in_page),
+        };
+        let mut second = Part { gpa: 0, length: 0 };
+        if length > in_page {
+            let linear = linear.wrapping_add(in_page as u64);
+            second.gpa = self.translate(linear, access)?;
+            second.length = length.wrapping_sub(in_page);
         }
-        Ok(parts)
+        Ok([first, second])
     }
 
     /// Reads from one page, which may be a device's.
@@ -208,17 +241,15 @@ impl<P: Platform> Cpu for Guest<'_, P> {
     }
 
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
-        let mut rest = buf;
-        for part in self.parts(linear, rest.len(), access)? {
-            let (piece, after) = rest
-                .split_at_mut_checked(part.length)
-                .ok_or(Stop::Unhandled)?;
-            rest = after;
-            if part.length != 0 {
-                self.read_part(part.gpa, piece, access)?;
-            }
+        let [first, second] = self.parts(linear, buf.len(), access)?;
+        if second.length == 0 {
+            return self.read_part(first.gpa, buf, access);
         }
-        Ok(())
+        let (low, high) = buf
+            .split_at_mut_checked(first.length)
+            .ok_or(Stop::Unhandled)?;
+        self.read_part(first.gpa, low, access)?;
+        self.read_part(second.gpa, high, access)
     }
 
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
@@ -251,8 +282,7 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         if !aligned {
             return self.exchange_plainly(linear, size, old, new);
         }
-        let paging = self.paging();
-        let gpa = walk(self.platform, &paging, linear, Access::Write)?.gpa;
+        let gpa = self.translate(linear, Access::Write)?;
         match self.platform.compare_exchange_gpa(gpa, size, old, new) {
             Ok(result) => Ok(result),
             Err(MemError::Unbacked | MemError::ReadOnly) => {

@@ -20,6 +20,7 @@ use crate::io::UserIo;
 use rip::Opcode;
 use x86::cpu::{Access, Cpu, GuestMemory, Stop};
 use x86::cpuid::Dynamic;
+use x86::emulate::code_size;
 use x86::msr::Origin;
 use x86::regs::{vector, Exception};
 
@@ -279,7 +280,8 @@ fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
 /// The instruction at RIP, as far as it can be read, for the VMM to look at.
 fn unknown_instruction<P: Platform>(guest: &mut Guest<'_, P>) -> InternalError {
     let mut bytes = [0; 15];
-    let linear = rip::linear_rip(guest);
+    let size = code_size(guest);
+    let linear = rip::linear_rip(guest, size);
     let mut length = bytes.len();
     while length != 0 {
         if let Some(bytes) = bytes.get_mut(..length) {

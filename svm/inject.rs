@@ -68,11 +68,13 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     vmcb.set_rsp(state.regs.get(gpr::RSP));
     let events = &mut state.events;
     take_up_nmi(vmcb, events);
-    take_up_interrupt(vmcb, events, source);
+    let mut interrupt_window = source.has_interrupt();
+    if interrupt_window {
+        interrupt_window = take_up_interrupt(vmcb, events, source);
+    }
     give(vmcb, events);
 
     let mut briefly = false;
-    let mut interrupt_window = source.has_interrupt();
     if events.nmi_pending != 0 {
         match nmi_window(vmcb, events) {
             NmiWindow::AfterDelivery => briefly = true,
@@ -101,15 +103,16 @@ fn take_up_nmi(vmcb: &Vmcb, events: &mut Events) {
     }
 }
 
-/// A pending interrupt becomes an injected one, if it may.
-#[inline]
-fn take_up_interrupt(vmcb: &Vmcb, events: &mut Events, source: &mut impl InterruptSource) {
-    if !events.busy() && interrupts_allowed(vmcb) && source.has_interrupt() {
-        events.interrupt = source.acknowledge().map(|vector| QueuedInterrupt {
-            vector,
-            soft: false,
-        });
+/// A pending interrupt becomes an injected one, if it may. Whether one is pending still.
+fn take_up_interrupt(vmcb: &Vmcb, events: &mut Events, source: &mut impl InterruptSource) -> bool {
+    if events.busy() || !interrupts_allowed(vmcb) {
+        return true;
     }
+    events.interrupt = source.acknowledge().map(|vector| QueuedInterrupt {
+        vector,
+        soft: false,
+    });
+    source.has_interrupt()
 }
 
 #[inline]
@@ -248,21 +251,32 @@ fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
     }
 }
 
-/// Opens and closes the windows.
+/// Opens and closes the windows. V_IRQ is set exactly while VINTR is intercepted.
 #[inline]
 fn set_windows(vmcb: &mut Vmcb, interrupt: bool, iret: bool, cr8: bool) {
-    let window = VirtualInterrupt::V_IRQ | VirtualInterrupt::V_IGN_TPR;
-    let mut control = vmcb.virtual_interrupt();
-    control.set(window, interrupt);
-    control.set(VirtualInterrupt::V_INTR_PRIO, interrupt);
-    if control != vmcb.virtual_interrupt() {
+    let (mut word3, mut cr) = (vmcb.intercepts().word3, vmcb.intercepts().cr);
+    word3.set(Word3::VINTR, interrupt);
+    word3.set(Word3::IRET, iret);
+    cr.set(CrIntercepts::CR8_WRITE, cr8);
+    if word3 != vmcb.intercepts().word3 || cr != vmcb.intercepts().cr {
+        change_windows(vmcb, word3, cr);
+    }
+}
+
+#[inline(never)]
+fn change_windows(vmcb: &mut Vmcb, word3: Word3, cr: CrIntercepts) {
+    let open = word3.contains(Word3::VINTR);
+    if open != vmcb.intercepts().word3.contains(Word3::VINTR) {
+        let window =
+            VirtualInterrupt::V_IRQ | VirtualInterrupt::V_IGN_TPR | VirtualInterrupt::V_INTR_PRIO;
+        let mut control = vmcb.virtual_interrupt();
+        control.set(window, open);
         vmcb.set_virtual_interrupt(control);
     }
-    let mut intercepts = *vmcb.intercepts();
-    intercepts.word3.set(Word3::VINTR, interrupt);
-    intercepts.word3.set(Word3::IRET, iret);
-    intercepts.cr.set(CrIntercepts::CR8_WRITE, cr8);
-    vmcb.set_intercepts(intercepts);
+    vmcb.update_intercepts(|intercepts| {
+        intercepts.word3 = word3;
+        intercepts.cr = cr;
+    });
 }
 
 /// Takes RAX, RSP and the event whose delivery was cut short back from the VMCB. To be called
@@ -283,7 +297,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     }
     state.regs.set(gpr::RAX, vmcb.rax());
     state.regs.set(gpr::RSP, vmcb.rsp());
-    state.io.clear();
+    state.io.forget();
     let events = &mut state.events;
     events.delivered(vmcb.exit_int_info());
     events.own_debug = false;

@@ -14,6 +14,8 @@
 //! done if RIP was moved. An emulated instruction is run with the registers as they are: an answer
 //! that fits no access of it is dropped.
 
+use x86::decode::Insn;
+
 /// An access that the VMM has to make, as `struct kvm_run` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIo {
@@ -149,10 +151,41 @@ pub(crate) enum Phase {
     Writes,
 }
 
+/// Where a page of the instruction's operand is. It lasts as a TLB entry would: until the vCPU is
+/// entered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// CR3 with which it was found.
+    pub(crate) cr3: u64,
+    /// Linear address of the page.
+    pub(crate) page: u64,
+    /// Its guest-physical address.
+    pub(crate) gpa: u64,
+    /// Writing is allowed, too.
+    pub(crate) write: bool,
+}
+
+/// What the CPU found out before a nested fault: the guest's page tables allow the access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// Where.
+    pub(crate) gpa: u64,
+    /// It was a write.
+    pub(crate) write: bool,
+}
+
 /// What waits for the VMM, and what the instruction that waits has read so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoState {
     pub(crate) phase: Phase,
+    /// There is something to forget at the next exit.
+    active: bool,
+    /// The instruction that is being emulated.
+    pub(crate) insn: Option<Insn>,
+    /// The fault that led to its emulation.
+    pub(crate) fault: Option<Fault>,
+    /// Its operand.
+    pub(crate) known: Option<Known>,
     /// Where the instruction is.
     pub(crate) rip: u64,
     /// Where the one behind an IN or OUT is.
@@ -178,6 +211,10 @@ impl IoState {
     pub const fn new() -> Self {
         Self {
             phase: Phase::Idle,
+            active: false,
+            insn: None,
+            fault: None,
+            known: None,
             rip: 0,
             next_rip: 0,
             answers: List::EMPTY,
@@ -201,9 +238,26 @@ impl IoState {
     /// Forgets what is pending: for reset, and when the VMM replaces the vCPU's state.
     pub fn clear(&mut self) {
         self.phase = Phase::Idle;
+        self.active = false;
+        self.insn = None;
+        self.fault = None;
+        self.known = None;
         self.commit();
         self.writes.length = 0;
         self.written = 0;
+    }
+
+    /// The guest has run: nothing of before counts any more.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        if self.active {
+            self.clear();
+        }
+    }
+
+    /// Something begins that is not to outlast the next run of the guest.
+    pub(crate) fn activate(&mut self) {
+        self.active = true;
     }
 
     /// An instruction begins, or begins again.

@@ -7,9 +7,10 @@ use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::event::Event;
 use crate::exit::{IoExit, NestedError};
-use crate::io::{Fragment, Phase, Place};
+use crate::io::{Fault, Fragment, Phase, Place};
 use x86::cpu::{Cpu, Stop};
-use x86::emulate::{emulate as execute, fetch};
+use x86::decode::{Insn, Map};
+use x86::emulate::{code_size, emulate as execute, fetch};
 use x86::regs::{gpr, Rflags};
 
 /// After so many iterations of a REP instruction the guest is entered again, so that interrupts
@@ -20,7 +21,7 @@ const ITERATIONS: u32 = 256;
 #[inline]
 pub(super) fn io<P: Platform>(guest: &mut Guest<'_, P>, io: IoExit) -> Result<Action, Stop> {
     if io.string {
-        return emulate(guest, false);
+        return emulate(guest, None);
     }
     let place = Place::Port(io.port);
     let fragment = if io.input {
@@ -44,6 +45,7 @@ pub(super) fn io<P: Platform>(guest: &mut Guest<'_, P>, io: IoExit) -> Result<Ac
         Fragment::new(place, bytes)
     };
     let state = &mut guest.state.io;
+    state.activate();
     state.rip = guest.vmcb.rip();
     state.next_rip = io.next_rip;
     state.phase = Phase::Port {
@@ -107,14 +109,18 @@ pub(super) fn nested_fault<P: Platform>(
                     },
                 )));
             }
-            emulate(guest, true)
+            emulate(guest, Some((gpa, error)))
         }
     }
 }
 
-/// Emulates the instruction at RIP. `saved` if the VMCB has its bytes, or may have.
-pub(super) fn emulate<P: Platform>(guest: &mut Guest<'_, P>, saved: bool) -> Result<Action, Stop> {
-    let result = emulate_some(guest, saved);
+/// Emulates the instruction at RIP, after this nested fault if there was one.
+pub(super) fn emulate<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    fault: Option<(u64, NestedError)>,
+) -> Result<Action, Stop> {
+    guest.state.io.activate();
+    let result = emulate_some(guest, fault);
     match result {
         // The answers are needed when it is run again.
         Err(Stop::User | Stop::WouldSleep) | Ok(Action::User(_)) => {}
@@ -123,19 +129,54 @@ pub(super) fn emulate<P: Platform>(guest: &mut Guest<'_, P>, saved: bool) -> Res
     result
 }
 
-fn emulate_some<P: Platform>(guest: &mut Guest<'_, P>, saved: bool) -> Result<Action, Stop> {
-    let rip = guest.vmcb.rip();
+/// The instruction at RIP. One that has been begun is not decoded again.
+fn instruction<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    fault: Option<(u64, NestedError)>,
+) -> Result<Insn, Stop> {
+    let io = &guest.state.io;
+    if let Some(insn) = io.insn {
+        if io.rip == guest.vmcb.rip() && insn.mode == code_size(guest) {
+            return Ok(insn);
+        }
+    }
     let mut bytes = [0; 15];
     let mut known: &[u8] = &[];
-    if saved {
+    if fault.is_some() {
         let saved = guest.vmcb.instruction_bytes();
         if let Some(copy) = bytes.get_mut(..saved.len()) {
             copy.copy_from_slice(saved);
             known = copy;
         }
     }
-    guest.state.io.restart(rip);
     let insn = fetch(guest, known)?;
+    guest.state.io.insn = Some(insn);
+    if let Some((gpa, error)) = fault {
+        let of_operand = error.contains(NestedError::FINAL)
+            && !error.intersects(NestedError::FETCH | NestedError::TABLE_WALK);
+        if of_operand && has_one_operand(&insn) {
+            guest.state.io.fault = Some(Fault {
+                gpa,
+                write: error.contains(NestedError::WRITE),
+            });
+        }
+    }
+    Ok(insn)
+}
+
+/// Whether the instruction accesses memory in one place only: then the place of a nested fault is
+/// that of its operand. These do not: MOVS, CMPS, INS, OUTS, and PUSH, POP and CALL with an operand
+/// in memory.
+fn has_one_operand(insn: &Insn) -> bool {
+    !(insn.map == Map::OneByte && matches!(insn.opcode, 0x6c..=0x6f | 0xa4..=0xa7 | 0x8f | 0xff))
+}
+
+fn emulate_some<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    fault: Option<(u64, NestedError)>,
+) -> Result<Action, Stop> {
+    let insn = instruction(guest, fault)?;
+    let rip = guest.vmcb.rip();
     for _ in 0..ITERATIONS {
         guest.state.io.restart(rip);
         let stepping = guest.rflags().contains(Rflags::TF);
@@ -197,5 +238,5 @@ pub(super) fn resume<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, St
         guest.state.io.clear();
         return Ok(Action::Resume);
     }
-    emulate(guest, false)
+    emulate(guest, None)
 }

@@ -98,9 +98,10 @@ pub(super) fn single_step_trap<P: Platform>(guest: &mut Guest<'_, P>) {
 }
 
 /// The linear address of the instruction at RIP.
-pub(super) fn linear_rip<P: Platform>(guest: &Guest<'_, P>) -> u64 {
+#[inline]
+pub(super) fn linear_rip<P: Platform>(guest: &Guest<'_, P>, size: CodeSize) -> u64 {
     let rip = guest.vmcb.rip();
-    match code_size(guest) {
+    match size {
         CodeSize::Bits64 => rip,
         _ => guest.vmcb.segment(SegReg::Cs).base.wrapping_add(rip) & LOW,
     }
@@ -108,39 +109,35 @@ pub(super) fn linear_rip<P: Platform>(guest: &Guest<'_, P>) -> u64 {
 
 /// Finds the length in guest memory.
 fn find<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<u64, Stop> {
-    let linear = linear_rip(guest);
+    let size = code_size(guest);
+    let linear = linear_rip(guest, size);
+    let offset = linear % PAGE;
     let length = opcode.0.len() as u64;
-    if length != 0 && linear % PAGE + length <= PAGE {
+    if length != 0 && offset + length <= PAGE {
+        // EIP wraps.
+        let next = match size {
+            CodeSize::Bits64 => guest.vmcb.rip().wrapping_add(length),
+            _ => guest.vmcb.rip().wrapping_add(length) & LOW,
+        };
         let page = (linear & !(PAGE - 1)) | HINT_VALID;
+        let cr3 = guest.vmcb.cr3();
         let hint = guest.state.code_hint;
-        if hint.page == page
-            && hint.cr3 == guest.vmcb.cr3()
-            && matches(guest, hint.gpa | (linear % PAGE), &opcode)
-        {
-            return Ok(behind(guest, length));
+        if hint.page == page && hint.cr3 == cr3 && matches(guest, hint.gpa | offset, &opcode) {
+            return Ok(next);
         }
         let paging = guest.paging();
         let gpa = walk(guest.platform, &paging, linear, Access::Fetch)?.gpa;
         guest.state.code_hint = CodeHint {
-            cr3: guest.vmcb.cr3(),
+            cr3,
             page,
             gpa: gpa & !(PAGE - 1),
         };
         if matches(guest, gpa, &opcode) {
-            return Ok(behind(guest, length));
+            return Ok(next);
         }
     }
     let rip = guest.vmcb.rip();
     Ok(fetch(guest, &[])?.next_rip(rip))
-}
-
-/// RIP behind an instruction of `length` bytes. EIP wraps.
-fn behind<P: Platform>(guest: &Guest<'_, P>, length: u64) -> u64 {
-    let next = guest.vmcb.rip().wrapping_add(length);
-    match code_size(guest) {
-        CodeSize::Bits64 => next,
-        _ => next & LOW,
-    }
 }
 
 /// Whether the instruction is at `gpa`.
