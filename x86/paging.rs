@@ -11,6 +11,8 @@
 //! The tables are read anew each time; nothing is cached. In PAE mode that includes the four
 //! page-directory-pointer entries, which are read from memory at CR3 and not from registers that a
 //! write of CR3 has loaded: APM vol. 2, 15.25.10, has the CPU do so, too, under nested paging.
+//!
+//! Protection keys and shadow stacks are not known here: they are not offered to guests.
 
 use crate::cpu::{Access, GuestMemory, MemError, Stop};
 use crate::regs::{Cr0, Cr4, Efer, Exception};
@@ -131,8 +133,9 @@ mod entry {
     pub(super) const NX: u64 = 1 << 63;
     /// Where a table or a page begins, before the width of physical addresses is applied.
     pub(super) const ADDRESS: u64 = bits(12, 51);
-    /// Reserved in a PAE page-directory-pointer entry (APM vol. 2, 5.2.3).
-    pub(super) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(5, 8) | NX;
+    /// Reserved in a PAE page-directory-pointer entry (APM vol. 2, 5.2.3): bits 1, 2 and 5 to 8.
+    /// Bit 5 is let through, since QEMU's CPUs set it as if it were an accessed bit.
+    pub(super) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(6, 8) | NX;
     /// Available to software in long mode, reserved in PAE mode.
     pub(super) const PAE_HIGH: u64 = bits(52, 62);
     /// In a 4 MiB page's entry, physical address bits 32 to 39 (APM vol. 2, 5.2.2).
@@ -142,6 +145,11 @@ mod entry {
     /// Bits `low` to `high`, both included.
     pub(super) const fn bits(low: u32, high: u32) -> u64 {
         (u64::MAX >> (63 - high)) & (u64::MAX << low)
+    }
+
+    /// Bits below `count`.
+    pub(super) const fn below(count: u32) -> u64 {
+        !u64::MAX.wrapping_shl(count)
     }
 }
 
@@ -218,8 +226,8 @@ struct Format {
     levels: u32,
     /// Bits of the linear address that index one table.
     index_bits: u32,
-    /// Bytes of an entry.
-    size: usize,
+    /// Entries have eight bytes, not four.
+    wide: bool,
     /// EFER.NXE counts.
     nx: bool,
     /// PAE without long mode: the third level has entries of its own kind.
@@ -232,7 +240,7 @@ impl Format {
         let wide = |levels, pae| Self {
             levels,
             index_bits: 9,
-            size: 8,
+            wide: true,
             nx,
             pae,
         };
@@ -244,24 +252,38 @@ impl Format {
             Self {
                 levels: 2,
                 index_bits: 10,
-                size: 4,
+                wide: false,
                 nx: false,
                 pae: false,
             }
         }
     }
 
-    /// log2 of what one entry of `level` maps.
-    fn shift(&self, level: u32) -> u32 {
-        12 + self.index_bits * (level - 1)
+    /// log2 of what one entry of the topmost table maps.
+    fn root_shift(&self) -> u32 {
+        match self.levels {
+            2 => 22,
+            3 => 30,
+            4 => 39,
+            _ => 48,
+        }
     }
 
     /// Where the topmost table begins (APM vol. 2, figures 5-3 and 5-16).
     fn root(&self, cr3: u64) -> u64 {
-        match (self.pae, self.size) {
+        match (self.pae, self.wide) {
             (true, _) => cr3 & entry::bits(5, 31),
-            (false, 4) => cr3 & entry::bits(12, 31),
-            (false, _) => cr3 & entry::ADDRESS,
+            (false, false) => cr3 & entry::bits(12, 31),
+            (false, true) => cr3 & entry::ADDRESS,
+        }
+    }
+
+    /// Bytes of an entry.
+    fn size(&self) -> usize {
+        if self.wide {
+            8
+        } else {
+            4
         }
     }
 
@@ -271,17 +293,19 @@ impl Format {
             return true;
         }
         let large = match level {
-            2 => self.size == 8 || state.cr4.contains(Cr4::PSE),
+            2 => self.wide || state.cr4.contains(Cr4::PSE),
             3 => !self.pae && state.gbpages,
             _ => false,
         };
         large && entry & entry::PS != 0
     }
 
-    /// The bits that must be zero in every entry of eight bytes.
+    /// The bits that must be zero in every entry.
     fn reserved_high(&self, state: &PagingState) -> u64 {
-        let width = phys_bits(state);
-        let beyond = entry::ADDRESS & !((1 << width) - 1);
+        if !self.wide {
+            return 0;
+        }
+        let beyond = entry::ADDRESS & !entry::below(phys_bits(state));
         let nx = if self.nx { 0 } else { entry::NX };
         let pae = if self.pae { entry::PAE_HIGH } else { 0 };
         beyond | nx | pae
@@ -290,27 +314,27 @@ impl Format {
     /// The bits that must be zero in an entry of `level`, apart from [`Format::reserved_high`].
     fn reserved_low(&self, state: &PagingState, level: u32, leaf: bool) -> u64 {
         match (level, leaf) {
-            (1, _) => 0,
-            (2, true) if self.size == 4 => {
+            (1, _) | (2, false) => 0,
+            (2, true) if !self.wide => {
                 let beyond = phys_bits(state).saturating_sub(32).min(8);
-                (entry::PSE_HIGH & (entry::PSE_HIGH << beyond)) | entry::PSE_RESERVED
+                (entry::PSE_HIGH & entry::PSE_HIGH.wrapping_shl(beyond)) | entry::PSE_RESERVED
             }
             // Bit 12 is PAT; the address begins where the page size says.
-            (_, true) => entry::bits(13, self.shift(level) - 1),
-            (2, false) => 0,
+            (2, true) => entry::bits(13, 20),
+            (_, true) => entry::bits(13, 29),
             (3, false) if self.pae => entry::PAE_PDPE_RESERVED,
             // G is for pages only, and there is a page size only where it is offered.
             (_, false) => entry::PS | entry::G,
         }
     }
 
-    /// Where the page of a leaf `entry` begins.
-    fn page(&self, level: u32, entry: u64) -> u64 {
-        if self.size == 4 && level == 2 {
+    /// Where the page of `2^shift` bytes begins that a leaf `entry` maps.
+    fn page(&self, shift: u32, entry: u64) -> u64 {
+        if !self.wide && shift == 22 {
             let high = (entry & entry::PSE_HIGH) >> 13 << 32;
             return (entry & entry::bits(22, 31)) | high;
         }
-        entry & entry::ADDRESS & !((1 << self.shift(level)) - 1)
+        entry & entry::ADDRESS & !entry::below(shift)
     }
 }
 
@@ -358,7 +382,7 @@ impl Path {
     fn push(&mut self, gpa: u64, entry: u64) {
         if let Some(step) = self.steps.get_mut(self.len) {
             *step = Step { gpa, entry };
-            self.len += 1;
+            self.len = self.len.wrapping_add(1);
         }
         self.translation.user &= entry & entry::US != 0;
         self.translation.writable &= entry & entry::RW != 0;
@@ -378,19 +402,16 @@ fn descend<M: GuestMemory>(
         return Ok(path);
     }
     let format = Format::of(state);
-    path.size = format.size;
-    let reserved_high = if format.size == 8 {
-        format.reserved_high(state)
-    } else {
-        0
-    };
+    path.size = format.size();
+    let reserved_high = format.reserved_high(state);
+    let index_mask = entry::below(format.index_bits);
     let mut table = format.root(state.cr3);
+    let mut shift = format.root_shift();
     let mut level = format.levels;
     loop {
-        let shift = format.shift(level);
-        let index = (linear >> shift) & ((1 << format.index_bits) - 1);
-        let gpa = table.wrapping_add(index * format.size as u64);
-        let entry = read_entry(mem, gpa, format.size).map_err(Obstacle::Mem)?;
+        let index = linear.wrapping_shr(shift) & index_mask;
+        let gpa = table.wrapping_add(index.wrapping_mul(path.size as u64));
+        let entry = read_entry(mem, gpa, format.wide).map_err(Obstacle::Mem)?;
         if entry & entry::P == 0 {
             return Err(Obstacle::NotPresent);
         }
@@ -403,17 +424,19 @@ fn descend<M: GuestMemory>(
             path.push(gpa, entry);
         }
         if leaf {
-            path.translation.gpa = format.page(level, entry) | (linear & ((1 << shift) - 1));
+            path.translation.gpa = format.page(shift, entry) | (linear & entry::below(shift));
             path.translation.page_bits = shift as u8;
             return Ok(path);
         }
         table = entry & entry::ADDRESS;
-        level -= 1;
+        // Level 1 is always a leaf.
+        level = level.wrapping_sub(1);
+        shift = shift.wrapping_sub(format.index_bits);
     }
 }
 
-fn read_entry<M: GuestMemory>(mem: &mut M, gpa: u64, size: usize) -> Result<u64, MemError> {
-    if size == 8 {
+fn read_entry<M: GuestMemory>(mem: &mut M, gpa: u64, wide: bool) -> Result<u64, MemError> {
+    if wide {
         let mut bytes = [0; 8];
         mem.read_gpa(gpa, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
@@ -468,7 +491,7 @@ fn permits(state: &PagingState, page: &Translation, access: Access) -> bool {
 fn mark<M: GuestMemory>(mem: &mut M, path: &Path, write: bool) -> Result<bool, MemError> {
     let steps = path.steps.get(..path.len).unwrap_or(&[]);
     for (depth, step) in steps.iter().enumerate() {
-        let leaf = depth + 1 == path.len;
+        let leaf = depth.wrapping_add(1) == path.len;
         let dirty = if leaf && write { entry::D } else { 0 };
         let marked = step.entry | entry::A | dirty;
         if marked == step.entry {

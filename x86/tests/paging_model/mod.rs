@@ -425,7 +425,7 @@ fn pae(
     let common = common(state) | span(52, 62);
     let pdpe = hop(mem, hops, (state.cr3 & span(5, 31)) + 8 * (linear >> 30), 8)?;
     hops[0].marks = false;
-    check(pdpe, common | span(1, 2) | span(5, 8) | span(63, 63))?;
+    check(pdpe, common | span(1, 2) | span(6, 8) | span(63, 63))?;
     directory(mem, common, pdpe & FRAME, linear, hops)
 }
 
