@@ -150,34 +150,19 @@ impl<P: Platform> Guest<'_, P> {
         Ok(())
     }
 
-    /// Compares and exchanges without atomicity: across pages, and on devices.
+    /// The write half of a locked access to a device, or to memory that is not aligned: the read
+    /// half was just done, and a device must not be read twice.
     fn exchange_plainly(
         &mut self,
         linear: u64,
         size: usize,
-        old: u64,
         new: u64,
     ) -> Result<Result<(), u64>, Stop> {
-        let mut bytes = [0; 8];
-        let bytes = bytes.get_mut(..size).ok_or(Stop::Unhandled)?;
-        self.read(linear, bytes, Access::Write)?;
-        let current = little_endian(bytes);
-        if current != old {
-            return Ok(Err(current));
-        }
-        for (to, from) in bytes.iter_mut().zip(new.to_le_bytes()) {
-            *to = from;
-        }
+        let bytes = new.to_le_bytes();
+        let bytes = bytes.get(..size).ok_or(Stop::Unhandled)?;
         self.write(linear, bytes)?;
         Ok(Ok(()))
     }
-}
-
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
 fn stop(error: MemError) -> Stop {
@@ -280,13 +265,13 @@ impl<P: Platform> Cpu for Guest<'_, P> {
     ) -> Result<Result<(), u64>, Stop> {
         let aligned = matches!(size, 1 | 2 | 4 | 8) && linear % size as u64 == 0;
         if !aligned {
-            return self.exchange_plainly(linear, size, old, new);
+            return self.exchange_plainly(linear, size, new);
         }
         let gpa = self.translate(linear, Access::Write)?;
         match self.platform.compare_exchange_gpa(gpa, size, old, new) {
             Ok(result) => Ok(result),
             Err(MemError::Unbacked | MemError::ReadOnly) => {
-                self.exchange_plainly(linear, size, old, new)
+                self.exchange_plainly(linear, size, new)
             }
             Err(error) => Err(stop(error)),
         }
