@@ -252,7 +252,6 @@ pub const SAVED_MSRS: &[u32] = &[
     index::MTRR_VARIABLE_FIRST + 13,
     index::MTRR_VARIABLE_FIRST + 14,
     index::MTRR_VARIABLE_FIRST + 15,
-    // A VMM that only knows the registers above restores them first; this one says what LFENCE does.
     index::DE_CFG,
 ];
 

@@ -19,22 +19,19 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 impl Scale {
     /// The scale of a TSC of `khz`; zero is taken as one.
     pub const fn new(khz: u32) -> Self {
-        let mut khz = khz as u64;
-        if khz == 0 {
-            khz = 1;
-        }
+        let khz = if khz == 0 { 1 } else { khz as u64 };
         // Nanoseconds per tick as `ns / hz`, where a shift brings the quotient into 1/2 to 1, so
         // that the multiplier has all its 32 bits.
         let mut ns = NS_PER_SECOND;
-        let mut hz = khz * 1000;
-        let mut shift = 0;
+        let mut hz = khz.wrapping_mul(1000);
+        let mut shift: i8 = 0;
         while ns >= hz {
             hz <<= 1;
-            shift += 1;
+            shift = shift.wrapping_add(1);
         }
         while ns << 1 < hz {
             ns <<= 1;
-            shift -= 1;
+            shift = shift.wrapping_sub(1);
         }
         Self {
             mul: fraction(ns, hz),
@@ -63,7 +60,7 @@ const fn fraction(numerator: u64, denominator: u64) -> u32 {
         remainder <<= 1;
         quotient <<= 1;
         if remainder >= denominator {
-            remainder -= denominator;
+            remainder = remainder.wrapping_sub(denominator);
             quotient |= 1;
         }
         bit += 1;

@@ -226,7 +226,7 @@ const COMPONENT_ALIGNED: u32 = 1 << 1;
 
 /// The XSAVE components that have a subleaf of their own: all but x87 and SSE.
 fn components(xcr0: u64) -> impl Iterator<Item = u32> {
-    (2..63).filter(move |component| xcr0 >> component & 1 != 0)
+    (2..63).filter(move |component| xcr0.wrapping_shr(*component) & 1 != 0)
 }
 
 fn hypervisor<E>(caps: &Caps, emit: &mut impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
