@@ -14,8 +14,11 @@
 //!
 //! Protection keys and shadow stacks are not known here: they are not offered to guests.
 
+mod format;
+
 use crate::cpu::{Access, GuestMemory, MemError, Stop};
 use crate::regs::{Cr0, Cr4, Efer, Exception};
+use format::{entry, Format};
 
 /// The registers that decide how a linear address is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,38 +124,6 @@ pub fn inspect<M: GuestMemory>(
 /// How often [`walk`] begins anew because an entry changed between reading and marking it.
 const ATTEMPTS: u32 = 8;
 
-/// Bits of a page-table entry that all formats share (APM vol. 2, 5.4.1).
-mod entry {
-    pub(super) const P: u64 = 1 << 0;
-    pub(super) const RW: u64 = 1 << 1;
-    pub(super) const US: u64 = 1 << 2;
-    pub(super) const A: u64 = 1 << 5;
-    pub(super) const D: u64 = 1 << 6;
-    pub(super) const PS: u64 = 1 << 7;
-    pub(super) const G: u64 = 1 << 8;
-    pub(super) const NX: u64 = 1 << 63;
-    /// Where a table or a page begins, before the width of physical addresses is applied.
-    pub(super) const ADDRESS: u64 = bits(12, 51);
-    /// Reserved in a PAE page-directory-pointer entry (APM vol. 2, 5.2.3): bits 1, 2 and 5 to 8.
-    /// Bit 5 is let through, since QEMU's CPUs set it as if it were an accessed bit.
-    pub(super) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(6, 8) | NX;
-    /// Available to software in long mode, reserved in PAE mode.
-    pub(super) const PAE_HIGH: u64 = bits(52, 62);
-    /// In a 4 MiB page's entry, physical address bits 32 to 39 (APM vol. 2, 5.2.2).
-    pub(super) const PSE_HIGH: u64 = bits(13, 20);
-    pub(super) const PSE_RESERVED: u64 = bits(21, 21);
-
-    /// Bits `low` to `high`, both included.
-    pub(super) const fn bits(low: u32, high: u32) -> u64 {
-        (u64::MAX >> (63 - high)) & (u64::MAX << low)
-    }
-
-    /// Bits below `count`.
-    pub(super) const fn below(count: u32) -> u64 {
-        !u64::MAX.wrapping_shl(count)
-    }
-}
-
 /// Bits of the #PF error code (APM vol. 2, 8.4.2).
 mod code {
     pub(super) const P: u32 = 1 << 0;
@@ -207,140 +178,13 @@ fn is_user(state: &PagingState, access: Access) -> bool {
     state.cpl == 3 && !is_system(access)
 }
 
-fn is_long(state: &PagingState) -> bool {
-    state.efer.contains(Efer::LMA)
-}
-
 /// `linear` as far as the mode uses it: outside long mode, linear addresses have 32 bits.
 fn effective(state: &PagingState, linear: u64) -> u64 {
-    if is_long(state) {
+    if format::is_long(state) {
         linear
     } else {
         linear & u64::from(u32::MAX)
     }
-}
-
-/// The shape of the tables (APM vol. 2, table 5-1).
-#[derive(Clone, Copy)]
-struct Format {
-    levels: u32,
-    /// Bits of the linear address that index one table.
-    index_bits: u32,
-    /// Entries have eight bytes, not four.
-    wide: bool,
-    /// EFER.NXE counts.
-    nx: bool,
-    /// PAE without long mode: the third level has entries of its own kind.
-    pae: bool,
-}
-
-impl Format {
-    fn of(state: &PagingState) -> Self {
-        let nx = state.efer.contains(Efer::NXE);
-        let wide = |levels, pae| Self {
-            levels,
-            index_bits: 9,
-            wide: true,
-            nx,
-            pae,
-        };
-        if is_long(state) {
-            wide(if state.cr4.contains(Cr4::LA57) { 5 } else { 4 }, false)
-        } else if state.cr4.contains(Cr4::PAE) {
-            wide(3, true)
-        } else {
-            Self {
-                levels: 2,
-                index_bits: 10,
-                wide: false,
-                nx: false,
-                pae: false,
-            }
-        }
-    }
-
-    /// log2 of what one entry of the topmost table maps.
-    fn root_shift(&self) -> u32 {
-        match self.levels {
-            2 => 22,
-            3 => 30,
-            4 => 39,
-            _ => 48,
-        }
-    }
-
-    /// Where the topmost table begins (APM vol. 2, figures 5-3 and 5-16).
-    fn root(&self, cr3: u64) -> u64 {
-        match (self.pae, self.wide) {
-            (true, _) => cr3 & entry::bits(5, 31),
-            (false, false) => cr3 & entry::bits(12, 31),
-            (false, true) => cr3 & entry::ADDRESS,
-        }
-    }
-
-    /// Bytes of an entry.
-    fn size(&self) -> usize {
-        if self.wide {
-            8
-        } else {
-            4
-        }
-    }
-
-    /// True if `entry` of `level` maps a page.
-    fn is_leaf(&self, state: &PagingState, level: u32, entry: u64) -> bool {
-        if level == 1 {
-            return true;
-        }
-        let large = match level {
-            2 => self.wide || state.cr4.contains(Cr4::PSE),
-            3 => !self.pae && state.gbpages,
-            _ => false,
-        };
-        large && entry & entry::PS != 0
-    }
-
-    /// The bits that must be zero in every entry.
-    fn reserved_high(&self, state: &PagingState) -> u64 {
-        if !self.wide {
-            return 0;
-        }
-        let beyond = entry::ADDRESS & !entry::below(phys_bits(state));
-        let nx = if self.nx { 0 } else { entry::NX };
-        let pae = if self.pae { entry::PAE_HIGH } else { 0 };
-        beyond | nx | pae
-    }
-
-    /// The bits that must be zero in an entry of `level`, apart from [`Format::reserved_high`].
-    fn reserved_low(&self, state: &PagingState, level: u32, leaf: bool) -> u64 {
-        match (level, leaf) {
-            (1, _) | (2, false) => 0,
-            (2, true) if !self.wide => {
-                let beyond = phys_bits(state).saturating_sub(32).min(8);
-                (entry::PSE_HIGH & entry::PSE_HIGH.wrapping_shl(beyond)) | entry::PSE_RESERVED
-            }
-            // Bit 12 is PAT; the address begins where the page size says.
-            (2, true) => entry::bits(13, 20),
-            (_, true) => entry::bits(13, 29),
-            (3, false) if self.pae => entry::PAE_PDPE_RESERVED,
-            // G is for pages only, and there is a page size only where it is offered.
-            (_, false) => entry::PS | entry::G,
-        }
-    }
-
-    /// Where the page of `2^shift` bytes begins that a leaf `entry` maps.
-    fn page(&self, shift: u32, entry: u64) -> u64 {
-        if !self.wide && shift == 22 {
-            let high = (entry & entry::PSE_HIGH) >> 13 << 32;
-            return (entry & entry::bits(22, 31)) | high;
-        }
-        entry & entry::ADDRESS & !entry::below(shift)
-    }
-}
-
-/// Width of physical addresses, forced into what the architecture allows.
-fn phys_bits(state: &PagingState) -> u32 {
-    u32::from(state.max_phys_bits).clamp(32, 52)
 }
 
 /// An entry that was used, and where it is.
