@@ -5,6 +5,7 @@
 
 use crate::ioapic;
 use crate::message::Message;
+use core::cell::Cell;
 
 /// One more than the highest GSI, and the highest number of routes in a table.
 pub const MAX_GSIS: u32 = 4096;
@@ -158,9 +159,48 @@ impl Route {
     }
 }
 
+/// Sorts by GSI: a heap sort, in place, in bounded time whatever the order was. (That of `core`, and
+/// its `Cell::swap`, contain panics.)
+fn sort(table: &mut [Route]) {
+    let cells = Cell::from_mut(table).as_slice_of_cells();
+    for root in (0..cells.len() / 2).rev() {
+        sift_down(cells, root);
+    }
+    for end in (1..cells.len()).rev() {
+        if let Some([first, .., last]) = cells.get(..=end) {
+            exchange(first, last);
+        }
+        sift_down(cells.get(..end).unwrap_or(&[]), 0);
+    }
+}
+
+fn exchange(a: &Cell<Route>, b: &Cell<Route>) {
+    let kept = a.get();
+    a.set(b.get());
+    b.set(kept);
+}
+
+/// Moves the entry at `node` down a heap that is in order but for it.
+fn sift_down(heap: &[Cell<Route>], mut node: usize) {
+    let gsi = |index: usize| heap.get(index).map(|cell| cell.get().gsi);
+    loop {
+        let left = node.wrapping_mul(2).wrapping_add(1);
+        let right = left.wrapping_add(1);
+        let larger = if gsi(right) > gsi(left) { right } else { left };
+        let (Some(parent), Some(child)) = (heap.get(node), heap.get(larger)) else {
+            return;
+        };
+        if child.get().gsi <= parent.get().gsi {
+            return;
+        }
+        exchange(parent, child);
+        node = larger;
+    }
+}
+
 /// Sorts a table by GSI, and checks what the entries have to observe together.
 pub fn sort_and_check(table: &mut [Route]) -> Result<(), RouteError> {
-    table.sort_unstable_by_key(|route| route.gsi);
+    sort(table);
     // There are three chips, so of any four routes of one GSI two are in conflict.
     let neighbours = table
         .windows(2)
@@ -180,7 +220,7 @@ pub fn sort_and_check(table: &mut [Route]) -> Result<(), RouteError> {
 pub fn routes(table: &[Route], gsi: u32) -> &[Route] {
     let start = table.partition_point(|route| route.gsi < gsi);
     let rest = table.get(start..).unwrap_or(&[]);
-    let length = rest.iter().take_while(|route| route.gsi == gsi).count();
+    let length = rest.partition_point(|route| route.gsi == gsi);
     rest.get(..length).unwrap_or(&[])
 }
 

@@ -7,6 +7,7 @@
 
 use super::{Effect, Lapic};
 use crate::Now;
+use core::num::NonZeroU64;
 
 /// One tick of the APIC's bus clock unless [`Lapic::set_bus_cycle_ns`] changes it.
 pub(super) const DEFAULT_BUS_CYCLE_NS: u32 = 1;
@@ -85,14 +86,14 @@ impl Timer {
     }
 
     /// Nanoseconds that one step of the count takes.
-    const fn unit_ns(&self) -> u64 {
+    fn unit_ns(&self) -> NonZeroU64 {
         let field = self.divide & 3 | (self.divide >> 1) & 4;
         let shift = (field + 1) & 7;
-        (self.bus_cycle_ns as u64) << shift
+        NonZeroU64::new(u64::from(self.bus_cycle_ns) << shift).unwrap_or(NonZeroU64::MIN)
     }
 
     fn duration(&self, count: u32) -> u64 {
-        self.unit_ns().saturating_mul(u64::from(count))
+        self.unit_ns().get().saturating_mul(u64::from(count))
     }
 
     fn stop(&mut self) {
@@ -107,8 +108,11 @@ impl Timer {
 
     /// The current count. Something that expired must have been handled before.
     fn count(&self, now: Now) -> u32 {
-        let left = self.zero_at.map_or(0, |zero| zero.saturating_sub(now.ns));
-        let count = left.div_ceil(self.unit_ns().max(1));
+        let left = self.zero_at.and_then(|zero| zero.checked_sub(now.ns));
+        let Some(but_one) = left.and_then(|left| left.checked_sub(1)) else {
+            return 0;
+        };
+        let count = (but_one / self.unit_ns()).saturating_add(1);
         u32::try_from(count).unwrap_or(u32::MAX).min(self.initial)
     }
 

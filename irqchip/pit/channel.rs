@@ -7,6 +7,7 @@
 
 use super::clock::{nanoseconds, ticks};
 use crate::wire::{Reader, Writer};
+use core::num::NonZeroU64;
 
 /// The size of `kvm_pit_channel_state`.
 pub(super) const STATE_SIZE: usize = 24;
@@ -212,8 +213,14 @@ impl Channel {
     }
 
     /// The length of a period; a count of one is not legal in the periodic modes.
-    fn period(&self) -> u64 {
-        u64::from(self.count.max(2))
+    fn period(&self) -> NonZeroU64 {
+        NonZeroU64::new(self.count.max(2).into()).unwrap_or(NonZeroU64::MIN)
+    }
+
+    /// How many ticks after `elapsed` are left of a period.
+    fn left(&self, elapsed: u64) -> u64 {
+        let period = self.period();
+        period.get().wrapping_sub(elapsed % period)
     }
 
     /// The level of OUT.
@@ -224,9 +231,12 @@ impl Channel {
             None => self.mode != Some(Mode::TerminalCount),
             Some(Mode::TerminalCount) => elapsed >= count,
             Some(Mode::OneShot) => !self.triggered || elapsed >= count,
-            Some(Mode::RateGenerator) => !self.gate || elapsed % self.period() != self.period() - 1,
+            // Low for the last tick of a period only.
+            Some(Mode::RateGenerator) => !self.gate || self.left(elapsed) != 1,
             Some(Mode::SquareWave) => {
-                !self.gate || elapsed % self.period() < self.period().div_ceil(2)
+                // The longer half of an odd period comes first.
+                let passed = elapsed % self.period();
+                !self.gate || passed < self.left(elapsed)
             }
             Some(Mode::SoftwareStrobe) => elapsed != count,
             Some(Mode::HardwareStrobe) => !self.triggered || elapsed != count,
@@ -249,7 +259,7 @@ impl Channel {
             return None;
         }
         let ticks = match self.running_mode()? {
-            mode if mode.is_periodic() => self.period().saturating_mul(n),
+            mode if mode.is_periodic() => self.period().get().saturating_mul(n),
             mode if n == 1 => self.only_rise(mode)?,
             _ => return None,
         };
@@ -275,8 +285,7 @@ impl Channel {
             Some(mode) if mode.is_periodic() => {
                 // A square wave counts by two, once for each half of its period.
                 let step = if mode == Mode::SquareWave { 2 } else { 1 };
-                let passed = elapsed % self.period() * step % self.period();
-                self.count.max(2).wrapping_sub(passed as u32)
+                self.left(elapsed.wrapping_mul(step)) as u32
             }
             Some(mode) if !mode.needs_trigger() || self.triggered => {
                 // It goes on below zero.
