@@ -218,10 +218,24 @@ pub fn sort_and_check(table: &mut [Route]) -> Result<(), RouteError> {
 
 /// The routes of `gsi` in a sorted table.
 pub fn routes(table: &[Route], gsi: u32) -> &[Route] {
-    let start = table.partition_point(|route| route.gsi < gsi);
-    let rest = table.get(start..).unwrap_or(&[]);
-    let length = rest.partition_point(|route| route.gsi == gsi);
-    rest.get(..length).unwrap_or(&[])
+    let start = position(table, gsi);
+    let end = gsi
+        .checked_add(1)
+        .map_or(table.len(), |next| position(table, next));
+    table.get(start..end).unwrap_or(&[])
+}
+
+/// Where in a sorted table the first route of `gsi` is, or would be.
+fn position(table: &[Route], gsi: u32) -> usize {
+    let (mut low, mut high) = (0, table.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match table.get(middle) {
+            Some(route) if route.gsi < gsi => low = middle.wrapping_add(1),
+            _ => high = middle,
+        }
+    }
+    low
 }
 
 /// How many routes [`default_routes`] has.
