@@ -26,7 +26,7 @@
 //!
 //! # What is left out
 //!
-//! What touches no memory but the stack, far branches, x87, MMX, SSE beyond moves, VEX, and all
+//! What touches no memory (jumps, flag instructions and so on), far branches, x87, MMX, SSE beyond moves, VEX, and all
 //! that loads a segment or system register: [`Stop::Unhandled`]. Alignment checks (#AC) and
 //! breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
 //! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
@@ -52,6 +52,7 @@ mod integer;
 mod multiply;
 mod operand;
 mod port;
+mod stack;
 mod string;
 mod vector;
 
@@ -220,8 +221,13 @@ impl<C: Cpu> Run<'_, C> {
                 Ok(Flow::Next)
             }
             0xc0 | 0xc1 | 0xd0..=0xd3 => self.shift(),
+            0xc2 | 0xc3 => self.return_near(),
             0xc6 | 0xc7 if insn.group() == 0 => self.store_value(size, insn.immediate),
+            0xc8 => self.enter(),
+            0xc9 => self.leave(),
+            0xd7 => self.translate(),
             0xe4..=0xe7 | 0xec..=0xef => self.port_access(),
+            0xe8 => self.call_relative(),
             0xf6 | 0xf7 => self.group3(),
             0xfe | 0xff => self.group5(),
             _ => Err(Stop::Unhandled),

@@ -2,7 +2,6 @@
 
 //! The general-purpose instructions (APM vol. 3, chapter 3), without strings and ports.
 
-use super::address::check_branch_target;
 use super::address::effective_address;
 use super::address::mask;
 use super::alu;
@@ -132,11 +131,13 @@ impl<C: Cpu> Run<'_, C> {
                 self.increment(place, group == 1, size)
             }
             (2, 0xff) => {
-                let target = self.branch_target(size)?;
-                self.push(self.insn.next_rip(self.cpu.rip()), size)?;
-                Ok(Flow::Jump(target))
+                let target = self.load_rm(size)?;
+                self.call(target)
             }
-            (4, 0xff) => self.branch_target(size).map(Flow::Jump),
+            (4, 0xff) => {
+                let target = self.load_rm(size)?;
+                self.jump(target)
+            }
             (6, 0xff) => {
                 let value = self.load_rm(size)?;
                 self.push(value, size)?;
@@ -145,12 +146,6 @@ impl<C: Cpu> Run<'_, C> {
             (7, _) | (_, 0xfe) => Err(Exception::UD.into()),
             _ => Err(Stop::Unhandled),
         }
-    }
-
-    fn branch_target(&mut self, size: u8) -> Result<u64> {
-        let target = self.load_rm(size)?;
-        check_branch_target(self.cpu, self.insn.mode, target)?;
-        Ok(target)
     }
 
     /// INC and DEC.
@@ -450,22 +445,6 @@ impl<C: Cpu> Run<'_, C> {
             self.register(self.insn.reg, size)
         };
         self.set_register(self.insn.reg, size, value);
-        Ok(Flow::Next)
-    }
-
-    /// POP to a register or to memory.
-    pub(super) fn pop(&mut self) -> Result {
-        let size = self.insn.operand_size;
-        let value = self.top_of_stack(size)?;
-        let place = self.place(size, Access::Write)?;
-        if let Place::Memory(linear) = place {
-            self.write(linear, size, value)?;
-        }
-        self.drop_from_stack(size);
-        // POP RSP leaves the value, not the pointer behind it.
-        if let Place::Register(index) = place {
-            self.set_register(index, size, value);
-        }
         Ok(Flow::Next)
     }
 

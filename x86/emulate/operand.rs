@@ -12,10 +12,8 @@ use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
 use crate::decode::Prefixes;
-use crate::regs::gpr;
 use crate::regs::Exception;
 use crate::regs::Rflags;
-use crate::regs::SegAttr;
 use crate::regs::SegReg;
 
 /// Where an operand is.
@@ -182,45 +180,6 @@ impl<C: Cpu> Run<'_, C> {
             return Ok(Some(old));
         }
         Ok(None)
-    }
-
-    /// Bytes of the stack pointer that count (APM vol. 3, 1.2.3 and table 1-3).
-    fn stack_address_size(&self) -> u8 {
-        let stack = self.cpu.segment(SegReg::Ss);
-        if self.insn.is_64_bit() {
-            8
-        } else if stack.attributes.contains(SegAttr::DB) {
-            4
-        } else {
-            2
-        }
-    }
-
-    fn stack_address(&self, pointer: u64, size: u8, access: Access) -> Result<u64, Stop> {
-        segment_address(self.cpu, self.insn.mode, SegReg::Ss, pointer, size, access)
-    }
-
-    /// Pushes `size` bytes. Nothing may fail after it.
-    pub(super) fn push(&mut self, value: u64, size: u8) -> Result<(), Stop> {
-        let address_size = self.stack_address_size();
-        let pointer = self.cpu.gpr(gpr::RSP).wrapping_sub(u64::from(size)) & mask(address_size);
-        let linear = self.stack_address(pointer, size, Access::Write)?;
-        self.write(linear, size, value)?;
-        self.set_register(gpr::RSP, address_size, pointer);
-        Ok(())
-    }
-
-    /// Reads what POP would take from the stack, and leaves it there.
-    pub(super) fn top_of_stack(&mut self, size: u8) -> Result<u64, Stop> {
-        let pointer = self.cpu.gpr(gpr::RSP) & mask(self.stack_address_size());
-        let linear = self.stack_address(pointer, size, Access::Read)?;
-        self.read(linear, size, Access::Read)
-    }
-
-    /// Takes `size` bytes from the stack. Cannot fail.
-    pub(super) fn drop_from_stack(&mut self, size: u8) {
-        let pointer = self.cpu.gpr(gpr::RSP).wrapping_add(u64::from(size));
-        self.set_register(gpr::RSP, self.stack_address_size(), pointer);
     }
 
     /// One of the six segment registers that ModRM.reg can name; the other two are #UD.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The string instructions, INS and OUTS among them (APM vol. 3, MOVSx and so on).
+//! The string instructions, INS and OUTS among them, and XLAT (APM vol. 3, MOVSx and so on).
 
 use super::address::mask;
 use super::address::segment_address;
@@ -107,6 +107,17 @@ impl<C: Cpu> Run<'_, C> {
         let offset = self.register(pointer, self.insn.address_size);
         let width = self.string_width();
         segment_address(self.cpu, self.insn.mode, segment, offset, width, access)
+    }
+
+    /// XLAT: the byte at rBX plus AL, in DS or the segment of the override.
+    pub(super) fn translate(&mut self) -> Result {
+        let index = self.register(gpr::RAX, 1);
+        let offset = self.cpu.gpr(gpr::RBX).wrapping_add(index) & mask(self.insn.address_size);
+        let segment = self.insn.segment_override.unwrap_or(SegReg::Ds);
+        let linear = segment_address(self.cpu, self.insn.mode, segment, offset, 1, Access::Read)?;
+        let value = self.read(linear, 1, Access::Read)?;
+        self.set_register(gpr::RAX, 1, value);
+        Ok(Flow::Next)
     }
 
     fn move_string(&mut self) -> Result<Pointers> {

@@ -231,6 +231,16 @@ fn comparing_strings() {
 }
 
 #[test]
+fn translation() {
+    let mut mock = cpu(Bits16, &[0x2e, 0xd7], &[(RAX, 0x1234), (RBX, 0x1_fff0)]);
+    mock.segment_mut(SegReg::Cs).base = 0;
+    mock.poke(0x24, &[0x77]);
+    mock.step().expect("no fault");
+    assert_eq!(mock.events, [Event::Read(0x24, 1, Access::Read)]);
+    assert_eq!(mock.state.gpr[RAX], 0x1277);
+}
+
+#[test]
 fn ports() {
     let mock = run(Bits64, &[0xe4, 0x80], &[(RAX, !0)]);
     assert_eq!(mock.events, [Event::In(0x80, 1)]);

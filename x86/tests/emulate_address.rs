@@ -328,3 +328,24 @@ fn fetch_respects_the_code_segment() {
     let mut mock = Mock::with_code(Bits64, &[0xc5, 0xf8, 0x28, 0x03]);
     assert_eq!(fetch(&mut mock, &[]), Err(Stop::Unhandled));
 }
+
+#[test]
+fn calls_and_returns() {
+    // call rel32 backwards, and with IP only
+    let mut mock = cpu(Bits64, &[0xe8, 0xfb, 0xef, 0xff, 0xff], &[(RSP, 0x3000)]);
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0, 0x2ff8));
+    assert_eq!(mock.peek(0x2ff8, 8), 0x1005);
+    let mut mock = cpu(Bits16, &[0xe8, 0xf0, 0xef], &[(RSP, 0x3000)]);
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0xfff3, 0x2ffe));
+    // ret 16
+    let mut mock = cpu(Bits32, &[0xc2, 0x10, 0x00], &[(RSP, 0x3000)]);
+    mock.poke(0x3000, &[0x78, 0x56, 0x34, 0x12]);
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0x1234_5678, 0x3014));
+    let mut mock = cpu(Bits64, &[0xc3], &[(RSP, 0x3000)]);
+    mock.poke(0x3000, &(1u64 << 47).to_le_bytes());
+    assert_eq!(mock.step(), Err(GP));
+    assert_eq!(mock.state.gpr[RSP], 0x3000);
+}

@@ -205,7 +205,7 @@ fn one_byte_opcodes() -> Vec<u8> {
         .chain([0x8d, 0x8f])
         .chain(0x90..=0x97)
         .chain(0xa0..=0xbf)
-        .chain([0xc0, 0xc1, 0xc6, 0xc7, 0xd0, 0xd1, 0xd2, 0xd3])
+        .chain([0xc0, 0xc1, 0xc6, 0xc7, 0xc9, 0xd0, 0xd1, 0xd2, 0xd3])
         .chain([0xf6, 0xf7, 0xfe, 0xff]);
     arithmetic.chain(rest).collect()
 }
@@ -239,6 +239,8 @@ fn random_instruction(random: &mut Random) -> [u8; 15] {
         prefixes.push(0x40 | random.below(16) as u8);
     }
     let opcode = match random.below(16) {
+        // ENTER with a small frame, which the CPU probes.
+        0 if random.one_in(16) => vec![0xc8, random.below(256) as u8, 0, 0],
         0..=8 => {
             let opcodes = one_byte_opcodes();
             vec![opcodes[random.below(opcodes.len() as u64) as usize]]
@@ -268,7 +270,11 @@ fn is_branch(insn: &Insn) -> bool {
 
 fn uses_stack(insn: &Insn) -> bool {
     let opcode = insn.opcode;
-    insn.map == Map::OneByte && matches!(opcode, 0x50..=0x5f | 0x68 | 0x6a | 0x8f | 0xff)
+    insn.map == Map::OneByte
+        && matches!(
+            opcode,
+            0x50..=0x5f | 0x68 | 0x6a | 0x8f | 0xc8 | 0xc9 | 0xff
+        )
 }
 
 /// An address in the region. With 32-bit addressing, what is above the address is noise.
@@ -327,6 +333,9 @@ fn random_cpu(random: &mut Random, insn: &Insn) -> Option<Mock> {
     let somewhere = MIDDLE + random.below(64);
     if uses_stack(insn) {
         mock.state.gpr[usize::from(gpr::RSP)] = somewhere;
+    }
+    if insn.map == Map::OneByte && insn.opcode == 0xc9 {
+        mock.state.gpr[usize::from(gpr::RBP)] = somewhere;
     }
     if is_string(insn) {
         let destination = pointer(random, somewhere, insn.address_size);
