@@ -54,8 +54,7 @@ module: lab $(build)/vendor/.stamp ## build pacifica.ko
 	@$(enter) make -s -j$(jobs) -C /usr/src/linux M=/pacifica MO=/pacifica/build/module $(strict) modules
 endif
 
-cargo_lab = $(enter) env RUSTFLAGS='-C target-feature=+crt-static' \
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=gcc-14 cargo --config /pacifica/selftests/lab/cargo.toml
+cargo_lab = $(enter) env RUSTFLAGS='-C target-feature=+crt-static' cargo --config /pacifica/selftests/lab/cargo.toml
 
 .PHONY: tool
 tool: lab $(build)/vendor/.stamp ## build the program `pacifica`
