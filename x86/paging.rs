@@ -88,10 +88,27 @@ pub fn walk<M: GuestMemory>(
     linear: u64,
     access: Access,
 ) -> Result<Translation, WalkError> {
+    let page = checked(mem, state, linear, access, &mut Untraced)?;
+    if page.is_marked(is_write(access)) {
+        Ok(page.translation)
+    } else {
+        walk_and_mark(mem, state, linear, access)
+    }
+}
+
+/// [`walk`], once it is known that bits are to be set: it happens once per page.
+#[cold]
+fn walk_and_mark<M: GuestMemory>(
+    mem: &mut M,
+    state: &PagingState,
+    linear: u64,
+    access: Access,
+) -> Result<Translation, WalkError> {
     for _ in 0..ATTEMPTS {
-        let path = checked_path(mem, state, linear, access)?;
-        if mark(mem, &path, is_write(access)).map_err(WalkError::Mem)? {
-            return Ok(path.translation);
+        let mut path = Path::new();
+        let page = checked(mem, state, linear, access, &mut path)?;
+        if path.mark(mem, is_write(access)).map_err(WalkError::Mem)? {
+            return Ok(page.translation);
         }
     }
     Err(WalkError::Mem(MemError::WouldSleep))
@@ -104,7 +121,7 @@ pub fn probe<M: GuestMemory>(
     linear: u64,
     access: Access,
 ) -> Result<Translation, WalkError> {
-    Ok(checked_path(mem, state, linear, access)?.translation)
+    Ok(checked(mem, state, linear, access, &mut Untraced)?.translation)
 }
 
 /// Translates without regard to permissions, and changes nothing: for `KVM_TRANSLATE` and debuggers.
@@ -115,10 +132,9 @@ pub fn inspect<M: GuestMemory>(
     state: &PagingState,
     linear: u64,
 ) -> Result<Translation, WalkError> {
-    match descend(mem, state, linear) {
-        Ok(path) => Ok(path.translation),
-        Err(obstacle) => Err(obstacle.into_error(state, linear, Access::SystemRead)),
-    }
+    descend(mem, state, linear, &mut Untraced)
+        .map(|page| page.translation)
+        .map_err(|obstacle| obstacle.into_error(state, linear, Access::SystemRead))
 }
 
 /// How often [`walk`] begins anew because an entry changed between reading and marking it.
@@ -160,7 +176,8 @@ fn page_fault(state: &PagingState, linear: u64, access: Access, cause: u32) -> W
     if is_user(state, access) {
         error_code |= code::U;
     }
-    if access == Access::Fetch && (state.cr4.contains(Cr4::SMEP) || Format::of(state).nx) {
+    if access == Access::Fetch && (state.cr4.contains(Cr4::SMEP) || Format::of(state).has_nx(state))
+    {
         error_code |= code::ID;
     }
     WalkError::Fault(Exception::page_fault(effective(state, linear), error_code))
@@ -187,31 +204,20 @@ fn effective(state: &PagingState, linear: u64) -> u64 {
     }
 }
 
-/// An entry that was used, and where it is.
-#[derive(Clone, Copy, Default)]
-struct Step {
-    gpa: u64,
-    entry: u64,
-}
-
-/// The entries from the root to the page, the page's own last.
-struct Path {
-    steps: [Step; MAX_LEVELS],
-    len: usize,
-    /// Bytes of an entry.
-    size: usize,
+/// Where a descent ended.
+struct Page {
     translation: Translation,
+    /// The bits that all entries have.
+    all: u64,
+    /// The page's own entry.
+    leaf: u64,
 }
 
-const MAX_LEVELS: usize = 5;
-
-impl Path {
-    /// The path of an address that is not translated at all.
+impl Page {
+    /// Without paging, everything is allowed and there is nothing to mark.
+    #[inline]
     fn unpaged(gpa: u64) -> Self {
         Self {
-            steps: [Step::default(); MAX_LEVELS],
-            len: 0,
-            size: 8,
             translation: Translation {
                 gpa,
                 page_bits: 12,
@@ -219,58 +225,136 @@ impl Path {
                 writable: true,
                 executable: true,
             },
+            all: u64::MAX,
+            leaf: u64::MAX,
         }
     }
 
-    /// Adds an entry to the path and its restrictions to the page's.
-    fn push(&mut self, gpa: u64, entry: u64) {
+    /// True if the accessed bits, and for a write the page's dirty bit, are set already.
+    #[inline]
+    fn is_marked(&self, write: bool) -> bool {
+        self.all & entry::A != 0 && (!write || self.leaf & entry::D != 0)
+    }
+}
+
+/// Takes note of the entries that a descent uses, from the root to the page, as far as they hold
+/// permissions.
+trait Trace {
+    /// The entry at `gpa`, of eight bytes if it is `wide`, else of four.
+    fn push(&mut self, gpa: u64, entry: u64, wide: bool);
+}
+
+/// Takes no note.
+struct Untraced;
+
+impl Trace for Untraced {
+    #[inline]
+    fn push(&mut self, _: u64, _: u64, _: bool) {}
+}
+
+/// An entry that was used, and where it is.
+#[derive(Clone, Copy, Default)]
+struct Step {
+    gpa: u64,
+    entry: u64,
+    wide: bool,
+}
+
+/// The entries that were used.
+struct Path {
+    steps: [Step; MAX_LEVELS],
+    len: usize,
+}
+
+const MAX_LEVELS: usize = 5;
+
+impl Path {
+    fn new() -> Self {
+        Self {
+            steps: [Step::default(); MAX_LEVELS],
+            len: 0,
+        }
+    }
+
+    /// Sets the accessed bits, and for a write the page's dirty bit. `Ok(false)` if an entry is no
+    /// longer the one that was used.
+    fn mark<M: GuestMemory>(&self, mem: &mut M, write: bool) -> Result<bool, MemError> {
+        let steps = self.steps.get(..self.len).unwrap_or(&[]);
+        for (depth, step) in steps.iter().enumerate() {
+            let leaf = depth.wrapping_add(1) == self.len;
+            let dirty = if leaf && write { entry::D } else { 0 };
+            let marked = step.entry | entry::A | dirty;
+            if marked == step.entry {
+                continue;
+            }
+            let size = if step.wide { 8 } else { 4 };
+            match mem.compare_exchange_gpa(step.gpa, size, step.entry, marked) {
+                Ok(Ok(())) | Err(MemError::ReadOnly) => {}
+                Ok(Err(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+impl Trace for Path {
+    fn push(&mut self, gpa: u64, entry: u64, wide: bool) {
         if let Some(step) = self.steps.get_mut(self.len) {
-            *step = Step { gpa, entry };
+            *step = Step { gpa, entry, wide };
             self.len = self.len.wrapping_add(1);
         }
-        self.translation.user &= entry & entry::US != 0;
-        self.translation.writable &= entry & entry::RW != 0;
-        self.translation.executable &= entry & entry::NX == 0;
     }
 }
 
 /// Follows the tables down to the page, without a look at permissions.
+#[inline]
 fn descend<M: GuestMemory>(
     mem: &mut M,
     state: &PagingState,
     linear: u64,
-) -> Result<Path, Obstacle> {
+    trace: &mut impl Trace,
+) -> Result<Page, Obstacle> {
     let linear = effective(state, linear);
-    let mut path = Path::unpaged(linear);
     if !state.cr0.contains(Cr0::PG) {
-        return Ok(path);
+        return Ok(Page::unpaged(linear));
     }
     let format = Format::of(state);
-    path.size = format.size();
     let reserved_high = format.reserved_high(state);
-    let index_mask = entry::below(format.index_bits);
     let mut table = format.root(state.cr3);
-    let mut shift = format.root_shift();
+    let mut shift = format.root_shift;
     let mut level = format.levels;
+    let (mut all, mut any) = (u64::MAX, 0);
     loop {
-        let index = linear.wrapping_shr(shift) & index_mask;
-        let gpa = table.wrapping_add(index.wrapping_mul(path.size as u64));
+        let index = linear.wrapping_shr(shift) & format.index_mask;
+        let gpa = table.wrapping_add(index.wrapping_mul(format.size));
         let entry = read_entry(mem, gpa, format.wide).map_err(Obstacle::Mem)?;
         if entry & entry::P == 0 {
             return Err(Obstacle::NotPresent);
         }
-        let leaf = format.is_leaf(state, level, entry);
+        let leaf = level == 1 || (entry & entry::PS != 0 && format.has_pages(state, level));
         if entry & (reserved_high | format.reserved_low(state, level, leaf)) != 0 {
             return Err(Obstacle::Reserved);
         }
         // A PAE page-directory-pointer entry holds neither permissions nor an accessed bit.
         if !(format.pae && level == 3) {
-            path.push(gpa, entry);
+            all &= entry;
+            any |= entry;
+            trace.push(gpa, entry, format.wide);
         }
         if leaf {
-            path.translation.gpa = format.page(shift, entry) | (linear & entry::below(shift));
-            path.translation.page_bits = shift as u8;
-            return Ok(path);
+            let gpa = format.page(shift, entry) | (linear & entry::below(shift));
+            let translation = Translation {
+                gpa,
+                page_bits: shift as u8,
+                user: all & entry::US != 0,
+                writable: all & entry::RW != 0,
+                executable: any & entry::NX == 0,
+            };
+            return Ok(Page {
+                translation,
+                all,
+                leaf: entry,
+            });
         }
         table = entry & entry::ADDRESS;
         // Level 1 is always a leaf.
@@ -279,6 +363,7 @@ fn descend<M: GuestMemory>(
     }
 }
 
+#[inline]
 fn read_entry<M: GuestMemory>(mem: &mut M, gpa: u64, wide: bool) -> Result<u64, MemError> {
     if wide {
         let mut bytes = [0; 8];
@@ -292,25 +377,27 @@ fn read_entry<M: GuestMemory>(mem: &mut M, gpa: u64, wide: bool) -> Result<u64, 
 }
 
 /// Descends and checks permissions.
-fn checked_path<M: GuestMemory>(
+#[inline]
+fn checked<M: GuestMemory>(
     mem: &mut M,
     state: &PagingState,
     linear: u64,
     access: Access,
-) -> Result<Path, WalkError> {
-    let path = match descend(mem, state, linear) {
-        Ok(path) => path,
-        Err(obstacle) => return Err(obstacle.into_error(state, linear, access)),
-    };
-    if path.len == 0 || permits(state, &path.translation, access) {
-        Ok(path)
-    } else {
-        Err(page_fault(state, linear, access, code::P))
+    trace: &mut impl Trace,
+) -> Result<Page, WalkError> {
+    match descend(mem, state, linear, trace) {
+        Ok(page) if permits(state, &page.translation, access) => Ok(page),
+        Ok(_) => Err(page_fault(state, linear, access, code::P)),
+        Err(obstacle) => Err(obstacle.into_error(state, linear, access)),
     }
 }
 
 /// Page-protection checks (APM vol. 2, 5.6).
+#[inline]
 fn permits(state: &PagingState, page: &Translation, access: Access) -> bool {
+    if !state.cr0.contains(Cr0::PG) {
+        return true;
+    }
     if access == Access::Fetch {
         return page.executable
             && if is_user(state, access) {
@@ -328,24 +415,4 @@ fn permits(state: &PagingState, page: &Translation, access: Access) -> bool {
     // RFLAGS.AC is for accesses that software asked for, not for those of descriptor tables.
     let may_touch_user = state.rflags_ac && !is_system(access);
     !page.user || !state.cr4.contains(Cr4::SMAP) || may_touch_user
-}
-
-/// Sets the accessed bits, and for a write the page's dirty bit. `Ok(false)` if an entry is no
-/// longer the one that was used.
-fn mark<M: GuestMemory>(mem: &mut M, path: &Path, write: bool) -> Result<bool, MemError> {
-    let steps = path.steps.get(..path.len).unwrap_or(&[]);
-    for (depth, step) in steps.iter().enumerate() {
-        let leaf = depth.wrapping_add(1) == path.len;
-        let dirty = if leaf && write { entry::D } else { 0 };
-        let marked = step.entry | entry::A | dirty;
-        if marked == step.entry {
-            continue;
-        }
-        match mem.compare_exchange_gpa(step.gpa, path.size, step.entry, marked) {
-            Ok(Ok(())) | Err(MemError::ReadOnly) => {}
-            Ok(Err(_)) => return Ok(false),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(true)
 }

@@ -7,32 +7,32 @@ use crate::regs::{Cr4, Efer};
 
 /// Bits of a page-table entry that all formats share (APM vol. 2, 5.4.1).
 pub(super) mod entry {
-    pub(in super::super) const P: u64 = 1 << 0;
-    pub(in super::super) const RW: u64 = 1 << 1;
-    pub(in super::super) const US: u64 = 1 << 2;
-    pub(in super::super) const A: u64 = 1 << 5;
-    pub(in super::super) const D: u64 = 1 << 6;
-    pub(in super::super) const PS: u64 = 1 << 7;
-    pub(in super::super) const G: u64 = 1 << 8;
-    pub(in super::super) const NX: u64 = 1 << 63;
+    pub(in crate::paging) const P: u64 = 1 << 0;
+    pub(in crate::paging) const RW: u64 = 1 << 1;
+    pub(in crate::paging) const US: u64 = 1 << 2;
+    pub(in crate::paging) const A: u64 = 1 << 5;
+    pub(in crate::paging) const D: u64 = 1 << 6;
+    pub(in crate::paging) const PS: u64 = 1 << 7;
+    pub(in crate::paging) const G: u64 = 1 << 8;
+    pub(in crate::paging) const NX: u64 = 1 << 63;
     /// Where a table or a page begins, before the width of physical addresses is applied.
-    pub(in super::super) const ADDRESS: u64 = bits(12, 51);
+    pub(in crate::paging) const ADDRESS: u64 = bits(12, 51);
     /// Reserved in a PAE page-directory-pointer entry (APM vol. 2, 5.2.3): bits 1, 2 and 5 to 8.
     /// Bit 5 is let through, since QEMU's CPUs set it as if it were an accessed bit.
-    pub(in super::super) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(6, 8) | NX;
+    pub(in crate::paging) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(6, 8) | NX;
     /// Available to software in long mode, reserved in PAE mode.
-    pub(in super::super) const PAE_HIGH: u64 = bits(52, 62);
+    pub(in crate::paging) const PAE_HIGH: u64 = bits(52, 62);
     /// In a 4 MiB page's entry, physical address bits 32 to 39 (APM vol. 2, 5.2.2).
-    pub(in super::super) const PSE_HIGH: u64 = bits(13, 20);
-    pub(in super::super) const PSE_RESERVED: u64 = bits(21, 21);
+    pub(in crate::paging) const PSE_HIGH: u64 = bits(13, 20);
+    pub(in crate::paging) const PSE_RESERVED: u64 = bits(21, 21);
 
     /// Bits `low` to `high`, both included.
-    pub(in super::super) const fn bits(low: u32, high: u32) -> u64 {
+    pub(in crate::paging) const fn bits(low: u32, high: u32) -> u64 {
         (u64::MAX >> (63 - high)) & (u64::MAX << low)
     }
 
     /// Bits below `count`.
-    pub(in super::super) const fn below(count: u32) -> u64 {
+    pub(in crate::paging) const fn below(count: u32) -> u64 {
         !u64::MAX.wrapping_shl(count)
     }
 }
@@ -46,94 +46,110 @@ pub(super) fn is_long(state: &PagingState) -> bool {
 #[derive(Clone, Copy)]
 pub(super) struct Format {
     pub(super) levels: u32,
+    /// log2 of what one entry of the topmost table maps.
+    pub(super) root_shift: u32,
     /// Bits of the linear address that index one table.
     pub(super) index_bits: u32,
+    /// The same as a mask.
+    pub(super) index_mask: u64,
+    /// Bytes of an entry.
+    pub(super) size: u64,
     /// Entries have eight bytes, not four.
     pub(super) wide: bool,
-    /// EFER.NXE counts.
-    pub(super) nx: bool,
     /// PAE without long mode: the third level has entries of its own kind.
     pub(super) pae: bool,
+    /// The bits of CR3 that are the topmost table's address (APM vol. 2, figures 5-3 and 5-16).
+    root_mask: u64,
 }
 
+const LEGACY: Format = Format {
+    levels: 2,
+    root_shift: 22,
+    index_bits: 10,
+    index_mask: entry::below(10),
+    size: 4,
+    wide: false,
+    pae: false,
+    root_mask: entry::bits(12, 31),
+};
+
+const PAE: Format = Format {
+    levels: 3,
+    root_shift: 30,
+    index_bits: 9,
+    index_mask: entry::below(9),
+    size: 8,
+    wide: true,
+    pae: true,
+    root_mask: entry::bits(5, 31),
+};
+
+const FOUR_LEVELS: Format = Format {
+    levels: 4,
+    root_shift: 39,
+    pae: false,
+    root_mask: entry::ADDRESS,
+    ..PAE
+};
+
+const FIVE_LEVELS: Format = Format {
+    levels: 5,
+    root_shift: 48,
+    ..FOUR_LEVELS
+};
+
 impl Format {
-    pub(super) fn of(state: &PagingState) -> Self {
-        let nx = state.efer.contains(Efer::NXE);
-        let wide = |levels, pae| Self {
-            levels,
-            index_bits: 9,
-            wide: true,
-            nx,
-            pae,
-        };
+    #[inline]
+    pub(super) fn of(state: &PagingState) -> &'static Self {
         if is_long(state) {
-            wide(if state.cr4.contains(Cr4::LA57) { 5 } else { 4 }, false)
-        } else if state.cr4.contains(Cr4::PAE) {
-            wide(3, true)
-        } else {
-            Self {
-                levels: 2,
-                index_bits: 10,
-                wide: false,
-                nx: false,
-                pae: false,
+            if state.cr4.contains(Cr4::LA57) {
+                &FIVE_LEVELS
+            } else {
+                &FOUR_LEVELS
             }
-        }
-    }
-
-    /// log2 of what one entry of the topmost table maps.
-    pub(super) fn root_shift(&self) -> u32 {
-        match self.levels {
-            2 => 22,
-            3 => 30,
-            4 => 39,
-            _ => 48,
-        }
-    }
-
-    /// Where the topmost table begins (APM vol. 2, figures 5-3 and 5-16).
-    pub(super) fn root(&self, cr3: u64) -> u64 {
-        match (self.pae, self.wide) {
-            (true, _) => cr3 & entry::bits(5, 31),
-            (false, false) => cr3 & entry::bits(12, 31),
-            (false, true) => cr3 & entry::ADDRESS,
-        }
-    }
-
-    /// Bytes of an entry.
-    pub(super) fn size(&self) -> usize {
-        if self.wide {
-            8
+        } else if state.cr4.contains(Cr4::PAE) {
+            &PAE
         } else {
-            4
+            &LEGACY
         }
     }
 
-    /// True if `entry` of `level` maps a page.
-    pub(super) fn is_leaf(&self, state: &PagingState, level: u32, entry: u64) -> bool {
-        if level == 1 {
-            return true;
-        }
-        let large = match level {
+    /// Where the topmost table begins.
+    #[inline]
+    pub(super) fn root(&self, cr3: u64) -> u64 {
+        cr3 & self.root_mask
+    }
+
+    /// True if entries have an NX bit that counts.
+    #[inline]
+    pub(super) fn has_nx(&self, state: &PagingState) -> bool {
+        self.wide && state.efer.contains(Efer::NXE)
+    }
+
+    /// True if an entry of `level`, above the lowest, can map a page.
+    #[inline]
+    pub(super) fn has_pages(&self, state: &PagingState, level: u32) -> bool {
+        match level {
             2 => self.wide || state.cr4.contains(Cr4::PSE),
             3 => !self.pae && state.gbpages,
             _ => false,
-        };
-        large && entry & entry::PS != 0
+        }
     }
 
     /// The bits that must be zero in every entry.
+    #[inline]
     pub(super) fn reserved_high(&self, state: &PagingState) -> u64 {
         if !self.wide {
             return 0;
         }
         let beyond = entry::ADDRESS & !entry::below(phys_bits(state));
-        let nx = if self.nx { 0 } else { entry::NX };
+        let nx = if self.has_nx(state) { 0 } else { entry::NX };
         let pae = if self.pae { entry::PAE_HIGH } else { 0 };
         beyond | nx | pae
     }
 
     /// The bits that must be zero in an entry of `level`, apart from [`Format::reserved_high`].
+    #[inline]
     pub(super) fn reserved_low(&self, state: &PagingState, level: u32, leaf: bool) -> u64 {
         match (level, leaf) {
             (1, _) | (2, false) => 0,
@@ -151,6 +167,7 @@ impl Format {
     }
 
     /// Where the page of `2^shift` bytes begins that a leaf `entry` maps.
+    #[inline]
     pub(super) fn page(&self, shift: u32, entry: u64) -> u64 {
         if !self.wide && shift == 22 {
             let high = (entry & entry::PSE_HIGH) >> 13 << 32;
@@ -161,6 +178,7 @@ impl Format {
 }
 
 /// Width of physical addresses, forced into what the architecture allows.
+#[inline]
 fn phys_bits(state: &PagingState) -> u32 {
     u32::from(state.max_phys_bits).clamp(32, 52)
 }
