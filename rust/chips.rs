@@ -88,7 +88,7 @@ impl Chips {
     }
 
     /// KVM_CREATE_PIT2.
-    pub(crate) fn create_pit(&self) -> Result<c_long> {
+    pub(crate) fn create_pit(&self, speaker: bool) -> Result<c_long> {
         if !self.has_lapics() {
             return Err(ENOENT);
         }
@@ -101,7 +101,10 @@ impl Chips {
         if !self.pit_timer.populate(timer) {
             return Err(EEXIST);
         }
-        self.devices.lock().pit = Some(Pit::new());
+        let mut pit = Pit::new();
+        // Without the flag, port 61h is the VMM's.
+        pit.set_speaker_port(speaker);
+        self.devices.lock().pit = Some(pit);
         Ok(0)
     }
 

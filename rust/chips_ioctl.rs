@@ -44,7 +44,7 @@ fn create_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
     if config.flags & !abi::KVM_PIT_SPEAKER_DUMMY != 0 {
         return Err(EINVAL);
     }
-    chips.create_pit()
+    chips.create_pit(config.flags & abi::KVM_PIT_SPEAKER_DUMMY != 0)
 }
 
 fn irq_line(chips: &Chips, arg: Arg, with_status: bool) -> Result<c_long> {

@@ -25,8 +25,8 @@ struct Irqfd {
 impl Expire for Irqfd {
     /// The eventfd was written: an edge.
     fn expire(&self) {
-        self.chips.set_gsi(self.gsi, Source::USER, true);
-        self.chips.set_gsi(self.gsi, Source::USER, false);
+        self.chips.set_gsi(self.gsi, Source::EVENTFD, true);
+        self.chips.set_gsi(self.gsi, Source::EVENTFD, false);
     }
 }
 

@@ -155,6 +155,9 @@ impl Mailbox {
     pub(crate) fn take_interrupts(&self) -> (Vectors, Vectors) {
         let (mut requests, mut levels) = (Vectors::EMPTY, Vectors::EMPTY);
         for (i, irr) in self.irr.iter().enumerate() {
+            if irr.load(Relaxed) == 0 {
+                continue;
+            }
             let bits = irr.xchg(0, Full);
             if bits != 0 {
                 requests.set_word(i, bits);
@@ -186,8 +189,8 @@ impl Mailbox {
     }
 
     /// How the LAPIC is addressed, as last published.
-    fn apic(&self) -> u64 {
-        self.apic.load(Relaxed)
+    fn apic(&self) -> Snapshot {
+        Snapshot::from_bits(self.apic.load(Relaxed))
     }
 }
 
@@ -269,17 +272,17 @@ impl Mailboxes {
         }
     }
 
-    /// Sends a message to those it is for; whether there was any. Any context.
+    /// Sends a message to those it is for; whether anybody took it. Any context.
     pub(crate) fn deliver(&self, to: &Destination, source: Option<u32>, ipi: &Interrupt) -> bool {
         let list = self.list.lock();
         let matching = list.iter().filter(|mailbox| {
-            let apic = Snapshot::from_bits(mailbox.apic());
+            let apic = mailbox.apic();
+            // An APIC that software has not enabled refuses vectors, and takes the rest.
             apic.matches(to, source == Some(mailbox.id))
+                && (apic.is_enabled() || !ipi.mode.has_vector())
         });
         if ipi.mode == DeliveryMode::LowestPriority {
-            let enabled =
-                matching.filter(|mailbox| Snapshot::from_bits(mailbox.apic()).is_enabled());
-            let one = pick_lowest_priority(enabled, u32::from(ipi.vector));
+            let one = pick_lowest_priority(matching, u32::from(ipi.vector));
             return one.inspect(|one| one.post(ipi.vector, ipi.level)).is_some();
         }
         let mut any = false;

@@ -156,7 +156,7 @@ fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
 }
 
 /// Does what other CPUs have asked for.
-fn serve(vcpu: &Vcpu, inner: &mut Inner) {
+pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
     let requests = vcpu.mailbox.take();
     if requests & request::TLB_FLUSH != 0 {
         inner.parts.deferred |= deferred::FLUSH;
@@ -214,6 +214,7 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
             MpState::InitReceived
         };
         inner.parts.deferred |= deferred::TIMER;
+        vcpu.mailbox.ask(request::CHIPS);
     }
     inner.parts.deferred |= deferred::FLUSH;
 }

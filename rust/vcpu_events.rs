@@ -3,6 +3,7 @@
 //! Events, debug registers, machine-check set-up and LAPIC of a vCPU, to and from the VMM.
 
 use crate::abi::{self, Arg};
+use crate::kick::request;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_state::touch_time;
 use crate::world;
@@ -131,6 +132,7 @@ fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     arg.read_bytes(&mut page)?;
     lapic.set_state(&page, now, false).map_err(|_| EINVAL)?;
     vcpu.mailbox.publish_apic(lapic.snapshot());
+    vcpu.mailbox.ask(request::CHIPS);
     touch_time(inner);
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use crate::abi::{self, Arg};
 use crate::ffi;
+use crate::run;
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
 use crate::{vcpu_cpuid, vcpu_events, vcpu_fpu, vcpu_sregs};
@@ -19,6 +20,10 @@ use x86::regs::{gpr, Rflags};
 
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
+    // What others have sent belongs to the state that is read or set.
+    if vcpu.mailbox.is_asked() {
+        run::serve(vcpu, inner);
+    }
     match cmd {
         abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,
         abi::PACIFICA_SET_REGS => set_regs(inner, &arg.read()?),

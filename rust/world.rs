@@ -4,7 +4,7 @@
 
 use crate::chips::Chips;
 use crate::ffi;
-use crate::kick::{Interrupt, Mailbox};
+use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::{Outcome, VcpuMemory};
 use crate::vm::Vm;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
@@ -107,6 +107,8 @@ impl World<'_> {
             Effect::Timer => self.parts.deferred |= deferred::TIMER,
             Effect::Routing => {
                 self.parts.deferred |= deferred::TIMER;
+                // LINT0 may have been opened or closed to the PIC.
+                self.mailbox.ask(request::CHIPS);
                 if let Some(lapic) = &self.parts.lapic {
                     self.mailbox.publish_apic(lapic.snapshot());
                 }
@@ -264,7 +266,7 @@ impl Platform for World<'_> {
         self.parts
             .lapic
             .as_ref()
-            .map_or(0, |lapic| Lapic::clone(lapic).tsc_deadline(now))
+            .map_or(0, |lapic| lapic.tsc_deadline(now))
     }
 
     fn set_tsc_deadline(&mut self, value: u64) {
