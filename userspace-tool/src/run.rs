@@ -2,7 +2,7 @@
 
 //! `pacifica run`: starts the guest and serves its console until it ends.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -196,16 +196,10 @@ impl Session {
     /// Reads what was typed.
     fn read_input(&mut self, serial: &Shared<Serial>, stop: &Stop) -> Result<()> {
         let mut buffer = [0; 1024];
-        let count = match io::stdin().lock().read(&mut buffer) {
+        // Not through `Stdin`, whose own buffer would hide input from `poll`.
+        let count = match nix::unistd::read(io::stdin(), &mut buffer) {
             Ok(count) => count,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) =>
-            {
-                return Ok(())
-            }
+            Err(Errno::EINTR | Errno::EAGAIN) => return Ok(()),
             // The terminal is gone; the guest goes on without it.
             Err(_) => 0,
         };
