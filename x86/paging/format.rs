@@ -22,6 +22,11 @@ pub(super) mod entry {
     pub(in crate::paging) const PAE_PDPE_RESERVED: u64 = bits(1, 2) | bits(6, 8) | NX;
     /// Available to software in long mode, reserved in PAE mode.
     pub(in crate::paging) const PAE_HIGH: u64 = bits(52, 62);
+    /// Reserved in the entries of large pages: between PAT, bit 12, and where the address begins.
+    pub(in crate::paging) const PAGE_2M_RESERVED: u64 = bits(13, 20);
+    pub(in crate::paging) const PAGE_1G_RESERVED: u64 = bits(13, 29);
+    /// The low part of the address in a 4 MiB page's entry.
+    pub(in crate::paging) const PSE_ADDRESS: u64 = bits(22, 31);
     /// In a 4 MiB page's entry, physical address bits 32 to 39 (APM vol. 2, 5.2.2).
     pub(in crate::paging) const PSE_HIGH: u64 = bits(13, 20);
     pub(in crate::paging) const PSE_RESERVED: u64 = bits(21, 21);
@@ -157,9 +162,8 @@ impl Format {
                 let beyond = phys_bits(state).saturating_sub(32).min(8);
                 (entry::PSE_HIGH & entry::PSE_HIGH.wrapping_shl(beyond)) | entry::PSE_RESERVED
             }
-            // Bit 12 is PAT; the address begins where the page size says.
-            (2, true) => entry::bits(13, 20),
-            (_, true) => entry::bits(13, 29),
+            (2, true) => entry::PAGE_2M_RESERVED,
+            (_, true) => entry::PAGE_1G_RESERVED,
             (3, false) if self.pae => entry::PAE_PDPE_RESERVED,
             // G is for pages only, and there is a page size only where it is offered.
             (_, false) => entry::PS | entry::G,
@@ -171,7 +175,7 @@ impl Format {
     pub(super) fn page(&self, shift: u32, entry: u64) -> u64 {
         if !self.wide && shift == 22 {
             let high = (entry & entry::PSE_HIGH) >> 13 << 32;
-            return (entry & entry::bits(22, 31)) | high;
+            return (entry & entry::PSE_ADDRESS) | high;
         }
         entry & entry::ADDRESS & !entry::below(shift)
     }
