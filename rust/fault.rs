@@ -10,7 +10,7 @@ use crate::tables::{LockedTables, TableCache};
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
-use npt::{Hpa, MapError, Mapping, NptEntry, PageSize, Rights};
+use npt::{Hpa, Mapping, NptEntry, PageSize, Rights};
 
 /// What became of a nested page fault.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +29,46 @@ pub(crate) enum Outcome {
     HostFault(Error),
 }
 
-/// A vCPU's own part of the memory: a stock of table pages, and where it found the last slot.
+/// A vCPU's own part of the memory: a stock of table pages, where it found the last slot, and the
+/// pages that it is just mapping.
 pub(crate) struct VcpuMemory {
     vm: Arc<VmMemory>,
-    cache: TableCache,
     pub(crate) hint: usize,
+    stock: KBox<Stock>,
+}
+
+/// What is too large to be moved about with a vCPU.
+struct Stock {
+    cache: TableCache,
+    pages: HostPages,
+}
+
+/// What a fault is about.
+struct Fault<'a> {
+    vm: &'a VmMemory,
+    slots: &'a SlotList,
+    slot: &'a Slot,
+    /// The guest's page.
+    gpa: u64,
+    /// Where the process has it.
+    hva: u64,
+    write: bool,
+    may_sleep: bool,
+    /// The sequence before the lookup.
+    sequence: u64,
 }
 
 impl VcpuMemory {
     /// For one more vCPU. May sleep.
     pub(crate) fn new(vm: Arc<VmMemory>) -> Result<Self> {
-        let mut cache = TableCache::new();
-        cache.fill()?;
-        Ok(Self { vm, cache, hint: 0 })
+        let stock = Stock {
+            cache: TableCache::new(),
+            pages: HostPages::new(),
+        };
+        let mut stock = KBox::new(stock, GFP_KERNEL_ACCOUNT)?;
+        stock.cache.fill()?;
+        let hint = 0;
+        Ok(Self { vm, hint, stock })
     }
 
     /// The VM's memory.
@@ -59,11 +86,12 @@ impl VcpuMemory {
     /// Interrupts must be on. With `may_sleep` false it takes a spinlock at most, and preemption
     /// may be off.
     pub(crate) fn fault(&mut self, gpa: u64, write: bool, may_sleep: bool) -> Outcome {
-        if !self.cache.is_full() {
+        let Stock { cache, pages } = &mut *self.stock;
+        if !cache.is_full() {
             if !may_sleep {
                 return Outcome::WouldSleep;
             }
-            if let Err(error) = self.cache.fill() {
+            if let Err(error) = cache.fill() {
                 return Outcome::HostFault(error);
             }
         }
@@ -74,136 +102,110 @@ impl VcpuMemory {
         if write && slot.read_only() {
             return Outcome::ReadOnly;
         }
-        let sequence = self.vm.sequence();
-        let page = gpa & !PageSize::Size4K.offset_mask();
-        let found = match Found::look_up(slot, page, write, may_sleep) {
-            Ok(Some(found)) => found,
-            Ok(None) => return Outcome::WouldSleep,
-            Err(error) => return Outcome::HostFault(error),
-        };
-        match map(
-            &self.vm,
-            &mut self.cache,
-            &slots,
+        let gpa = gpa & !PageSize::Size4K.offset_mask();
+        let fault = Fault {
+            vm: &self.vm,
+            slots: &slots,
             slot,
-            page,
+            gpa,
+            hva: slot.hva(gpa),
             write,
-            &found,
-            sequence,
-        ) {
-            // Somebody is about to take the page away: come back when that is over.
-            None if !may_sleep => Outcome::WouldSleep,
-            Some(Err(_)) => Outcome::HostFault(ENOMEM),
-            _ => Outcome::Mapped,
-        }
+            may_sleep,
+            sequence: self.vm.sequence(),
+        };
+        let outcome = match fault.look_up(pages) {
+            Ok(Some(writable)) => fault.map(cache, pages, writable),
+            Ok(None) => Outcome::WouldSleep,
+            Err(error) => Outcome::HostFault(error),
+        };
+        pages.put();
+        outcome
     }
 }
 
-/// Host pages for a fault, and what the guest may do with them.
-struct Found {
-    pages: HostPages,
-    writable: bool,
-}
-
-impl Found {
-    /// Looks up the page, and those after it that are present anyway. `None` if that would have to
-    /// sleep, and may not.
-    fn look_up(slot: &Slot, page: u64, write: bool, may_sleep: bool) -> Result<Option<Self>> {
-        let hva = slot.hva(page);
-        let found = |writable| move |pages| Self { pages, writable };
+impl Fault<'_> {
+    /// Looks up the page, and those after it that are present anyway. True if the guest may write
+    /// to them; `None` if this would have to sleep, and may not.
+    #[inline]
+    fn look_up(&self, pages: &mut HostPages) -> Result<Option<bool>> {
         // Not beyond the table of the last level that the page is in.
-        let to_table_end = PageSize::Size2M.bytes() - (page & PageSize::Size2M.offset_mask());
-        let count = to_table_end.min(slot.bytes_from(page)) >> 12;
-        let count = (count as usize).min(MOST_PAGES);
+        let in_table = PageSize::Size2M.offset_mask() & !PageSize::Size4K.offset_mask();
+        let to_table_end = (!self.gpa & in_table) >> 12;
+        let to_slot_end = self.slot.bytes_from(self.gpa) >> 12;
+        let count = (to_table_end.wrapping_add(1).min(to_slot_end) as usize).min(MOST_PAGES);
         // Writable is better, even for a read: it saves a second fault, and a page that is present
         // and writable for the process needs no copy.
-        if !slot.read_only() {
-            if let Some(pages) = HostPages::present(hva, count, true) {
-                return Ok(Some(found(true)(pages)));
-            }
+        if !self.slot.read_only() && pages.look_up(self.hva, count, true) {
+            return Ok(Some(true));
         }
-        if !write {
-            if let Some(pages) = HostPages::present(hva, count, false) {
-                return Ok(Some(found(false)(pages)));
-            }
+        if !self.write && pages.look_up(self.hva, count, false) {
+            return Ok(Some(false));
         }
-        if !may_sleep {
+        if !self.may_sleep {
             return Ok(None);
         }
-        HostPages::fetch(hva, write).map(found(write)).map(Some)
+        pages.fetch(self.hva, self.write)?;
+        Ok(Some(self.write))
     }
-}
 
-/// Maps what was found. `None` if it is not to be mapped: the page, or the slot, is going.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one step of `fault`, for its size"
-)]
-fn map(
-    vm: &VmMemory,
-    cache: &mut TableCache,
-    slots: &SlotList,
-    slot: &Slot,
-    page: u64,
-    write: bool,
-    found: &Found,
-    sequence: u64,
-) -> Option<Result<(), MapError>> {
-    let hva = slot.hva(page);
-    let end = hva.wrapping_add((found.pages.count() as u64) << 12);
-    let mmu = vm.mmu.lock();
-    if !vm.is_current_list(&mmu, slots) || mmu.forbids(vm, sequence, hva, end) {
-        return None;
-    }
-    // SAFETY: The lock is held, and nothing was invalidated since the lookup.
-    let first = unsafe { found.pages.first(found.writable) };
-    let size = best_size(vm, slot, page, first);
-    let mut rights = Rights::EXECUTE;
-    rights.set(Rights::WRITE, found.writable);
-    let mut history = NptEntry::ACCESSED;
-    history.set(NptEntry::DIRTY, write);
-    let mapping = Mapping {
-        gpa: page & !size.offset_mask(),
-        page: Hpa(first.0 & !size.offset_mask()),
-        size,
-        rights,
-        history,
-    };
-    let mut tables = LockedTables::new(Some(cache), Some(slots));
-    let result = match size {
-        PageSize::Size4K => {
-            let ahead = (1..found.pages.count()).map_while(|index| {
-                // SAFETY: As above.
-                unsafe { found.pages.ahead(index, found.writable) }
-            });
-            mmu.npt.map_run(&mut tables, mapping, ahead)
+    /// Maps what was found, unless the page, or the slot, is going away.
+    #[inline]
+    fn map(&self, cache: &mut TableCache, pages: &HostPages, writable: bool) -> Outcome {
+        let end = self.hva.wrapping_add((pages.count() as u64) << 12);
+        let mmu = self.vm.mmu.lock();
+        let stale = !self.vm.is_current_list(&mmu, self.slots)
+            || mmu.forbids(self.vm, self.sequence, self.hva, end);
+        if stale {
+            return match self.may_sleep {
+                true => Outcome::Mapped,
+                false => Outcome::WouldSleep,
+            };
         }
-        _ => mmu.npt.map(&mut tables, mapping),
-    };
-    let needed = result.unwrap_or(npt::Flush::All);
-    tables.finish(needed, vm.flush());
-    Some(result.map(|_| ()))
-}
-
-/// The largest page that the process has at the same place, and that fits into the slot. A log
-/// needs small pages.
-fn best_size(vm: &VmMemory, slot: &Slot, page: u64, host: Hpa) -> PageSize {
-    if slot.log().is_some() || !slot.fits(page, PageSize::Size2M) {
-        return PageSize::Size4K;
+        // SAFETY: The lock is held, and nothing was invalidated since the lookup, which found a
+        // page.
+        let host = unsafe { pages.first(writable) };
+        let size = self.best_size(host);
+        let mut rights = Rights::EXECUTE;
+        rights.set(Rights::WRITE, writable);
+        let mut history = NptEntry::ACCESSED;
+        history.set(NptEntry::DIRTY, self.write);
+        let mapping = Mapping {
+            gpa: self.gpa & !size.offset_mask(),
+            page: Hpa(host.0 & !size.offset_mask()),
+            size,
+            rights,
+            history,
+        };
+        let ahead = (1..pages.count()).map_while(|index| {
+            // SAFETY: As above.
+            unsafe { pages.ahead(index, writable) }
+        });
+        let mut tables = LockedTables::new(Some(cache), Some(self.slots));
+        let result = mmu.npt.map_run(&mut tables, mapping, ahead);
+        tables.finish(result.unwrap_or(npt::Flush::All), self.vm.flush());
+        match result {
+            Ok(_) => Outcome::Mapped,
+            Err(_) => Outcome::HostFault(ENOMEM),
+        }
     }
-    // SAFETY: Faults are handled in a thread of the process.
-    let size = unsafe { host_page_size(vm.mm(), slot.hva(page)) };
-    let fits = |size| slot.fits(page, size) && (host.0 ^ page) & size_mask(size) == 0;
-    match size {
-        PageSize::Size1G if fits(PageSize::Size1G) => PageSize::Size1G,
-        PageSize::Size1G | PageSize::Size2M if fits(PageSize::Size2M) => PageSize::Size2M,
-        _ => PageSize::Size4K,
-    }
-}
 
-/// The bits of an address that must be the same in host and guest for a page of `size`.
-fn size_mask(size: PageSize) -> u64 {
-    size.offset_mask() & !PageSize::Size4K.offset_mask()
+    /// The largest page that the process has at the same place as the page at `host`, and that fits
+    /// into the slot. A log needs small pages.
+    fn best_size(&self, host: Hpa) -> PageSize {
+        let fits = |size: PageSize| {
+            let same = size.offset_mask() & !PageSize::Size4K.offset_mask();
+            self.slot.fits(self.gpa, size) && (host.0 ^ self.gpa) & same == 0
+        };
+        if self.slot.log().is_some() || !fits(PageSize::Size2M) {
+            return PageSize::Size4K;
+        }
+        // SAFETY: Faults are handled in a thread of the process.
+        match unsafe { host_page_size(self.vm.mm(), self.hva) } {
+            PageSize::Size1G if fits(PageSize::Size1G) => PageSize::Size1G,
+            PageSize::Size1G | PageSize::Size2M => PageSize::Size2M,
+            PageSize::Size4K => PageSize::Size4K,
+        }
+    }
 }
 
 impl Deref for VcpuMemory {

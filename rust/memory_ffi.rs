@@ -190,7 +190,8 @@ impl Drop for SrcuGuard<'_> {
 /// How many pages are looked up at once at most.
 pub(crate) const MOST_PAGES: usize = 16;
 
-/// References to adjoining host pages, put when dropped.
+/// References to adjoining host pages, put when dropped. It is kept and used again, because to make
+/// and move it would cost more than all that is done with it.
 ///
 /// # Invariants
 ///
@@ -201,44 +202,71 @@ pub(crate) struct HostPages {
     count: usize,
 }
 
+// SAFETY: References to pages belong to no thread.
+unsafe impl Send for HostPages {}
+// SAFETY: Nothing can be done with a shared reference that needs exclusion.
+unsafe impl Sync for HostPages {}
+
 impl HostPages {
-    /// Looks up as many of the `count` pages from `hva` on as are present, with the right to write
-    /// if `write` is set. Does not sleep. `None` if not even the first is.
-    pub(crate) fn present(hva: u64, count: usize, write: bool) -> Option<Self> {
-        let mut pages = [null_mut(); MOST_PAGES];
-        let flags = if write { bindings::FOLL_WRITE } else { 0 };
-        let wanted = count.clamp(1, MOST_PAGES) as c_int;
-        // SAFETY: The array has room for `wanted` pages.
-        let found = unsafe {
-            bindings::get_user_pages_fast_only(hva as c_ulong, wanted, flags, pages.as_mut_ptr())
-        };
-        let count = usize::try_from(found).ok().filter(|&count| count > 0)?;
-        // INVARIANT: The kernel returned that many references.
-        Some(Self { pages, count })
+    /// None.
+    pub(crate) const fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            pages: [null_mut(); MOST_PAGES],
+            count: 0,
+        }
     }
 
-    /// Makes the page at `hva` present, and looks it up. May sleep.
-    pub(crate) fn fetch(hva: u64, write: bool) -> Result<Self> {
-        let mut pages = [null_mut(); MOST_PAGES];
+    /// Looks up as many of the `count` pages from `hva` on as are present, with the right to write
+    /// if `write` is set. Does not sleep. False if not even the first is.
+    pub(crate) fn look_up(&mut self, hva: u64, count: usize, write: bool) -> bool {
+        self.put();
+        let flags = if write { bindings::FOLL_WRITE } else { 0 };
+        let wanted = count.clamp(1, MOST_PAGES) as c_int;
+        let pages = self.pages.as_mut_ptr();
+        // SAFETY: The array has room for `wanted` pages.
+        let found =
+            unsafe { bindings::get_user_pages_fast_only(hva as c_ulong, wanted, flags, pages) };
+        // INVARIANT: The kernel returned that many references.
+        self.count = found.clamp(0, wanted) as usize;
+        self.count > 0
+    }
+
+    /// Makes the page at `hva` present, and looks it up. May sleep: the caller has no lock that
+    /// forbids it.
+    pub(crate) fn fetch(&mut self, hva: u64, write: bool) -> Result {
+        self.put();
         let mut flags = bindings::FOLL_HWPOISON | bindings::FOLL_INTERRUPTIBLE;
         if write {
             flags |= bindings::FOLL_WRITE;
         }
-        // SAFETY: The array has room for one page, and the caller has no lock that would forbid
-        // to sleep: it said so.
-        let found = unsafe {
-            bindings::get_user_pages_unlocked(hva as c_ulong, 1, pages.as_mut_ptr(), flags)
-        };
+        let pages = self.pages.as_mut_ptr();
+        // SAFETY: The array has room for one page.
+        let found = unsafe { bindings::get_user_pages_unlocked(hva as c_ulong, 1, pages, flags) };
         match found {
-            // INVARIANT: The kernel returned one reference.
-            1 => Ok(Self { pages, count: 1 }),
-            // An interrupted wait, or a page that went away again: the guest will ask again.
+            1 => {
+                // INVARIANT: The kernel returned one reference.
+                self.count = 1;
+                Ok(())
+            }
+            // A page that went away again: the guest will ask again.
             0 => Err(EINTR),
             error => Err(Error::from_errno(error as c_int)),
         }
     }
 
-    /// How many there are; at least one.
+    /// Gives the references back.
+    #[inline]
+    pub(crate) fn put(&mut self) {
+        if self.count > 0 {
+            // SAFETY: By the invariant these are our references.
+            unsafe { pacifica_put_pages(self.pages.as_mut_ptr(), self.count as c_uint) };
+            // INVARIANT: There are none any more.
+            self.count = 0;
+        }
+    }
+
+    /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
@@ -247,10 +275,11 @@ impl HostPages {
     ///
     /// # Safety
     ///
-    /// The caller holds the memory's lock and has seen, under it, that nothing was invalidated
-    /// since the lookup. With `write` set the lookup was one for writing.
+    /// There is one. The caller holds the memory's lock and has seen, under it, that nothing was
+    /// invalidated since the lookup. With `write` set the lookup was one for writing.
+    #[inline]
     pub(crate) unsafe fn first(&self, write: bool) -> Hpa {
-        // SAFETY: By the invariant this is a page with a reference; the rest as promised.
+        // SAFETY: This is a page with a reference; the rest as promised by the caller.
         Hpa(unsafe { pacifica_page_for_guest(self.pages[0], write) })
     }
 
@@ -260,6 +289,7 @@ impl HostPages {
     /// # Safety
     ///
     /// As for [`first`](Self::first).
+    #[inline]
     pub(crate) unsafe fn ahead(&self, index: usize, write: bool) -> Option<Hpa> {
         let page = *self.pages[..self.count.min(MOST_PAGES)].get(index)?;
         // SAFETY: By the invariant this is a page with a reference; the rest as promised.
@@ -270,7 +300,6 @@ impl HostPages {
 
 impl Drop for HostPages {
     fn drop(&mut self) {
-        // SAFETY: By the invariant these are our references.
-        unsafe { pacifica_put_pages(self.pages.as_mut_ptr(), self.count as c_uint) };
+        self.put();
     }
 }
