@@ -52,13 +52,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     loop {
         let stop = Arc::new(Stop::new()?);
         let vm = Vm::start(&args.device, &config, &console, &stop)?;
-        let served = session.serve(&vm.serial, &stop);
-        if served.is_err() {
-            // The processors go by the outcome.
-            stop.request(Outcome::Quit);
-        }
-        vm.finish();
-        served?;
+        session.serve(&vm.serial, &stop)?;
+        drop(vm);
         match stop.outcome() {
             Some(Outcome::Reset) if args.reboot == Reboot::Restart => continue,
             Some(outcome) => return Ok(session.end(outcome)),

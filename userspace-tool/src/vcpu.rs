@@ -259,6 +259,18 @@ pub(crate) fn install_kick_handler() -> Result<()> {
         .map_err(|error| Error::system("sigaction", error))
 }
 
+/// A processor's panic ends the program: a guest cannot go on without it, and the page that is shared
+/// with the module must not go away while others may use it.
+struct EndTogether;
+
+impl Drop for EndTogether {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// A processor's thread. The thread gives the processor back when it ends, and the handle keeps it
 /// until it is joined: so the page is mapped for as long as this value exists.
 #[derive(Debug)]
@@ -274,6 +286,7 @@ impl VcpuThread {
         let handle = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .spawn(move || {
+                let _guard = EndTogether;
                 vcpu.run(&bus, &stop);
                 vcpu
             })
@@ -291,7 +304,7 @@ impl VcpuThread {
 
     /// Waits for the thread.
     pub(crate) fn join(self) {
-        // A panic has been reported already.
+        // It does not panic: see `EndTogether`.
         let _ = self.handle.join();
     }
 }

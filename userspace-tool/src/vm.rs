@@ -25,7 +25,7 @@ use crate::layout::{
     PM_PORTS, RTC, TSS,
 };
 use crate::memory::{self, GuestMemory};
-use crate::outcome::Stop;
+use crate::outcome::{Outcome, Stop};
 use crate::vcpu::{self, Vcpu, VcpuThread};
 
 /// What makes a virtual machine.
@@ -39,12 +39,13 @@ pub(crate) struct Config {
     pub(crate) irqchip: bool,
 }
 
-/// A virtual machine that runs.
+/// A virtual machine that runs. When it is dropped, its processors' threads end first: nothing uses
+/// the memory any more when that goes.
 pub(crate) struct Vm {
     threads: Vec<VcpuThread>,
+    stop: Arc<Stop>,
     /// The first serial port, for its input.
     pub(crate) serial: Shared<Serial>,
-    // These must outlive the processors' threads, and do: the threads end when this value is dropped.
     _fd: VmFd,
     _memory: GuestMemory,
 }
@@ -91,26 +92,27 @@ impl Vm {
             cpu::set_up(first.fd(), &memory, entry)?;
         }
         vcpu::install_kick_handler()?;
-        let mut threads = Vec::new();
-        for vcpu in vcpus {
-            threads.push(VcpuThread::start(vcpu, bus.clone(), stop.clone())?);
-        }
-        Ok(Self {
-            threads,
+        let mut vm = Self {
+            threads: Vec::new(),
+            stop: stop.clone(),
             serial,
             _fd: fd,
             _memory: memory,
-        })
+        };
+        for vcpu in vcpus {
+            vm.threads
+                .push(VcpuThread::start(vcpu, bus.clone(), stop.clone())?);
+        }
+        Ok(vm)
     }
+}
 
-    /// Ends the processors' threads. There must be an outcome already, or they would go on.
-    pub(crate) fn finish(self) {
-        for thread in &self.threads {
-            thread.kick();
-        }
-        for thread in self.threads {
-            thread.join();
-        }
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The processors go on without an outcome. If there is one already, it stays.
+        self.stop.request(Outcome::Quit);
+        self.threads.iter().for_each(VcpuThread::kick);
+        self.threads.drain(..).for_each(VcpuThread::join);
     }
 }
 
@@ -152,8 +154,7 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
             userspace_addr: region.as_ptr() as u64,
         };
         // SAFETY: The range is a whole mapping that belongs to `memory`, which is used through
-        // volatile accesses only and lives as long as the virtual machine: `Vm` keeps both, and if
-        // starting fails, no processor runs.
+        // volatile accesses only and outlives all processors' threads: see `Vm`.
         unsafe { fd.set_user_memory_region(region) }
             .map_err(|error| Error::kvm("KVM_SET_USER_MEMORY_REGION", error))?;
     }

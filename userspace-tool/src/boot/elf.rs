@@ -105,3 +105,108 @@ fn write_pvh(memory: &GuestMemory, boot: &Boot, initrd: Option<Initrd>, rsdp: u6
         reason: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::MIB;
+    use std::path::PathBuf;
+    use vm_memory::Bytes;
+
+    /// An ELF image with one segment of eight bytes at 2 MiB, and a note segment.
+    fn image(note: &[u8], memory_size: u64) -> Vec<u8> {
+        let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        image.extend([2 * MIB, 64, 0].map(u64::to_le_bytes).concat());
+        image.extend([0, 0, 64, 56, 2, 0, 0, 0u16].map(u16::to_le_bytes).concat());
+        image.extend([1, 7u32].map(u32::to_le_bytes).concat());
+        image.extend(
+            [176, 2 * MIB, 2 * MIB, 8, memory_size, 4096]
+                .map(u64::to_le_bytes)
+                .concat(),
+        );
+        image.extend([4, 4u32].map(u32::to_le_bytes).concat());
+        image.extend(
+            [184, 0, 0, note.len() as u64, note.len() as u64, 4]
+                .map(u64::to_le_bytes)
+                .concat(),
+        );
+        image.extend(b"\x0f\x0b\xf4\xf4\xf4\xf4\xf4\xf4");
+        image.extend(note);
+        image
+    }
+
+    fn pvh_note(entry: u32) -> Vec<u8> {
+        [
+            &[4u32, 4, 18].map(u32::to_le_bytes).concat()[..],
+            b"Xen\0",
+            &entry.to_le_bytes(),
+        ]
+        .concat()
+    }
+
+    fn load_image(name: &str, image: &[u8]) -> (GuestMemory, Result<Entry>) {
+        let kernel: PathBuf =
+            std::env::temp_dir().join(format!("pacifica-elf-{}-{name}", std::process::id()));
+        std::fs::write(&kernel, image).unwrap();
+        let boot = Boot {
+            kernel: kernel.clone(),
+            initrd: Some(kernel.clone()),
+            append: "some words".into(),
+            memory_size: 8 * MIB,
+        };
+        let memory = memory::allocate(boot.memory_size).unwrap();
+        let entry = crate::boot::load(&memory, &boot, 0xe_0000);
+        std::fs::remove_file(kernel).unwrap();
+        (memory, entry)
+    }
+
+    #[test]
+    fn with_the_note_it_is_started_by_pvh() {
+        let image = image(&pvh_note(0x20_0000), 8);
+        let (memory, entry) = load_image("pvh", &image);
+        assert_eq!(entry.unwrap(), Entry::Pvh { eip: 0x20_0000 });
+        let info: hvm_start_info = memory.read_obj(GuestAddress(PVH_START_INFO)).unwrap();
+        assert_eq!(
+            (info.magic, info.nr_modules, info.rsdp_paddr),
+            (PVH_MAGIC, 1, 0xe_0000)
+        );
+        let module: hvm_modlist_entry = memory.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
+        assert_eq!(
+            (module.paddr, module.size),
+            (8 * MIB - 4096, image.len() as u64)
+        );
+        let mut line = [0; 11];
+        memory
+            .read_slice(&mut line, GuestAddress(info.cmdline_paddr))
+            .unwrap();
+        assert_eq!(&line, b"some words\0");
+        let last = info.memmap_paddr + 24 * u64::from(info.memmap_entries - 1);
+        let last: hvm_memmap_table_entry = memory.read_obj(GuestAddress(last)).unwrap();
+        assert_eq!(last.addr + last.size, 1 << 32);
+    }
+
+    #[test]
+    fn without_it_in_64_bit_mode() {
+        let (memory, entry) = load_image("plain", &image(&[], 8));
+        assert_eq!(entry.unwrap(), Entry::Long { rip: 2 * MIB });
+        let code: u16 = memory.read_obj(GuestAddress(2 * MIB)).unwrap();
+        assert_eq!(code, 0x0b0f);
+    }
+
+    #[test]
+    fn broken_images_are_refused() {
+        let whole = image(&pvh_note(1), 8);
+        for length in [4, 63, 100, 180] {
+            let (_, entry) = load_image("short", &whole[..length]);
+            assert!(
+                matches!(entry, Err(Error::NotAKernel { .. })),
+                "{length}: {entry:?}"
+            );
+        }
+        assert!(matches!(
+            load_image("wide", &image(&[], 1 << 40)).1,
+            Err(Error::KernelTooLarge { .. })
+        ));
+        assert!(load_image("wrapping", &image(&[], u64::MAX)).1.is_err());
+    }
+}

@@ -105,3 +105,40 @@ fn write_command_line(memory: &GuestMemory, text: &str, limit: u64) -> Result<()
     bytes.push(0);
     memory::write(memory, "the command line", COMMAND_LINE, &bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::MIB;
+
+    fn load_file(path: &str) -> Error {
+        let boot = Boot {
+            kernel: path.into(),
+            initrd: None,
+            append: String::new(),
+            memory_size: 2 * MIB,
+        };
+        load(&memory::allocate(boot.memory_size).unwrap(), &boot, 0).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_with_the_reason() {
+        assert!(load_file("/nowhere").to_string().contains("No such file"));
+        assert!(load_file("/").to_string().contains("is a directory"));
+        for file in ["/dev/null", "/proc/self/status"] {
+            assert!(
+                matches!(load_file(file), Error::NotAKernel { .. }),
+                "{file}"
+            );
+        }
+    }
+
+    #[test]
+    fn command_lines_have_a_limit() {
+        let memory = memory::allocate(2 * MIB).unwrap();
+        assert!(write_command_line(&memory, &"x".repeat(2047), 2047).is_ok());
+        assert!(write_command_line(&memory, &"x".repeat(2048), 2047).is_err());
+        assert!(write_command_line(&memory, &"x".repeat(1 << 16), u64::MAX).is_err());
+        assert!(write_command_line(&memory, "a\0b", 2047).is_err());
+    }
+}
