@@ -29,6 +29,7 @@ abi!(
     u64,
     kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
+    kvm_dirty_log,
     kvm_regs,
     kvm_sregs,
     kvm_fpu,

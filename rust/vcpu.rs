@@ -21,7 +21,6 @@ use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow, Mutex};
 use svm::asid::Asid;
 use svm::cpu::Guest;
-use svm::features::SvmFeatures;
 use svm::state::{MpState, VcpuState};
 use svm::vmcb::Vmcb;
 use x86::fxsave::Fxsave;
@@ -196,9 +195,4 @@ impl FileObject for Vcpu {
         // SAFETY: As promised by the caller.
         unsafe { this.run_page.map(vma) }
     }
-}
-
-/// What the host's AMD-V can do.
-pub(crate) fn host_features() -> SvmFeatures {
-    host().map_or(SvmFeatures::empty(), |host| host.features)
 }

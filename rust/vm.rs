@@ -120,6 +120,20 @@ impl Vm {
         Ok(0)
     }
 
+    /// KVM_GET_DIRTY_LOG: which pages were written since the last call.
+    fn dirty_log(&self, arg: Arg) -> Result<c_long> {
+        let log: abi::kvm_dirty_log = arg.read()?;
+        // SAFETY: Both variants of the union are 64 bits of integer or address.
+        let bitmap = Arg(unsafe { log.__bindgen_anon_1.padding2 } as usize);
+        let mut at = 0;
+        self.memory.dirty_log(log.slot, |word| {
+            bitmap.offset(at).write(&word)?;
+            at += core::mem::size_of::<u64>();
+            Ok(())
+        })?;
+        Ok(0)
+    }
+
     fn set_memory(&self, region: Region) -> Result<c_long> {
         self.memory.set_region(&region).map(|()| 0)
     }
@@ -153,6 +167,7 @@ impl FileObject for Vm {
                     hva: region.userspace_addr,
                 })
             }
+            abi::PACIFICA_GET_DIRTY_LOG => this.dirty_log(arg),
             // Intel CPUs need them; there is nothing to remember here.
             abi::PACIFICA_SET_TSS_ADDR => Ok(0),
             abi::PACIFICA_SET_IDENTITY_MAP_ADDR => arg.read::<u64>().map(|_| 0),
