@@ -98,6 +98,9 @@ extern "C" {
         entry: *mut bindings::wait_queue_entry,
     );
     fn pacifica_eventfd_signal(ctx: *mut bindings::eventfd_ctx);
+    fn pacifica_tracing() -> bool;
+    fn pacifica_trace_exit(vcpu: u32, exit_code: u64, exit_info1: u64, exit_info2: u64, rip: u64);
+    fn pacifica_trace_inject(vcpu: u32, event_inj: u64);
     fn pacifica_spin_init(lock: *mut bindings::raw_spinlock_t);
     fn pacifica_spin_lock(lock: *mut bindings::raw_spinlock_t) -> c_ulong;
     fn pacifica_spin_unlock(lock: *mut bindings::raw_spinlock_t, flags: c_ulong);
@@ -177,6 +180,14 @@ safe! {
     syscore_register = pacifica_syscore_register();
     /// Takes the hooks out.
     syscore_unregister = pacifica_syscore_unregister();
+    /// Whether somebody listens to a tracepoint.
+    tracing = pacifica_tracing() -> bool;
+    /// The tracepoint `pacifica_exit`.
+    trace_exit = pacifica_trace_exit(
+        vcpu: u32, exit_code: u64, exit_info1: u64, exit_info2: u64, rip: u64
+    );
+    /// The tracepoint `pacifica_inject`.
+    trace_inject = pacifica_trace_inject(vcpu: u32, event_inj: u64);
     /// Monotonic time in nanoseconds.
     now = pacifica_now() -> u64;
     /// Nanoseconds since boot, suspended time included.

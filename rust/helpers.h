@@ -78,4 +78,9 @@ bool pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key);
 void pacifica_eventfd_unwait(struct eventfd_ctx *ctx, wait_queue_entry_t *entry);
 void pacifica_eventfd_signal(struct eventfd_ctx *ctx);
 
+/* trace.c */
+bool pacifica_tracing(void);
+void pacifica_trace_exit(u32 vcpu, u64 exit_code, u64 exit_info1, u64 exit_info2, u64 rip);
+void pacifica_trace_inject(u32 vcpu, u64 event_inj);
+
 #endif

@@ -287,6 +287,7 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<Exit>)> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
+    let tracing = ffi::tracing();
     loop {
         if let Some(lapic) = &inner.parts.lapic {
             inner.vmcb.set_v_tpr(lapic.cr8() as u8);
@@ -296,6 +297,9 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         });
         if entry == Entry::Shutdown {
             return Ok((Action::User(UserExit::Shutdown), None));
+        }
+        if tracing && inner.vmcb.event_inj() != 0 {
+            ffi::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
         }
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
@@ -315,6 +319,9 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
 
         let exit = Exit::decode(&inner.vmcb);
         vcpu.stats.exit(&exit);
+        if tracing {
+            trace_exit(vcpu, inner);
+        }
         match exit {
             // They are taken as soon as interrupts are on.
             Exit::Intr | Exit::Smi | Exit::Init => return Ok((Action::Resume, Some(exit))),
@@ -341,6 +348,13 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             return Ok((action, Some(exit)));
         }
     }
+}
+
+#[cold]
+fn trace_exit(vcpu: &Vcpu, inner: &Inner) {
+    let vmcb = &inner.vmcb;
+    let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
+    ffi::trace_exit(vcpu.mailbox.id, code, info1, info2, vmcb.rip());
 }
 
 /// Whether the handler changed what [`load`] has put into the CPU.
