@@ -4,14 +4,16 @@
 //! every way out. What needs a hypervisor runs where `PACIFICA_TEST_DEVICE` names its node, as in the
 //! emulated host; `PACIFICA_TEST_PROGRAM` may name another program than the one just built.
 
+mod common;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use common::{device, program, Guest};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::pty::openpty;
 use nix::sys::signal::{kill, Signal};
@@ -36,24 +38,6 @@ const ECHO_GUEST: &[u8] = &[
     0xeb, 0xef, //             jmp 1b
 ];
 
-/// An ELF image of these instructions, at 2 MiB.
-fn image(code: &[u8]) -> Vec<u8> {
-    const ADDRESS: u64 = 2 << 20;
-    let size = code.len() as u64;
-    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    let half = |value: u16| value.to_le_bytes().to_vec();
-    image.extend([ADDRESS, 64, 0].map(u64::to_le_bytes).concat());
-    image.extend([vec![0; 4], half(64), half(56), half(1), vec![0; 6]].concat());
-    image.extend([1u32, 7].map(u32::to_le_bytes).concat());
-    image.extend(
-        [120, ADDRESS, ADDRESS, size, size, 4096]
-            .map(u64::to_le_bytes)
-            .concat(),
-    );
-    image.extend(code);
-    image
-}
-
 /// The program on a terminal of its own.
 struct Session {
     master: File,
@@ -67,9 +51,7 @@ impl Session {
     fn start(arguments: &[&str]) -> Self {
         let pty = openpty(None, None).unwrap();
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
-        let program = std::env::var_os("PACIFICA_TEST_PROGRAM")
-            .unwrap_or_else(|| env!("CARGO_BIN_EXE_pacifica").into());
-        let mut command = Command::new(program);
+        let mut command = program();
         let end = || pty.slave.try_clone().unwrap();
         command
             .args(arguments)
@@ -96,28 +78,18 @@ impl Session {
 
     /// Starts a guest that echoes, if there is a hypervisor, and waits until it runs.
     fn with_guest() -> Option<Self> {
-        let Some(device) = std::env::var_os("PACIFICA_TEST_DEVICE") else {
-            eprintln!("skipped: PACIFICA_TEST_DEVICE is not set");
-            return None;
-        };
-        let path: PathBuf = std::env::temp_dir().join(format!(
-            "pacifica-echo-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
-        fs::write(&path, image(ECHO_GUEST)).unwrap();
-        let arguments = [
+        let device = device()?;
+        let guest = Guest::new(ECHO_GUEST);
+        let mut session = Self::start(&[
             "run",
             "--device",
-            device.to_str().unwrap(),
+            &device,
             "--memory",
             "4M",
             "--kernel",
-            path.to_str().unwrap(),
-        ];
-        let mut session = Self::start(&arguments);
+            guest.path(),
+        ]);
         session.expect(">");
-        fs::remove_file(&path).unwrap();
         assert!(session.is_raw());
         Some(session)
     }
