@@ -74,17 +74,20 @@ impl Entry {
     pub const ABSENT: Entry = Entry(0);
 
     /// The entry that stands for `raw`.
+    #[inline]
     pub fn from_raw(raw: u64) -> Self {
         Entry(raw)
     }
 
     /// What is in memory.
+    #[inline]
     pub fn raw(self) -> u64 {
         self.0
     }
 
     /// An entry that points to a table. Permissions are decided by the last level alone, so it
     /// permits everything.
+    #[inline]
     pub fn table(table: Hpa) -> Self {
         let bits = NptEntry::PRESENT | NptEntry::WRITABLE | NptEntry::USER | NptEntry::ACCESSED;
         Entry(table.0 & ADDRESS | bits.bits())
@@ -92,6 +95,7 @@ impl Entry {
 
     /// An entry that maps the page at `page`, write-back cached (PAT entry 0 of the host), neither
     /// accessed nor dirty.
+    #[inline]
     pub fn page(page: Hpa, size: PageSize, rights: Rights) -> Self {
         let mut bits = NptEntry::PRESENT | NptEntry::USER;
         bits.set(NptEntry::LARGE, size != PageSize::Size4K);
@@ -101,6 +105,7 @@ impl Entry {
     }
 
     /// What the entry is, found at `level` (1 is the last).
+    #[inline]
     pub fn kind(self, level: u8) -> Kind {
         if !self.has(NptEntry::PRESENT) {
             Kind::Absent
@@ -112,6 +117,7 @@ impl Entry {
     }
 
     /// The size of the page that this entry maps if it is a present one at `level`.
+    #[inline]
     fn page_size(self, level: u8) -> Option<PageSize> {
         match level {
             1 => Some(PageSize::Size4K),
@@ -122,28 +128,33 @@ impl Entry {
     }
 
     /// True if all of `bits` are set.
+    #[inline]
     pub fn has(self, bits: NptEntry) -> bool {
         self.0 & bits.bits() == bits.bits()
     }
 
     /// The same with `bits` set.
     #[must_use]
+    #[inline]
     pub fn with(self, bits: NptEntry) -> Self {
         Entry(self.0 | bits.bits())
     }
 
     /// The same with `bits` clear.
     #[must_use]
+    #[inline]
     pub fn without(self, bits: NptEntry) -> Self {
         Entry(self.0 & !bits.bits())
     }
 
     /// The accessed and dirty bits alone.
+    #[inline]
     pub fn history(self) -> NptEntry {
         NptEntry::from_bits_truncate(self.0) & (NptEntry::ACCESSED | NptEntry::DIRTY)
     }
 
     /// What the entry permits, if it maps a page.
+    #[inline]
     pub fn rights(self) -> Rights {
         let mut rights = Rights::empty();
         rights.set(Rights::WRITE, self.has(NptEntry::WRITABLE));

@@ -27,11 +27,13 @@ pub enum Flush {
 
 impl Flush {
     /// True if something must be flushed.
+    #[inline]
     pub fn is_needed(self) -> bool {
         self == Flush::All
     }
 
     /// `All` if `condition` holds.
+    #[inline]
     pub(crate) fn when(condition: bool) -> Self {
         if condition {
             Flush::All
@@ -44,12 +46,14 @@ impl Flush {
 impl BitOr for Flush {
     type Output = Self;
 
+    #[inline]
     fn bitor(self, other: Self) -> Self {
         Flush::when(self.is_needed() || other.is_needed())
     }
 }
 
 impl BitOrAssign for Flush {
+    #[inline]
     fn bitor_assign(&mut self, other: Self) {
         *self = *self | other;
     }

@@ -20,6 +20,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Where the walk for `gpa` looks in a table of `level`.
+    #[inline]
     pub(crate) fn new(table: Hpa, level: u8, gpa: u64) -> Self {
         Place {
             table,
@@ -30,17 +31,20 @@ impl Place {
     }
 
     /// Where it looks next.
+    #[inline]
     pub(crate) fn below(self, table: Hpa, gpa: u64) -> Self {
         Place::new(table, self.level.saturating_sub(1), gpa)
     }
 
     /// What the entry is now.
+    #[inline]
     pub(crate) fn read<T: Tables>(self, tables: &T) -> Entry {
         Entry::from_raw(tables.read(self.table, self.index))
     }
 
     /// Replaces the entry by what `f` makes of it, and returns what it was. If the CPU sets a bit
     /// meanwhile, `f` is asked again.
+    #[inline]
     pub(crate) fn update<T: Tables>(self, tables: &T, f: impl Fn(Entry) -> Entry) -> Entry {
         let mut old = self.read(tables);
         loop {
@@ -56,6 +60,7 @@ impl Place {
     }
 
     /// Takes the entry out. What it returns has the final A and D.
+    #[inline]
     fn take<T: Tables>(self, tables: &T) -> Entry {
         self.update(tables, |_| Entry::ABSENT)
     }
@@ -68,6 +73,7 @@ impl Place {
     }
 
     /// True if the large page that this entry maps makes `new` superfluous.
+    #[inline]
     pub(crate) fn already_gives(self, page: Hpa, entry: Entry, new: &Mapping) -> bool {
         let offset = new.gpa.wrapping_sub(self.gpa);
         page.0.wrapping_add(offset) == new.page.0 && entry.rights().contains(new.rights)
@@ -271,10 +277,12 @@ fn places(table: Hpa, level: u8, base: u64, range: GpaRange) -> impl Iterator<It
 }
 
 /// Whether an entry at `level` maps a page.
+#[inline]
 pub(crate) fn is_page(entry: Entry, level: u8) -> bool {
     matches!(entry.kind(level), Kind::Page(_))
 }
 
+#[inline]
 fn same_page(a: Entry, b: Entry, level: u8) -> bool {
     a.kind(level) == b.kind(level)
 }

@@ -45,21 +45,25 @@ pub enum PageSize {
 
 impl PageSize {
     /// The level whose entries map pages of this size.
+    #[inline]
     pub const fn level(self) -> u8 {
         self as u8
     }
 
     /// Bytes in a page.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         span(self.level())
     }
 
     /// The bits of an address that are the offset into the page.
+    #[inline]
     pub const fn offset_mask(self) -> u64 {
         self.bytes().wrapping_sub(1)
     }
 
     /// The size of the pages that entries of `level` map.
+    #[inline]
     pub const fn of_level(level: u8) -> Option<Self> {
         match level {
             1 => Some(PageSize::Size4K),
@@ -96,6 +100,7 @@ impl GpaRange {
     };
 
     /// The page of `size` that `gpa` is in.
+    #[inline]
     pub fn page(gpa: u64, size: PageSize) -> Self {
         let start = gpa & !size.offset_mask();
         GpaRange {
@@ -105,6 +110,7 @@ impl GpaRange {
     }
 
     /// Whether all of `bytes` from `start` on are in the range.
+    #[inline]
     pub(crate) fn covers(&self, start: u64, bytes: u64) -> bool {
         self.start <= start && start.saturating_add(bytes) <= self.end
     }
@@ -138,16 +144,19 @@ pub enum MapError {
 }
 
 /// Bits of an address that an entry of `level` does not look at.
+#[inline]
 pub(crate) const fn shift(level: u8) -> u32 {
     PAGE_BITS.wrapping_add(INDEX_BITS.wrapping_mul(level.wrapping_sub(1) as u32))
 }
 
 /// Bytes that an entry of `level` translates.
+#[inline]
 pub(crate) const fn span(level: u8) -> u64 {
     1u64.wrapping_shl(shift(level))
 }
 
 /// The index of `gpa` in a table of `level`.
+#[inline]
 pub(crate) const fn index(level: u8, gpa: u64) -> usize {
     (gpa.wrapping_shr(shift(level)) as usize) & (ENTRIES - 1)
 }

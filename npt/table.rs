@@ -40,6 +40,7 @@ pub struct Npt {
 
 impl Npt {
     /// An empty tree. `None` if there is no table for its root.
+    #[inline]
     pub fn new<T: Tables>(tables: &mut T, levels: Levels) -> Option<Self> {
         let root = tables.alloc()?;
         Some(Npt {
@@ -49,11 +50,13 @@ impl Npt {
     }
 
     /// The root, for nCR3.
+    #[inline]
     pub fn root(&self) -> Hpa {
         self.root
     }
 
     /// The first address that is too high for the tables.
+    #[inline]
     pub fn limit(&self) -> u64 {
         span(self.levels.wrapping_add(1))
     }
@@ -185,6 +188,7 @@ impl Npt {
     }
 
     /// The entry at which the walk for `gpa` ends.
+    #[inline]
     fn find<T: Tables>(&self, tables: &T, gpa: u64) -> Option<(Place, Entry)> {
         if gpa >= self.limit() {
             return None;
@@ -200,6 +204,7 @@ impl Npt {
     }
 
     /// Where the walk for `gpa` begins.
+    #[inline]
     fn top(&self, gpa: u64) -> Place {
         Place::new(self.root, self.levels, gpa)
     }
