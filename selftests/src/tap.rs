@@ -18,8 +18,16 @@ impl Tap {
         Self::default()
     }
 
-    /// One result; the details are shown, line by line, if it is a failure.
+    /// One result; the details are shown, line by line, if it is a failure. Details that begin
+    /// with [`SKIP`] are the reason why the test cannot run here.
     pub fn result(&mut self, name: &str, outcome: Result<(), String>) {
+        if let Some(reason) = outcome
+            .as_ref()
+            .err()
+            .and_then(|text| text.strip_prefix(SKIP))
+        {
+            return self.skip(name, reason);
+        }
         self.number += 1;
         match outcome {
             Ok(()) => println!("ok {} {name}", self.number),
@@ -48,6 +56,14 @@ impl Tap {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the details of a test begin with that cannot run.
+pub const SKIP: &str = "SKIP ";
+
+/// The result of a test that cannot run here.
+pub fn skipped(reason: &str) -> Result<(), String> {
+    Err(format!("{SKIP}{reason}"))
 }
 
 /// Fails with the two values unless they are equal.

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `KVM_RUN` itself: how it ends, what it leaves in the shared page, and who can disturb it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::*;
+use selftests::kvm::number;
+use selftests::tap::{equal, skipped};
+
+use crate::bare::{Bare, OUT};
+use crate::{refused, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("KVM_RUN takes no argument", argument),
+    (
+        "immediate_exit ends KVM_RUN before the guest runs",
+        immediate_exit,
+    ),
+    (
+        "immediate_exit completes the port access that is under way",
+        immediate_exit_completes,
+    ),
+    ("a signal ends KVM_RUN", signal),
+    (
+        "KVM_SET_SIGNAL_MASK: a blocked signal ends KVM_RUN only if the mask lets it in",
+        signal_mask,
+    ),
+    ("the shared page tells the guest's state", shared_page),
+    ("a shared page full of rubbish does no harm", rubbish),
+    (
+        "rubbish in place of the answer of every exit does no harm",
+        rubbish_answers,
+    ),
+    (
+        "KVM_INTERRUPT refuses bad vectors and a second one",
+        interrupt,
+    ),
+    ("two threads in KVM_RUN take turns", two_threads),
+    (
+        "ioctls while the guest runs wait for it",
+        ioctl_while_running,
+    ),
+    (
+        "KVM_EXIT_SHUTDOWN can be followed by another run",
+        after_shutdown,
+    ),
+    ("a guest that does nothing can be run for ever", never_ends),
+    ("random states do no harm", random_states),
+];
+
+/// 1: out %al, $0x10; jmp 1b
+const LOOP: [u8; 4] = [OUT[0], OUT[1], 0xeb, 0xfc];
+/// 1: jmp 1b
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+fn argument(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    refused("1", bare.vcpu.handle.call(number::RUN, 1), libc::EINVAL)
+}
+
+fn immediate_exit(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    bare.vcpu.share(|shared| shared.immediate_exit = 1);
+    refused("run", bare.vcpu.run(), libc::EINTR)?;
+    let regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
+    equal("RIP", regs.rip, crate::bare::CODE)?;
+    bare.vcpu.share(|shared| shared.immediate_exit = 0);
+    bare.byte()?;
+    Ok(())
+}
+
+fn immediate_exit_completes(path: &str) -> Result<(), String> {
+    // in $0x10, %al; hlt
+    let bare = Bare::new(path, &[0xe4, 0x10, 0xf4])?;
+    equal("IN", bare.exit(), Ok(KVM_EXIT_IO))?;
+    // SAFETY: The exit reason says which part of the union is meant.
+    let io = unsafe { bare.vcpu.shared().__bindgen_anon_1.io };
+    bare.vcpu.page().write(io.data_offset as usize, &[0x5a]);
+    bare.vcpu.share(|shared| shared.immediate_exit = 1);
+    refused("run", bare.vcpu.run(), libc::EINTR)?;
+    let regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
+    equal("AL", regs.rax & 0xff, 0x5a)?;
+    equal("RIP is after IN", regs.rip, crate::bare::CODE + 2)
+}
+
+/// Sends `SIGUSR1` to the calling thread from another one, again and again, while `work` runs.
+fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
+    // SAFETY: This only asks for the calling thread's name.
+    let thread = unsafe { libc::pthread_self() };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(first);
+            while !done.load(Ordering::SeqCst) {
+                // SAFETY: The thread lives until this scope has ended.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::SeqCst);
+        result
+    })
+}
+
+fn signal(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &SPIN)?;
+    let answer = with_signals(Duration::from_millis(100), || bare.vcpu.run());
+    refused("run", answer, libc::EINTR)?;
+    equal("reason", bare.vcpu.shared().exit_reason, KVM_EXIT_INTR)
+}
+
+fn signal_mask(path: &str) -> Result<(), String> {
+    #[repr(C)]
+    struct Mask {
+        length: u32,
+        set: [u8; 8],
+    }
+    let bare = Bare::new(path, &SPIN)?;
+    // SAFETY: `sigset_t` is plain, and the calls change this thread's mask only.
+    let block = |how| unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    };
+    let set = |length, set| {
+        let mask = Mask { length, set };
+        // SAFETY: The structure is what this ioctl reads.
+        unsafe {
+            bare.vcpu
+                .handle
+                .raw(number::SET_SIGNAL_MASK, (&raw const mask) as usize)
+        }
+    };
+    refused("length", set(4, [0; 8]), libc::EINVAL)?;
+    equal("mask that blocks nothing", set(8, [0; 8]), Ok(0))?;
+    block(libc::SIG_BLOCK);
+    let answer = with_signals(Duration::from_millis(100), || bare.vcpu.run());
+    block(libc::SIG_UNBLOCK);
+    refused("run", answer, libc::EINTR)
+}
+
+fn shared_page(path: &str) -> Result<(), String> {
+    // sti; nop; out; cli; out
+    let bare = Bare::new(path, &[0xfb, 0x90, OUT[0], OUT[1], 0xfa, OUT[0], OUT[1]])?;
+    bare.byte()?;
+    let shared = bare.vcpu.shared();
+    equal("IF", shared.if_flag, 1)?;
+    equal("CR8", shared.cr8, 0)?;
+    equal("APIC base", shared.apic_base & 0xffff_f900, 0xfee0_0900)?;
+    bare.byte()?;
+    equal("IF", bare.vcpu.shared().if_flag, 0)?;
+    equal(
+        "not ready",
+        bare.vcpu.shared().ready_for_interrupt_injection,
+        0,
+    )
+}
+
+fn rubbish(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    let page = bare.vcpu.page();
+    for pattern in [0xffu8, 0x01, 0x80, 0x55] {
+        page.write(0, &vec![pattern; page.len()]);
+        // immediate_exit, request_interrupt_window and cr8 are this program's to write; any answer
+        // will do as long as the host lives.
+        let _ = bare.vcpu.run();
+        page.write(0, &vec![0; page.len()]);
+        let _ = bare.vcpu.run();
+    }
+    bare.start()?;
+    page.write(0, &vec![0; page.len()]);
+    bare.byte()?;
+    Ok(())
+}
+
+fn rubbish_answers(path: &str) -> Result<(), String> {
+    // mov $0xf000, %ax; mov %ax, %ds; mov 0, %ax (MMIO); ins; in; mov %ax, 0; out
+    let code = [
+        0xb8, 0, 0xf0, 0x8e, 0xd8, 0xa1, 0, 0, 0xba, 0x20, 0, 0xb9, 4, 0, 0xf3, 0x6c, 0xe5, 0x10,
+        0xa3, 0, 0, OUT[0], OUT[1], 0xeb, 0xe7,
+    ];
+    let bare = Bare::new(path, &code)?;
+    bare.vm.set(
+        number::SET_USER_MEMORY_REGION,
+        &kvm_userspace_memory_region::default(),
+    )?;
+    let low = kvm_userspace_memory_region {
+        memory_size: 0x8_0000,
+        userspace_addr: bare.ram.start() as u64,
+        ..Default::default()
+    };
+    bare.vm.set(number::SET_USER_MEMORY_REGION, &low)?;
+    let mut seen = [0; 32];
+    for round in 0..200u32 {
+        let Ok(reason) = bare.exit() else { continue };
+        seen[(reason as usize).min(31)] += 1;
+        let rubbish: Vec<u8> = (0..bare.vcpu.page().len())
+            .map(|i| (i as u32 * 37 + round * 101) as u8)
+            .collect();
+        bare.vcpu.page().write(0, &rubbish);
+        bare.vcpu.share(|shared| {
+            shared.immediate_exit = 0;
+            shared.kvm_dirty_regs = 0;
+            shared.kvm_valid_regs = 0;
+        });
+    }
+    equal("ports", seen[KVM_EXIT_IO as usize] > 10, true)?;
+    equal("memory", seen[KVM_EXIT_MMIO as usize] > 10, true)
+}
+
+fn interrupt(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    let inject = |irq| {
+        bare.vcpu
+            .handle
+            .set(number::INTERRUPT, &kvm_interrupt { irq })
+    };
+    refused("256", inject(256), libc::EINVAL)?;
+    refused("-1", inject(u32::MAX), libc::EINVAL)?;
+    equal("255", inject(255), Ok(0))
+}
+
+fn two_threads(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let _ = bare.vcpu.run();
+                }
+            });
+        }
+    });
+    bare.byte()?;
+    Ok(())
+}
+
+fn ioctl_while_running(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &SPIN)?;
+    std::thread::scope(|scope| {
+        let runner = scope.spawn(|| with_signals(Duration::from_millis(300), || bare.vcpu.run()));
+        std::thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        let regs = bare.vcpu.handle.get::<kvm_regs>(number::GET_REGS);
+        let answer = runner.join().map_err(|_| "the thread died".to_owned())?;
+        refused("run", answer, libc::EINTR)?;
+        equal("registers", regs?.rip, crate::bare::CODE)?;
+        equal(
+            "it waited",
+            start.elapsed() > Duration::from_millis(50),
+            true,
+        )
+    })
+}
+
+fn after_shutdown(path: &str) -> Result<(), String> {
+    if path.ends_with("/kvm") {
+        return skipped("excused: KVM clears the VMCB's nested CR3 and never sets it again");
+    }
+    // lidt nothing; int3
+    let bare = Bare::new(path, &[0x0f, 0x01, 0x1e, 0, 0x20, 0xcc])?;
+    equal("triple fault", bare.exit(), Ok(KVM_EXIT_SHUTDOWN))?;
+    bare.ram.write(crate::bare::CODE as usize, &LOOP);
+    bare.start()?;
+    bare.byte()?;
+    Ok(())
+}
+
+fn never_ends(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    for _ in 0..20_000 {
+        bare.byte()?;
+    }
+    Ok(())
+}
+
+/// A guest whose registers are whatever the ioctls accept: the run may end in any way.
+fn random_states(path: &str) -> Result<(), String> {
+    if matches!(
+        std::env::var("LAB_MACHINE").as_deref(),
+        Ok("milan" | "genoa")
+    ) {
+        return skipped("not run: some of these states stop a CPU of QEMU TCG for ever");
+    }
+    let bare = Bare::new(path, &LOOP)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut accepted = 0;
+    for _ in 0..200 {
+        let mut sregs: kvm_sregs = bare.vcpu.handle.get(number::GET_SREGS)?;
+        match random() % 6 {
+            0 => sregs.cr0 = random() & 0xe005_003f,
+            1 => sregs.cr4 = random() & 0x7ff,
+            2 => sregs.efer = random() & 0xd01,
+            3 => sregs.cs.limit = random() as u32,
+            4 => sregs.ss.type_ = random() as u8 & 0xf,
+            _ => sregs.cr3 = random() & 0xf_f000,
+        }
+        accepted += u32::from(bare.vcpu.handle.set(number::SET_SREGS, &sregs).is_ok());
+        let regs = kvm_regs {
+            rip: random() & 0xf_ffff,
+            rsp: random(),
+            rflags: random() & 0x3f_7fd7 | 2,
+            ..Default::default()
+        };
+        bare.vcpu.handle.set(number::SET_REGS, &regs)?;
+        let _ = with_signals(Duration::from_millis(2), || bare.vcpu.run());
+    }
+    equal("some states were accepted", accepted > 10, true)
+}

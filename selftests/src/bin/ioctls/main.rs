@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Every ioctl of the device, with arguments that it must take and arguments that it must refuse,
+//! and with the error numbers that the KVM API's documentation gives.
+
+mod bare;
+mod events;
+mod extensions;
+mod guest_memory;
+mod irqchip;
+mod pointers;
+mod slots;
+mod state;
+mod system;
+mod vm;
+
+use std::process::ExitCode;
+
+use selftests::kvm::{Answer, Errno};
+use selftests::tap::Tap;
+
+/// One test: its name and what it does with the device of this path.
+pub(crate) type Test = (&'static str, fn(&str) -> Result<(), String>);
+
+/// Fails unless the call was refused with this error number.
+pub(crate) fn refused<T: std::fmt::Debug>(
+    what: &str,
+    answer: Answer<T>,
+    errno: i32,
+) -> Result<(), String> {
+    match answer {
+        Err(Errno(got)) if got == errno => Ok(()),
+        other => Err(format!(
+            "{what}: got {other:?}, expected {:?}",
+            Errno(errno)
+        )),
+    }
+}
+
+fn main() -> ExitCode {
+    let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    selftests::machine::catch_interruptions();
+    let groups: [&[Test]; 9] = [
+        system::TESTS,
+        extensions::TESTS,
+        vm::TESTS,
+        slots::TESTS,
+        guest_memory::TESTS,
+        state::TESTS,
+        events::TESTS,
+        irqchip::TESTS,
+        pointers::TESTS,
+    ];
+    let mut tap = Tap::start();
+    for (name, test) in groups.into_iter().flatten() {
+        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
+            tap.result(name, test(&device));
+        }
+    }
+    tap.finish()
+}
