@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest and the host at once.
+
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use selftests::kvm::Handle;
+use selftests::memory::PAGE;
+use selftests::tap::equal;
+
+use crate::guest::*;
+
+const CANARY: u32 = 0xdead_beef;
+
+/// The guest writes all the time, and the host takes the memory away all the time.
+pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
+    let vm = Vm::new(device)?;
+    let pages = 1024;
+    let area = vm.with_data(pages * PAGE)?;
+    let other = Area::new(256 * PAGE);
+    let canary = Area::new(128 * PAGE);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attacks = scope.spawn(|| {
+            let mut round = 0usize;
+            let mut wrong = 0;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                let at = (round * 37 % 960) * PAGE;
+                match round % 6 {
+                    0 => drop(area.advise(at, 64 * PAGE, libc::MADV_DONTNEED)),
+                    1 => area.fresh(at, 16 * PAGE),
+                    2 => drop(area.advise(0, pages * PAGE, libc::MADV_HUGEPAGE)),
+                    3 => drop(area.advise(at, 64 * PAGE, libc::MADV_COLD)),
+                    4 => drop(area.advise(at, 64 * PAGE, libc::MADV_FREE)),
+                    _ => drop(area.advise(at, 64 * PAGE, libc::MADV_PAGEOUT)),
+                }
+                let _ = vm.slot(2, 0, DATA + (16 << 20), 256 * PAGE, other.memory());
+                let _ = vm.slot(2, 0, 0, 0, null_mut());
+                // Pages that the guest has just lost come back here, and must be ours alone.
+                for page in 0..128 {
+                    canary.store(page * PAGE, CANARY);
+                }
+                wrong += (0..128)
+                    .filter(|page| canary.load(page * PAGE) != CANARY)
+                    .count();
+                canary.advise(0, 128 * PAGE, libc::MADV_DONTNEED);
+            }
+            (round, wrong)
+        });
+        let begin = Instant::now();
+        let mut result = Ok(0);
+        let mut rounds = 0;
+        while begin.elapsed() < time && result.is_ok() {
+            rounds += 1;
+            result = vm.call(FILL, DATA, rounds, pages as u32);
+            if result.is_ok() {
+                result = vm.call(SUM, DATA, 0, pages as u32);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (attacks, wrong) = attacks.join().map_err(|_| "the attacker panicked")?;
+        println!("# {rounds} rounds of the guest, {attacks} of the host");
+        equal(
+            "pages that the guest wrote to though they were not its own",
+            wrong,
+            0,
+        )?;
+        result.map(|_| ())
+    })?;
+    vm.call(FILL, DATA, 9, pages as u32)?;
+    for page in 0..pages {
+        equal("a page in the end", area.load(page * PAGE), 9)?;
+    }
+    Ok(())
+}

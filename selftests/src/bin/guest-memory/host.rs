@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the host does to the memory of a guest, on behalf of the process that has it.
+
+use std::time::Duration;
+
+use selftests::kvm::{Errno, Handle};
+use selftests::memory::PAGE;
+use selftests::tap::equal;
+
+use crate::guest::*;
+
+pub(crate) fn unmaps(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(32 * PAGE)?;
+    vm.call(FILL, DATA, 1, 32)?;
+    area.unmap(8 * PAGE, PAGE);
+    let gone = DATA + 8 * PAGE as u64;
+    equal("read", vm.exit(LOAD, gone, 0, 1), Err(Errno(libc::EFAULT)))?;
+    equal(
+        "write",
+        vm.exit(STORE, gone, 0, 1),
+        Err(Errno(libc::EFAULT)),
+    )?;
+    equal("neighbour", vm.load(gone + PAGE as u64)?, 1)?;
+    area.fresh(8 * PAGE, PAGE);
+    equal("new memory", vm.load(gone)?, 0)?;
+    area.advise(0, 32 * PAGE, libc::MADV_DONTNEED);
+    equal("all forgotten", vm.call(SUM, DATA, 0, 32)?, 0)
+}
+
+pub(crate) fn protects(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(32 * PAGE)?;
+    vm.call(FILL, DATA, 1, 32)?;
+    area.protect(0, 32 * PAGE, libc::PROT_READ);
+    equal(
+        "write",
+        vm.exit(STORE, DATA, 2, 1),
+        Err(Errno(libc::EFAULT)),
+    )?;
+    equal("read", vm.call(SUM, DATA, 0, 32)?, 32)?;
+    equal("unchanged", area.load(0), 1)?;
+    area.protect(0, 32 * PAGE, libc::PROT_NONE);
+    equal(
+        "no access",
+        vm.exit(LOAD, DATA, 0, 1),
+        Err(Errno(libc::EFAULT)),
+    )?;
+    area.protect(0, 32 * PAGE, libc::PROT_READ | libc::PROT_WRITE);
+    vm.store(DATA, 2)?;
+    equal("written", area.load(0), 2)
+}
+
+/// After a fork neither process sees what the other, or its guest, writes.
+pub(crate) fn fork_copies(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(32 * PAGE)?;
+    vm.call(FILL, DATA, 1, 32)?;
+    let child = fork(|| {
+        // The guest of the parent writes first.
+        std::thread::sleep(Duration::from_millis(300));
+        let sum: u32 = (0..32).map(|page| area.load(page * PAGE)).sum();
+        (0..32).for_each(|page| area.store(page * PAGE, 100));
+        let foreign = vm.exit(LOAD, DATA, 0, 1) == Err(Errno(libc::EIO));
+        let region = vm.slot(5, 0, 0x10_0000, PAGE, area.start) == Err(Errno(libc::EIO));
+        sum == 32 && foreign && region
+    });
+    vm.call(FILL, DATA, 2, 32)?;
+    equal("ours", vm.call(SUM, DATA, 0, 32)?, 64)?;
+    equal("the child saw its copy, and no VM", child.join(), true)?;
+    equal("still ours", vm.call(SUM, DATA, 0, 32)?, 64)?;
+    equal("our own view", area.load(31 * PAGE), 2)
+}
+
+/// The VM outlives the process whose memory it has.
+pub(crate) fn owner_dies(device: &Handle) -> Outcome {
+    let mut pair = [0; 2];
+    // SAFETY: The array has room for both.
+    let status =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()) };
+    assert_eq!(status, 0);
+    let outer = fork(|| {
+        let Ok(vm) = Vm::new(device) else {
+            return false;
+        };
+        let Ok(area) = vm.with_data(64 * PAGE) else {
+            return false;
+        };
+        let ran = vm.call(FILL, DATA, 1, 64).is_ok();
+        let heir = fork(|| {
+            let mut byte = [0u8];
+            // SAFETY: One byte is written to the array. It ends when the owner is gone.
+            unsafe {
+                libc::close(pair[1]);
+                libc::read(pair[0], byte.as_mut_ptr().cast(), 1);
+            }
+            let refused = vm.exit(LOAD, DATA, 0, 1) == Err(Errno(libc::EIO));
+            let slot = vm.slot(1, 0, 0, 0, area.start) == Err(Errno(libc::EIO));
+            // SAFETY: Any descriptor may be closed.
+            unsafe { libc::close(pair[0]) };
+            refused && slot
+        });
+        // Nobody waits for it: it outlives this process.
+        let _ = heir;
+        ran
+    });
+    equal("the owner ran", outer.join(), true)?;
+    // SAFETY: As above: the heir closes its end when it is done.
+    unsafe {
+        libc::close(pair[1]);
+        let mut byte = [0u8];
+        libc::read(pair[0], byte.as_mut_ptr().cast(), 1);
+        libc::close(pair[0]);
+    }
+    Ok(())
+}
+
+pub(crate) fn file(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    // SAFETY: The name is a C string.
+    let file = unsafe { libc::memfd_create(c"guest".as_ptr(), 0) };
+    // SAFETY: Plain system calls on our own file.
+    assert_eq!(unsafe { libc::ftruncate(file, 32 * PAGE as i64) }, 0);
+    let (area, twin) = (Area::new(32 * PAGE), Area::new(32 * PAGE));
+    area.place(0, 32 * PAGE, file, libc::MAP_SHARED);
+    twin.place(0, 32 * PAGE, file, libc::MAP_SHARED);
+    vm.slot(1, 0, DATA, 32 * PAGE, area.start)?;
+    equal("empty", vm.call(SUM, DATA, 0, 32)?, 0)?;
+    vm.call(FILL, DATA, 4, 32)?;
+    equal("another view", twin.load(31 * PAGE), 4)?;
+    twin.store(8 * PAGE, 5);
+    equal("a write of ours", vm.load(DATA + 8 * PAGE as u64)?, 5)?;
+    // SAFETY: As above.
+    assert_eq!(unsafe { libc::ftruncate(file, 8 * PAGE as i64) }, 0);
+    let gone = DATA + 8 * PAGE as u64;
+    equal(
+        "truncated",
+        vm.exit(LOAD, gone, 0, 1),
+        Err(Errno(libc::EFAULT)),
+    )?;
+    equal("what is left", vm.call(SUM, DATA, 0, 8)?, 32)?;
+    // SAFETY: As above.
+    assert_eq!(unsafe { libc::ftruncate(file, 32 * PAGE as i64) }, 0);
+    equal("grown again", vm.load(gone)?, 0)?;
+    // SAFETY: The descriptor is ours.
+    unsafe { libc::close(file) };
+    Ok(())
+}
+
+pub(crate) fn large_pages(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    let size = 8 * LARGE;
+    let area = vm.with_data(size)?;
+    area.advise(0, size, libc::MADV_HUGEPAGE);
+    let pages = (size / PAGE) as u32;
+    vm.call(FILL, DATA, 1, pages)?;
+    equal("all", vm.call(SUM, DATA, 0, pages)?, pages)?;
+    // A hole in the middle of a large page, and one at the edge of another.
+    area.advise(LARGE + 77 * PAGE, PAGE, libc::MADV_DONTNEED);
+    area.advise(3 * LARGE - PAGE, 2 * PAGE, libc::MADV_DONTNEED);
+    equal("three holes", vm.call(SUM, DATA, 0, pages)?, pages - 3)?;
+    equal("the hole", vm.load(DATA + (LARGE + 77 * PAGE) as u64)?, 0)?;
+    vm.call(FILL, DATA, 2, pages)?;
+    equal("all again", vm.call(SUM, DATA, 0, pages)?, 2 * pages)?;
+    equal("our view", area.load(LARGE + 77 * PAGE), 2)?;
+    // Not aligned to each other: small pages only.
+    vm.slot(2, 0, DATA + (64 << 20) + PAGE as u64, LARGE, area.start)?;
+    equal("shifted", vm.load(DATA + (64 << 20) + PAGE as u64)?, 2)
+}
+
+/// `MADV_COLLAPSE`: the host makes a large page of small ones under the guest.
+pub(crate) fn collapse(device: &Handle) -> Outcome {
+    const MADV_COLLAPSE: i32 = 25;
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(2 * LARGE)?;
+    let pages = (2 * LARGE / PAGE) as u32;
+    area.advise(0, 2 * LARGE, libc::MADV_NOHUGEPAGE);
+    vm.call(FILL, DATA, 3, pages)?;
+    area.advise(0, 2 * LARGE, libc::MADV_HUGEPAGE);
+    equal("collapse", area.advise(0, 2 * LARGE, MADV_COLLAPSE), 0)?;
+    equal("the same", vm.call(SUM, DATA, 0, pages)?, 3 * pages)?;
+    vm.call(FILL, DATA, 4, pages)?;
+    equal("our view", area.load(LARGE + 9 * PAGE), 4)?;
+    area.advise(LARGE, PAGE, libc::MADV_DONTNEED);
+    equal("a hole", vm.call(SUM, DATA, 0, pages)?, 4 * pages - 4)
+}
+
+/// Pages that the host has merged because they are equal part again when the guest writes.
+pub(crate) fn merges_equal_pages(device: &Handle) -> Outcome {
+    let setting = |name: &str, value: &str| {
+        std::fs::write(format!("/sys/kernel/mm/ksm/{name}"), value).map_err(|e| e.to_string())
+    };
+    let sharing = || -> usize {
+        let text = std::fs::read_to_string("/sys/kernel/mm/ksm/pages_sharing");
+        text.ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(64 * PAGE)?;
+    vm.call(FILL, DATA, 5, 64)?;
+    area.advise(0, 64 * PAGE, libc::MADV_MERGEABLE);
+    setting("pages_to_scan", "1000")?;
+    setting("sleep_millisecs", "5")?;
+    setting("run", "1")?;
+    for _ in 0..500 {
+        if sharing() >= 60 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("# {} pages share one", sharing());
+    equal("any shared", sharing() > 0, true)?;
+    setting("run", "0")?;
+    equal("read", vm.call(SUM, DATA, 0, 64)?, 320)?;
+    vm.store(DATA + 7 * PAGE as u64, 6)?;
+    equal("only one changed", vm.call(SUM, DATA, 0, 64)?, 321)?;
+    equal(
+        "our view",
+        (area.load(6 * PAGE), area.load(7 * PAGE)),
+        (5, 6),
+    )?;
+    setting("run", "2")
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Memory slots and what the host does to the memory behind them, seen by a guest.
+//!
+//! The guest is a handful of instructions in flat 32-bit mode that read and write where this
+//! program tells them to. `guest-memory [--device PATH] [--seconds N]`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use selftests::kvm::Handle;
+use selftests::tap::Tap;
+
+use guest::Outcome;
+
+mod fire;
+mod guest;
+mod host;
+mod log;
+mod slots;
+
+fn main() -> ExitCode {
+    let mut device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
+    let mut seconds = 3;
+    let mut words = std::env::args().skip(1);
+    while let (Some(word), Some(value)) = (words.next(), words.next()) {
+        match word.as_str() {
+            "--device" => device = value,
+            _ => seconds = value.parse().unwrap_or(seconds),
+        }
+    }
+    let is_kvm = device.ends_with("/kvm");
+    let mut tap = Tap::start();
+    let device = match Handle::open(&device) {
+        Ok(device) => device,
+        Err(error) => {
+            tap.result("open the device", Err(error.to_string()));
+            return tap.finish();
+        }
+    };
+    type Test = fn(&Handle) -> Outcome;
+    let tests: [(&str, Test); 17] = [
+        ("the rules of slots", slots::rules),
+        ("reads and writes", slots::reads_and_writes),
+        ("slots come and go", slots::come_and_go),
+        ("a read-only slot", slots::read_only),
+        ("many slots", slots::many),
+        ("the host unmaps", host::unmaps),
+        ("the host protects", host::protects),
+        ("a fork copies", host::fork_copies),
+        ("the owner dies before the VM", host::owner_dies),
+        ("memory of a file", host::file),
+        ("large pages", host::large_pages),
+        ("small pages become a large one", host::collapse),
+        ("equal pages are merged", host::merges_equal_pages),
+        ("the rules of the dirty log", log::rules),
+        ("the dirty log is exact", log::exact),
+        ("the dirty log survives the host", log::survives),
+        ("the dirty log outlives large pages", log::large_pages),
+    ];
+    for (name, test) in tests {
+        if is_kvm && ["the dirty log is exact", "the dirty log survives the host"].contains(&name) {
+            tap.skip(name, "KVM takes a page for written when it maps it");
+            continue;
+        }
+        tap.result(name, test(&device));
+    }
+    let time = Duration::from_secs(seconds);
+    tap.result("under fire", fire::under_fire(&device, time));
+    tap.result(
+        "copied while it runs",
+        log::copy_while_it_runs(&device, time),
+    );
+    tap.finish()
+}
