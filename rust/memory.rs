@@ -46,7 +46,7 @@ use crate::ffi;
 use crate::memory_ffi::{self, Srcu, SrcuGuard};
 use crate::notifier::Notifier;
 pub(crate) use crate::slots::Region;
-use crate::slots::{Change, Slot, SlotList};
+use crate::slots::{Change, Slot, SlotList, SLOT_LIMIT};
 use crate::tables::{LockedTables, TableCache};
 use core::mem::offset_of;
 use core::pin::Pin;
@@ -227,12 +227,15 @@ impl VmMemory {
     }
 
     /// `KVM_GET_DIRTY_LOG`: calls `put` with each word of the log of slot `id`, in order, and
-    /// clears it. `EINVAL` without such a slot, `ENOENT` if it keeps no log. May sleep.
+    /// clears it. `EINVAL` if there can be no such slot, `ENOENT` if it keeps no log. May sleep.
     pub(crate) fn dirty_log(&self, id: u32, mut put: impl FnMut(u64) -> Result) -> Result {
         let _change = self.change.lock();
         // SAFETY: Only changes free a snapshot, and they are behind the mutex.
         let slots = unsafe { &*self.slots.load(Relaxed) };
-        let slot = slots.by_id(id).ok_or(EINVAL)?;
+        if id >= SLOT_LIMIT {
+            return Err(EINVAL);
+        }
+        let slot = slots.by_id(id).ok_or(ENOENT)?;
         let log = slot.log().ok_or(ENOENT)?;
         let gpas = slot.gpas();
         for range in chunks(gpas.start, gpas.end) {
