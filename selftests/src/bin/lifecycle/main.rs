@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The life of VMs, of the module and of the host: death at any moment, CPUs that come and go,
+//! loading and unloading, and no memory left behind. It wants to be root on a host that nobody else
+//! uses.
+
+mod module;
+mod process;
+mod victim;
+
+use std::fs;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use selftests::kvm::{number, Errno, Handle};
+use selftests::tap::{equal, skipped, Tap};
+
+use module::Module;
+use process::{pin, Child};
+use victim::{Kind, Victim};
+
+type Test = (&'static str, fn(&Module) -> Result<(), String>);
+
+const TESTS: &[Test] = &[
+    ("a VMM can be killed at any moment, 200 times", killed),
+    (
+        "the host stays responsive while a guest spins with interrupts off",
+        responsive,
+    ),
+    ("two guests share a CPU", share),
+    ("a guest goes on when its CPU goes offline", hotplug),
+    (
+        "a VM made while a CPU is offline runs on it later",
+        late_cpu,
+    ),
+    ("VMs come and go on four threads at once", race),
+    ("1,000 VMs leave no memory behind", leak),
+    ("the module cannot go while a file is open", in_use),
+    ("the module can go and come 50 times", reload),
+    (
+        "with kvm_amd loaded first, VMs are refused with advice",
+        kvm_first,
+    ),
+    (
+        "with a VM running, kvm_amd does not take SVM away",
+        kvm_second,
+    ),
+    ("the host powers off while a guest runs", power_off),
+];
+
+fn main() -> ExitCode {
+    let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    selftests::machine::catch_interruptions();
+    let module = Module::of(&device);
+    let mut tap = Tap::start();
+    for (name, test) in TESTS {
+        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
+            tap.result(name, test(&module));
+        }
+    }
+    tap.finish()
+}
+
+fn works(module: &Module) -> Result<(), String> {
+    Victim::new(&module.device, Kind::Ports)?.steps(10)
+}
+
+fn killed(module: &Module) -> Result<(), String> {
+    for round in 0..200u64 {
+        let kind = Kind::ALL[round as usize % Kind::ALL.len()];
+        if kind == Kind::Timer && !module.has_irqchip() {
+            continue;
+        }
+        let device = module.device.clone();
+        let child = Child::start(move |_| {
+            if let Ok(victim) = Victim::new(&device, kind) {
+                victim.run_on_threads(if round % 3 == 0 { 2 } else { 1 });
+            }
+        });
+        sleep(Duration::from_micros(round * 7919 % 30_000));
+        child
+            .kill()
+            .map_err(|error| format!("round {round}, {kind:?}: {error}"))?;
+    }
+    equal("files of the module that are open", module.users(), Some(0))?;
+    works(module)
+}
+
+fn responsive(module: &Module) -> Result<(), String> {
+    let device = module.device.clone();
+    pin(0);
+    let child = Child::start(move |counter| {
+        counter.add();
+        if let Ok(victim) = Victim::new(&device, Kind::Spin) {
+            victim.run_on_threads(1);
+        }
+    });
+    child.wait_for(1)?;
+    sleep(Duration::from_millis(200));
+    let mut worst = Duration::ZERO;
+    for _ in 0..50 {
+        let start = Instant::now();
+        sleep(Duration::from_millis(10));
+        worst = worst.max(start.elapsed());
+    }
+    child.kill()?;
+    equal(
+        &format!("the longest of 50 sleeps of 10 ms, {worst:?}, is short"),
+        worst < Duration::from_secs(1),
+        true,
+    )
+}
+
+/// A child that counts the guest's exits, on one CPU of the host.
+fn counting(module: &Module, cpu: usize) -> Child {
+    let device = module.device.clone();
+    Child::start(move |counter| {
+        pin(cpu);
+        if let Ok(victim) = Victim::new(&device, Kind::Ports) {
+            while victim.steps(1).is_ok() {
+                counter.add();
+            }
+        }
+    })
+}
+
+fn share(module: &Module) -> Result<(), String> {
+    let children = [
+        counting(module, 0),
+        counting(module, 0),
+        counting(module, 0),
+    ];
+    for child in &children {
+        child.wait_for(200)?;
+    }
+    children.into_iter().try_for_each(Child::kill)
+}
+
+fn online(cpu: usize, on: bool) -> Result<(), String> {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    fs::write(path, if on { "1" } else { "0" }).map_err(|e| format!("CPU {cpu} {on}: {e}"))
+}
+
+fn has_second_cpu() -> bool {
+    fs::exists("/sys/devices/system/cpu/cpu1/online").unwrap_or(false)
+}
+
+fn hotplug(module: &Module) -> Result<(), String> {
+    if !has_second_cpu() {
+        return skipped("the host has one CPU");
+    }
+    let on_second = counting(module, 1);
+    let on_first = counting(module, 0);
+    for _ in 0..5 {
+        for on in [false, true] {
+            online(1, on)?;
+            for child in [&on_first, &on_second] {
+                child.wait_for(child.count() + 50)?;
+            }
+        }
+    }
+    on_first.kill()?;
+    on_second.kill()
+}
+
+fn late_cpu(module: &Module) -> Result<(), String> {
+    if !has_second_cpu() {
+        return skipped("the host has one CPU");
+    }
+    online(1, false)?;
+    let first = counting(module, 0);
+    let outcome = first.wait_for(10);
+    online(1, true)?;
+    outcome?;
+    let second = counting(module, 1);
+    second.wait_for(10)?;
+    first.kill()?;
+    second.wait_for(second.count() + 10)?;
+    second.kill()
+}
+
+fn race(module: &Module) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| (0..50).try_for_each(|_| works(module))))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| "panic".to_owned())?)
+    })?;
+    equal("open files", module.users(), Some(0))
+}
+
+/// Kernel memory in KiB, as soon as what is freed late has been freed.
+fn kernel_memory() -> i64 {
+    sleep(Duration::from_millis(1500));
+    // Nothing depends on it; it only makes the figures steadier.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| -> i64 {
+        text.lines()
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .trim_start_matches(':')
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .unwrap_or(0)
+    };
+    let total = field("MemTotal") - field("MemFree");
+    let user = field("AnonPages") + field("Cached") + field("Buffers");
+    println!(
+        "# used by the kernel: {} KiB, of it slab {}, per CPU {}, page tables {}",
+        total - user,
+        field("Slab"),
+        field("Percpu"),
+        field("PageTables") + field("SecPageTables"),
+    );
+    total - user
+}
+
+fn leak(module: &Module) -> Result<(), String> {
+    let some = |count: u32| (0..count).try_for_each(|_| works(module));
+    some(100)?;
+    let before = kernel_memory();
+    some(1000)?;
+    let growth = kernel_memory() - before;
+    // One page for each VM would be 4,000 KiB.
+    equal(
+        &format!("growth of {growth} KiB is small"),
+        growth < 1500,
+        true,
+    )
+}
+
+fn in_use(module: &Module) -> Result<(), String> {
+    let Victim {
+        device, vm, vcpus, ..
+    } = Victim::new(&module.device, Kind::Ports)?;
+    let refused = |what: &str| match module.unload() {
+        Err(Errno(libc::EWOULDBLOCK)) => Ok(()),
+        other => Err(format!("unloading with {what} open: {other:?}")),
+    };
+    refused("all")?;
+    drop(device);
+    refused("VM and vCPU")?;
+    drop(vm);
+    refused("vCPU")?;
+    vcpus[0].run()?;
+    drop(vcpus);
+    equal("open files", module.users(), Some(0))
+}
+
+fn reload(module: &Module) -> Result<(), String> {
+    for round in 0..50 {
+        module
+            .unload()
+            .map_err(|error| format!("round {round}: unloading: {error:?}"))?;
+        equal(
+            "the device is gone",
+            fs::exists(&module.device).unwrap_or(true),
+            false,
+        )?;
+        module
+            .load()
+            .map_err(|error| format!("round {round}: {error}"))?;
+        if round % 5 == 0 {
+            works(module)?;
+        }
+    }
+    works(module)
+}
+
+fn create_vm(module: &Module) -> Result<Handle, Errno> {
+    let device = Handle::open(&module.device).map_err(|_| Errno(libc::ENODEV))?;
+    device.open_with(number::CREATE_VM, 0)
+}
+
+fn kvm_first(module: &Module) -> Result<(), String> {
+    if module.is_kvm() {
+        return skipped("this is about the other module");
+    }
+    module
+        .unload()
+        .map_err(|error| format!("unloading: {error:?}"))?;
+    module::load_kvm()?;
+    let outcome = module.load();
+    let refused = create_vm(module).err();
+    let second = create_vm(module).err();
+    let advice = module::kernel_log();
+    module::unload_kvm()?;
+    outcome?;
+    equal("KVM_CREATE_VM", refused, Some(Errno(libc::EBUSY)))?;
+    equal("again", second, Some(Errno(libc::EBUSY)))?;
+    let advised = advice
+        .lines()
+        .any(|line| line.contains("pacifica:") && line.contains("kvm_amd"));
+    equal("the kernel's log names kvm_amd", advised, true)?;
+    works(module)
+}
+
+fn kvm_second(module: &Module) -> Result<(), String> {
+    if module.is_kvm() {
+        return skipped("this is about the other module");
+    }
+    let child = counting(module, 0);
+    child.wait_for(10)?;
+    let loaded = module::load_kvm();
+    let outcome = child.wait_for(child.count() + 100);
+    module::unload_kvm()?;
+    outcome?;
+    child.wait_for(child.count() + 100)?;
+    child.kill()?;
+    equal("kvm_amd is refused", loaded.is_err(), true)?;
+    // And without a VM it is welcome.
+    module::load_kvm()?;
+    module::unload_kvm()?;
+    works(module)
+}
+
+/// The guest that is left running here must not keep the host from ending.
+fn power_off(module: &Module) -> Result<(), String> {
+    let child = counting(module, 0);
+    child.wait_for(10)?;
+    child.leave();
+    Ok(())
+}

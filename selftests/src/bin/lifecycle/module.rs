@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Loading and unloading kernel modules, and reading the kernel's log.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use kvm_bindings::KVM_CAP_IRQCHIP;
+use selftests::kvm::{Errno, Handle};
+
+/// The module under test.
+pub(crate) struct Module {
+    /// Its device.
+    pub(crate) device: String,
+    name: &'static str,
+    file: &'static str,
+}
+
+impl Module {
+    /// The module behind a device.
+    pub(crate) fn of(device: &str) -> Self {
+        let device = device.to_owned();
+        if device.ends_with("/kvm") {
+            Self {
+                device,
+                name: "kvm_amd",
+                file: "/lab/kvm/kvm-amd.ko",
+            }
+        } else {
+            Self {
+                device,
+                name: "pacifica",
+                file: "/lab/pacifica.ko",
+            }
+        }
+    }
+
+    /// Whether the module is the kernel's own.
+    pub(crate) fn is_kvm(&self) -> bool {
+        self.name == "kvm_amd"
+    }
+
+    /// Whether it has in-kernel interrupt controllers.
+    pub(crate) fn has_irqchip(&self) -> bool {
+        Handle::open(&self.device).is_ok_and(|device| device.extension(KVM_CAP_IRQCHIP) > 0)
+    }
+
+    /// How often the module is in use.
+    pub(crate) fn users(&self) -> Option<u32> {
+        let text = fs::read_to_string(format!("/sys/module/{}/refcnt", self.name)).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Loads it.
+    pub(crate) fn load(&self) -> Result<(), String> {
+        insmod(self.file)
+    }
+
+    /// Unloads it, unless it is in use.
+    pub(crate) fn unload(&self) -> Result<(), Errno> {
+        unload(self.name)
+    }
+}
+
+fn insmod(file: &str) -> Result<(), String> {
+    let output = Command::new("insmod")
+        .arg(file)
+        .output()
+        .map_err(|e| format!("insmod: {e}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "insmod {file}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+}
+
+fn unload(name: &str) -> Result<(), Errno> {
+    let name = CString::new(name).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: The name is a string that ends in zero.
+    let answer = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(Errno::last())
+    }
+}
+
+fn is_loaded(name: &str) -> bool {
+    Path::new("/sys/module").join(name).join("refcnt").exists()
+}
+
+/// The kernel's KVM modules in the order in which they are loaded.
+fn kvm_modules() -> Vec<String> {
+    let order = fs::read_to_string("/lab/kvm/order").unwrap_or_default();
+    order.lines().map(str::to_owned).collect()
+}
+
+/// Loads kvm_amd and what it needs.
+pub(crate) fn load_kvm() -> Result<(), String> {
+    for file in kvm_modules() {
+        if !is_loaded(&file.trim_end_matches(".ko").replace('-', "_")) {
+            insmod(&format!("/lab/kvm/{file}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Unloads them.
+pub(crate) fn unload_kvm() -> Result<(), String> {
+    for file in kvm_modules().iter().rev() {
+        let name = file.trim_end_matches(".ko").replace('-', "_");
+        if is_loaded(&name) {
+            unload(&name).map_err(|error| format!("unloading {name}: {error:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's log.
+pub(crate) fn kernel_log() -> String {
+    Command::new("dmesg")
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default()
+}
