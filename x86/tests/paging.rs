@@ -60,6 +60,7 @@ prop_compose! {
         max_phys_bits in prop_oneof![Just(32_u8), Just(36), Just(40), Just(48), Just(52), any::<u8>()],
         cr3 in 0_u64..64,
         cr3_low in 0_u64..0x1000,
+        cr3_high: u32,
     ) -> PagingState {
         let (mut cr0, mut cr4, mut efer) = mode(choice);
         let [wp, smep, smap, nxe, rflags_ac, gbpages] = flags;
@@ -69,7 +70,11 @@ prop_compose! {
         if nxe {
             efer |= Efer::NXE;
         }
-        let cr3 = cr3 << 12 | cr3_low;
+        let mut cr3 = cr3 << 12 | cr3_low;
+        if !efer.contains(Efer::LMA) {
+            // The register has 32 bits in these modes, whatever a VMM writes.
+            cr3 |= u64::from(cr3_high) << 32;
+        }
         PagingState { cr0, cr3, cr4, efer, cpl, rflags_ac, max_phys_bits, gbpages }
     }
 }
@@ -205,6 +210,59 @@ fn permissions_of_all_combinations() {
                 assert_eq!(result, Err(WalkError::Fault(fault)), "{case:#x} {access:?}");
                 for table in [0x1000, 0x2000, 0x3000, 0x4000] {
                     assert_eq!(mem.get(table) & (A | D), 0, "marked without permission");
+                }
+            }
+        }
+    }
+}
+
+/// Each bit of each entry on the path, alone: ignored, reserved or what it means.
+#[test]
+fn every_bit_of_every_entry() {
+    for choice in 1..7 {
+        let (cr0, cr4, efer) = mode(choice);
+        for (nx, max_phys_bits, page_level) in [(false, 36, 1), (true, 40, 2), (true, 52, 3)] {
+            let mut state = PagingState {
+                cr0,
+                cr4,
+                efer,
+                max_phys_bits,
+                ..long_mode()
+            };
+            if nx {
+                state.efer |= Efer::NXE;
+            }
+            let wide = cr4.contains(Cr4::PAE);
+            let levels = match (cr4.contains(Cr4::LA57), efer.contains(Efer::LMA)) {
+                (true, _) => 5,
+                (_, true) => 4,
+                _ if wide => 3,
+                _ => 2,
+            };
+            for changed in 1..=levels {
+                for bit in 0..if wide { 64 } else { 32 } {
+                    let mut mem = Memory::zeroed();
+                    let mut table = 0x1000;
+                    for level in (1..=levels).rev() {
+                        // The first entry of each table points to the next page.
+                        let pdpte = wide && levels == 3 && level == 3;
+                        let mut entry = (table + 0x1000) | if pdpte { P } else { P | RW | US };
+                        if level == page_level && !pdpte {
+                            entry = P | RW | US | PS;
+                        }
+                        if level == changed {
+                            entry ^= 1 << bit;
+                        }
+                        mem.put(table, entry);
+                        table += 0x1000;
+                    }
+                    for access in ACCESSES {
+                        let (expected, after) = model(&mem, &state, 0x77, access);
+                        let mut mem = mem.fresh();
+                        let found = walk(&mut mem, &state, 0x77, access);
+                        assert_eq!(found, expected, "{state:?} level {changed} bit {bit}");
+                        assert!(mem.cells == after, "{state:?} level {changed} bit {bit}");
+                    }
                 }
             }
         }

@@ -91,6 +91,13 @@ impl Memory {
         })
     }
 
+    /// The same memory once more.
+    pub fn fresh(&self) -> Self {
+        let mut copy = Self::new(self.content);
+        copy.cells.clone_from(&self.cells);
+        copy
+    }
+
     pub fn get(&self, gpa: u64) -> u64 {
         self.fetch(gpa, 8).unwrap()
     }
@@ -181,11 +188,20 @@ fn random_entry(rng: &mut Rng, wide: bool, strange: u64) -> u64 {
         }
     }
     if rng.next() % 4 == 0 {
-        entry |= 1 << 7;
-        if rng.next() % 8 != 0 {
-            // A large page: its low address bits must be zero, or it is a strange one.
-            entry &= !0x3fff_e000;
-        }
+        // A large page, which may be anywhere. Its low address bits must be zero, or it is a
+        // strange one; which they are, depends on its size.
+        let clear = match rng.next() % 8 {
+            0 => 0,
+            1..=3 => 0x1f_e000,
+            _ => 0x3fff_e000,
+        };
+        let high = match rng.next() % 4 {
+            0 => 0x00ff_fff0_0000,
+            1 => 0x007f_fff0_0000,
+            _ => 0x0000_fff0_0000,
+        };
+        entry |= 1 << 7 | (rng.next() & high);
+        entry &= !clear;
     }
     if wide && rng.next() % 16 == 0 {
         entry |= 1 << 63;
@@ -260,8 +276,7 @@ pub fn model(
     linear: u64,
     access: Access,
 ) -> (Result<Translation, WalkError>, BTreeMap<u64, u64>) {
-    let mut after = Memory::new(mem.content);
-    after.cells.clone_from(&mem.cells);
+    let mut after = mem.fresh();
     let long = state.efer.contains(Efer::LMA);
     let linear = if long { linear } else { linear % (1 << 32) };
     if !state.cr0.contains(Cr0::PG) {
