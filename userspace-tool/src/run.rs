@@ -35,6 +35,9 @@ const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
 /// thrown away, because the escape keys must go on working.
 const INPUT_LIMIT: usize = 16 * 1024;
 
+/// How often a program in the background looks whether it is in the foreground: twice a second.
+const FOREGROUND_INTERVAL: u16 = 500;
+
 /// Runs the guest as asked.
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     let config = Config {
@@ -118,6 +121,7 @@ impl Session {
             if ready.signal {
                 self.handle_signals(stop)?;
             }
+            self.take_terminal()?;
             if ready.drained {
                 // The event says only that there is room now.
                 let _ = drained.read();
@@ -146,7 +150,13 @@ impl Session {
         if self.input && ours && room {
             descriptors.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut descriptors, PollTimeout::NONE) {
+        // Nothing announces that a shell has put this program into the foreground.
+        let timeout = if ours {
+            PollTimeout::NONE
+        } else {
+            FOREGROUND_INTERVAL.into()
+        };
+        match poll(&mut descriptors, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(error) => return Err(Error::system("poll", error)),
@@ -173,14 +183,14 @@ impl Session {
         {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
             match Signal::try_from(number) {
+                // `serve` takes the terminal back when the program goes on.
                 Ok(Signal::SIGTSTP) => {
                     self.raw = None;
                     // Only the uncatchable signal is sure to stop us; the shell sees no difference.
                     signal::raise(Signal::SIGSTOP)
                         .map_err(|error| Error::system("raise", error))?;
-                    self.take_terminal()?;
                 }
-                Ok(Signal::SIGCONT) => self.take_terminal()?,
+                Ok(Signal::SIGCONT) => {}
                 Ok(signal) => stop.request(Outcome::Signal(signal)),
                 Err(_) => {}
             }

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guests from start to end: what the program's exit status and its output say of them. The tests run
-//! where `PACIFICA_TEST_DEVICE` names a hypervisor's node, as in the emulated host, those with Linux
-//! where `PACIFICA_TEST_KERNEL` and `PACIFICA_TEST_INITRD` name one that powers off by itself.
-
-mod common;
+//! Guests from start to end: what the program's exit status and its output say of them.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use common::{device, program, Guest};
+use crate::common::{device, program, Guest};
 
 /// out %al, $0xf4 with this value.
 fn debug_exit(value: u8) -> Vec<u8> {

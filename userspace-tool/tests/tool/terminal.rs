@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The program on a terminal: raw mode, the escape keys, and that the terminal is as before after
-//! every way out. What needs a hypervisor runs where `PACIFICA_TEST_DEVICE` names its node, as in the
-//! emulated host; `PACIFICA_TEST_PROGRAM` may name another program than the one just built.
-
-mod common;
+//! every way out.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use common::{device, program, Guest};
+use crate::common::{device, program, Guest};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::pty::openpty;
 use nix::sys::signal::{kill, Signal};
@@ -49,15 +46,14 @@ struct Session {
 
 impl Session {
     fn start(arguments: &[&str]) -> Self {
+        Self::spawn(program().args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         let pty = openpty(None, None).unwrap();
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
-        let mut command = program();
         let end = || pty.slave.try_clone().unwrap();
-        command
-            .args(arguments)
-            .stdin(end())
-            .stdout(end())
-            .stderr(end());
+        command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: Both calls are safe between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -248,6 +244,39 @@ fn stopping_gives_the_terminal_back_until_it_goes_on() {
     session.wait_until("raw again", Session::is_raw);
     session.type_("on");
     session.expect("on");
+    session.type_("\x01x");
+    assert_eq!(session.end().code(), Some(0));
+    session.assert_as_before();
+}
+
+#[test]
+fn in_the_background_it_leaves_the_terminal_alone() {
+    let Some(device) = device() else { return };
+    let guest = Guest::new(ECHO_GUEST);
+    // The shell keeps the terminal; with job control, the program gets a process group of its own.
+    let script = "set -m; \"$0\" \"$@\" & sleep 2; fg >/dev/null";
+    let program = program().get_program().to_owned();
+    let arguments = [
+        "run",
+        "--device",
+        &device,
+        "--memory",
+        "4M",
+        "--kernel",
+        guest.path(),
+    ];
+    let mut session = Session::spawn(
+        Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .arg(program)
+            .args(arguments),
+    );
+    session.expect(">");
+    session.assert_as_before();
+    session.wait_until("in the foreground", Session::is_raw);
+    session.type_("here");
+    session.expect("here");
     session.type_("\x01x");
     assert_eq!(session.end().code(), Some(0));
     session.assert_as_before();

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The commands that need no hypervisor.
+
+use std::path::Path;
+use std::process::Output;
+
+use crate::common::program;
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output: Output = program().args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn exec_puts_the_node_at_dev_kvm_and_leaves_nothing_behind() {
+    let there = Path::new("/dev/kvm").exists();
+    let entries = || std::fs::read_dir("/dev").unwrap().count();
+    let before = entries();
+    // Any character device will do as the node. All other nodes are where they were.
+    let script = "test -c /dev/kvm && cat /dev/kvm && echo >/dev/null && test -c /dev/zero && ls /dev | wc -l && exit 42";
+    let (status, output, error) = run(&["exec", "--device", "/dev/null", "--", "sh", "-c", script]);
+    if error.contains("user namespaces") {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    assert_eq!(status, Some(42), "{error}");
+    assert_eq!(output.trim().parse(), Ok(before + usize::from(!there)));
+    assert_eq!((Path::new("/dev/kvm").exists(), entries()), (there, before));
+}
+
+#[test]
+fn exec_stays_in_its_directory() {
+    let (status, output, error) = run(&["exec", "--device", "/dev/null", "--", "pwd"]);
+    if !error.contains("user namespaces") {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            (status, output.trim()),
+            (Some(0), here.to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn exec_says_what_is_missing() {
+    let (status, _, error) = run(&["exec", "--device", "/dev/there-is-none", "--", "true"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("there is no /dev/there-is-none"), "{error}");
+    let (status, _, error) = run(&["exec", "--device", "/dev/null", "--", "/no/such/program"]);
+    assert!(
+        status == Some(127) || error.contains("user namespaces"),
+        "{error}"
+    );
+}
+
+#[test]
+fn check_names_every_step_and_a_remedy() {
+    let (status, output, _) = run(&["check", "--device", "/dev/there-is-none"]);
+    assert_eq!(status, Some(1));
+    let verdicts = output
+        .lines()
+        .filter(|line| line.starts_with("ok") || line.starts_with("NO"))
+        .count();
+    assert_eq!(verdicts, 10, "{output}");
+    let mut lines = output.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.starts_with("NO") {
+            assert!(
+                lines
+                    .peek()
+                    .is_some_and(|next| next.trim_start().starts_with("->")),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn completions_and_manual_come_from_the_same_source() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, output, _) = run(&["completions", shell]);
+        assert_eq!(status, Some(0));
+        assert!(output.contains("irqchip"), "{shell}");
+    }
+    let (status, output, _) = run(&["man"]);
+    assert_eq!(status, Some(0));
+    assert!(output.contains(".TH pacifica"), "{output}");
+}
+
+#[test]
+fn wrong_usage_has_status_2() {
+    for arguments in [
+        &[][..],
+        &["run"],
+        &["fly"],
+        &["exec"],
+        &["completions", "dos"],
+    ] {
+        assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
+    }
+}
