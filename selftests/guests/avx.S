@@ -2,12 +2,8 @@
 //
 // AVX registers live through exits.
 // mode: long64
+// feature: avx
 #include "long64.inc"
-    mov $1, %eax
-    cpuid
-    and $0x14000000, %ecx       // AVX and XSAVE
-    cmp $0x14000000, %ecx
-    jne 9f
     mov %cr4, %rax
     bts $18, %rax
     mov %rax, %cr4
@@ -30,6 +26,4 @@
     pextrd $3, %xmm2, %eax
     report_eax
     .endr
-    done
-9:  say no_avx
     done

@@ -2,16 +2,13 @@
 //
 // XSETBV: good values stay and bad ones fault.
 // mode: long64
+// feature: xsave
 #include "long64.inc"
     interrupts
     xor %ecx, %ecx
     xor %edx, %edx
     mov $3, %eax
     say on
-    mov $1, %eax
-    cpuid
-    bt $26, %ecx
-    jnc 9f
     mov %cr4, %rax
     bts $18, %rax
     mov %rax, %cr4
@@ -50,5 +47,5 @@
     xor %ecx, %ecx
     xor %edx, %edx
     try xsetbv
-9:  done
+    done
 interrupt_code

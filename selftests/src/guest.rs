@@ -46,6 +46,8 @@ pub struct Guest {
     pub limit: u64,
     /// Whether the guest goes on after a HLT that came to this program.
     pub after_hlt: bool,
+    /// A feature of CPUID leaf 1 that the guest is about: the bit of ECX.
+    pub feature: Option<u32>,
     /// A read-only slot at [`crate::machine::ROM`].
     pub rom: bool,
     /// Known bugs of emulators that may make it fail; see the file `excuses`.
@@ -70,6 +72,7 @@ impl Guest {
             cpus: 1,
             limit: 20_000,
             after_hlt: false,
+            feature: None,
             rom: false,
             bugs: Vec::new(),
             expected: expected_lines(&text("expect").unwrap_or_default()),
@@ -92,6 +95,8 @@ impl Guest {
             ("irqchip", "split") => self.irqchip = Irqchip::Split,
             ("irqchip", "kernel") => self.irqchip = Irqchip::Kernel,
             ("pit", "yes") => self.pit = true,
+            ("feature", "xsave") => self.feature = Some(26),
+            ("feature", "avx") => self.feature = Some(28),
             ("rom", "yes") => self.rom = true,
             ("after-hlt", "continue") => self.after_hlt = true,
             ("cpus", count) => self.cpus = number(key, count)?,

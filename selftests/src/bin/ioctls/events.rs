@@ -47,6 +47,7 @@ pub(crate) const TESTS: &[Test] = &[
         after_shutdown,
     ),
     ("a guest that does nothing can be run for ever", never_ends),
+    ("another process cannot run the virtual CPU", other_process),
     ("random states do no harm", random_states),
 ];
 
@@ -315,4 +316,30 @@ fn random_states(path: &str) -> Result<(), String> {
         let _ = with_signals(Duration::from_millis(2), || bare.vcpu.run());
     }
     equal("some states were accepted", accepted > 10, true)
+}
+
+/// Runs `child` in a child process; answers its status.
+fn fork(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: The child only makes system calls and ends itself.
+    match unsafe { libc::fork() } {
+        0 => {
+            let status = child();
+            // SAFETY: Ends this process at once.
+            unsafe { libc::_exit(status) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: The status is this function's own.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            libc::WEXITSTATUS(status)
+        }
+    }
+}
+
+fn other_process(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &LOOP)?;
+    let errno = fork(|| bare.vcpu.run().err().map_or(0, |errno| errno.0));
+    equal("the child's KVM_RUN", errno, libc::EIO)?;
+    bare.byte()?;
+    Ok(())
 }

@@ -6,7 +6,6 @@
 mod bare;
 mod events;
 mod extensions;
-mod guest_memory;
 mod irqchip;
 mod pointers;
 mod slots;
@@ -41,12 +40,11 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 9] = [
+    let groups: [&[Test]; 8] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
         slots::TESTS,
-        guest_memory::TESTS,
         state::TESTS,
         events::TESTS,
         irqchip::TESTS,

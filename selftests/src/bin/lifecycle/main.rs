@@ -239,7 +239,10 @@ fn leak(module: &Module) -> Result<(), String> {
 
 fn in_use(module: &Module) -> Result<(), String> {
     let Victim {
-        device, vm, vcpus, ..
+        device,
+        vm,
+        vcpus,
+        ram: _ram,
     } = Victim::new(&module.device, Kind::Ports)?;
     let refused = |what: &str| match module.unload() {
         Err(Errno(libc::EWOULDBLOCK)) => Ok(()),

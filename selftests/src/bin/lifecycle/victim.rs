@@ -56,7 +56,8 @@ pub(crate) struct Victim {
     pub(crate) device: Handle,
     pub(crate) vm: Handle,
     pub(crate) vcpus: Vec<Vcpu>,
-    _ram: Mapping,
+    /// Its memory.
+    pub(crate) ram: Mapping,
 }
 
 impl Victim {
@@ -92,7 +93,7 @@ impl Victim {
             device,
             vm,
             vcpus,
-            _ram: ram,
+            ram,
         })
     }
 
