@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::layout::MIB;
 
@@ -26,7 +26,13 @@ On the terminal: Ctrl-A x quits, Ctrl-A h shows help, Ctrl-A a sends Ctrl-A.";
 
 /// Loads and runs guests on the Pacifica hypervisor.
 #[derive(Debug, Parser)]
-#[command(name = "pacifica", version, about, max_term_width = 100)]
+#[command(
+    name = "pacifica",
+    version,
+    propagate_version = true,
+    about,
+    max_term_width = 100
+)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -37,11 +43,22 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a guest
+    ///
+    /// The guest finds its processors, a serial port (COM1), a clock, power-off and reset through ACPI,
+    /// and the module's interrupt controllers and timers. There is no firmware and no PCI. The serial port
+    /// is its console: Linux needs `console=ttyS0` on its command line, which is the default.
     #[command(after_help = EXIT_STATUS)]
     Run(RunArgs),
     /// Say whether this host can run guests, and what to do if not
+    ///
+    /// Prints a line for each condition, and the remedy below each that is not met. Succeeds only if all
+    /// are met.
     Check(CheckArgs),
     /// Run a program that finds the module's node at /dev/kvm
+    ///
+    /// The program gets a mount namespace of its own, and a user namespace if that is needed for it.
+    /// Nothing changes outside. The exit status is the program's; 127 if there is no such program, 126
+    /// if it cannot be run.
     Exec(ExecArgs),
     /// Write completions for a shell to standard output
     Completions {
@@ -52,7 +69,7 @@ pub(crate) enum Command {
     /// Write the manual page to standard output, or the pages of all commands to a directory
     Man {
         /// Where pacifica.1, pacifica-run.1 and so on go
-        #[arg(value_name = "DIRECTORY")]
+        #[arg(value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
         directory: Option<PathBuf>,
     },
 }
@@ -61,11 +78,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// The kernel: a bzImage, or an ELF image (started by PVH if it has the note, else in 64-bit mode)
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) kernel: PathBuf,
 
     /// The initial RAM disk
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) initrd: Option<PathBuf>,
 
     /// The kernel command line
@@ -99,7 +116,7 @@ pub(crate) struct RunArgs {
     pub(crate) irqchip: Irqchip,
 
     /// The hypervisor's device node
-    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath, default_value = DEFAULT_DEVICE)]
     pub(crate) device: PathBuf,
 }
 
@@ -107,7 +124,7 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// The hypervisor's device node
-    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath, default_value = DEFAULT_DEVICE)]
     pub(crate) device: PathBuf,
 }
 
@@ -115,11 +132,17 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The node that the program shall find at /dev/kvm
-    #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
+    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath, default_value = DEFAULT_DEVICE)]
     pub(crate) device: PathBuf,
 
     /// The program and its arguments
-    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "PROGRAM",
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub(crate) program: Vec<OsString>,
 }
 
@@ -272,10 +295,12 @@ mod tests {
 
     #[test]
     fn exec_takes_a_program_with_options() {
-        let cli = Cli::try_parse_from(["pacifica", "exec", "--", "qemu", "-m", "1G"]).unwrap();
-        match cli.command {
-            Command::Exec(args) => assert_eq!(args.program, ["qemu", "-m", "1G"]),
-            other => panic!("{other:?}"),
+        for dashes in [&["--"][..], &[]] {
+            let words = [&["pacifica", "exec"], dashes, &["qemu", "-m", "1G"]].concat();
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Exec(args) => assert_eq!(args.program, ["qemu", "-m", "1G"]),
+                other => panic!("{other:?}"),
+            }
         }
         assert!(Cli::try_parse_from(["pacifica", "exec", "--"]).is_err());
     }
