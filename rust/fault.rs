@@ -3,7 +3,7 @@
 //! A nested page fault: from the guest-physical address to a mapped page.
 
 use crate::access::GuestAccess;
-use crate::memory::VmMemory;
+use crate::memory::{Mmu, VmMemory};
 use crate::memory_ffi::{host_page_size, HostPages, MOST_PAGES};
 use crate::slots::{Slot, SlotList};
 use crate::tables::{LockedTables, TableCache};
@@ -164,7 +164,7 @@ impl Fault<'_> {
         // SAFETY: The lock is held, and nothing was invalidated since the lookup, which found a
         // page.
         let host = unsafe { pages.first(writable) };
-        let size = self.best_size(host);
+        let size = self.best_size(&mmu, host);
         let mut rights = Rights::EXECUTE;
         rights.set(Rights::WRITE, writable);
         let mut history = NptEntry::ACCESSED;
@@ -180,7 +180,7 @@ impl Fault<'_> {
             // SAFETY: As above.
             unsafe { pages.ahead(index, writable) }
         });
-        let mut tables = LockedTables::new(Some(cache), Some(self.slots));
+        let mut tables = LockedTables::new(Some(cache), Some(mmu.logs(self.slots)));
         let result = mmu.npt.map_run(&mut tables, mapping, ahead);
         tables.finish(result.unwrap_or(npt::Flush::All), self.vm.flush());
         match result {
@@ -191,19 +191,31 @@ impl Fault<'_> {
 
     /// The largest page that the process has at the same place as the page at `host`, and that fits
     /// into the slot. A log needs small pages.
-    fn best_size(&self, host: Hpa) -> PageSize {
+    fn best_size(&self, mmu: &Mmu, host: Hpa) -> PageSize {
         let fits = |size: PageSize| {
             let same = size.offset_mask() & !PageSize::Size4K.offset_mask();
             self.slot.fits(self.gpa, size) && (host.0 ^ self.gpa) & same == 0
+        };
+        // All of a large page must be there to stay.
+        let stays = |size: PageSize| {
+            let start = self.hva & !size.offset_mask();
+            !mmu.forbids(
+                self.vm,
+                self.sequence,
+                start,
+                start.wrapping_add(size.bytes()),
+            )
         };
         if self.slot.log().is_some() || !fits(PageSize::Size2M) {
             return PageSize::Size4K;
         }
         // SAFETY: Faults are handled in a thread of the process.
         match unsafe { host_page_size(self.vm.mm(), self.hva) } {
-            PageSize::Size1G if fits(PageSize::Size1G) => PageSize::Size1G,
-            PageSize::Size1G | PageSize::Size2M => PageSize::Size2M,
-            PageSize::Size4K => PageSize::Size4K,
+            PageSize::Size1G if fits(PageSize::Size1G) && stays(PageSize::Size1G) => {
+                PageSize::Size1G
+            }
+            PageSize::Size1G | PageSize::Size2M if stays(PageSize::Size2M) => PageSize::Size2M,
+            _ => PageSize::Size4K,
         }
     }
 }

@@ -47,7 +47,7 @@ use crate::memory_ffi::{self, Srcu, SrcuGuard};
 use crate::notifier::Notifier;
 pub(crate) use crate::slots::Region;
 use crate::slots::{Change, Slot, SlotList, SLOT_LIMIT};
-use crate::tables::{LockedTables, TableCache};
+use crate::tables::{LockedTables, Logs, TableCache};
 use core::mem::offset_of;
 use core::pin::Pin;
 use kernel::bindings;
@@ -179,26 +179,25 @@ impl VmMemory {
             return Ok(());
         }
         let list = slots.changed(change.id(), change.new_slot())?;
-        let leaving = match &change {
-            Change::Delete(old) | Change::Move(old, _) => Some(old.clone()),
-            // Large pages and earlier D bits go, so that the log is exact from here on.
-            Change::Log(old, new) if new.log().is_some() => Some(old.clone()),
-            _ => None,
-        };
-        self.replace(list, leaving)?;
-        if let Some(log) = change.new_slot().and_then(Slot::log) {
-            log.clear();
+        match &change {
+            Change::Delete(old) | Change::Move(old, _) => self.replace(list, Some(old)),
+            Change::Log(old, new) if new.log().is_some() => {
+                // Large pages and earlier D bits go, so that the log is exact from here on.
+                self.replace(list, Some(old))?;
+                new.log().inspect(|log| log.clear());
+                Ok(())
+            }
+            _ => self.replace(list, None),
         }
-        Ok(())
     }
 
     /// Makes `list` the current snapshot, takes what `leaving` has mapped out of the tables, and
     /// waits for the readers of the old snapshot.
-    fn replace(&self, list: SlotList, leaving: Option<Slot>) -> Result {
+    fn replace(&self, list: SlotList, leaving: Option<&Slot>) -> Result {
         let new = KBox::into_raw(KBox::new(list, GFP_KERNEL_ACCOUNT)?);
         let old = {
             let mut mmu = self.mmu.lock();
-            mmu.leaving = leaving.clone();
+            mmu.leaving = leaving.cloned();
             let old = self.slots.load(Relaxed);
             self.slots.store(new, Release);
             old
@@ -209,7 +208,9 @@ impl VmMemory {
                 self.unmap(&mut self.mmu.lock(), range);
                 ffi::yield_now();
             }
-            self.mmu.lock().leaving = None;
+            let left = self.mmu.lock().leaving.take();
+            // What it owns, a log perhaps, is freed without the lock.
+            drop(left);
         }
         self.readers.synchronize();
         // SAFETY: It was the current snapshot, which came from a box; all its readers are done.
@@ -221,7 +222,7 @@ impl VmMemory {
     fn unmap(&self, mmu: &mut Mmu, range: GpaRange) {
         // SAFETY: The lock is held, so the snapshot stays until it is released.
         let slots = unsafe { &*self.slots.load(Relaxed) };
-        let mut tables = LockedTables::new(None, Some(slots));
+        let mut tables = LockedTables::new(None, Some(mmu.logs(slots)));
         let needed = mmu.npt.unmap(&mut tables, range);
         tables.finish(needed, &*self.flush);
     }
@@ -341,15 +342,15 @@ impl VmMemory {
             let mut mmu = self.mmu.lock();
             // SAFETY: The lock is held, so the snapshot stays until it is released.
             let slots = unsafe { &*self.slots.load(Relaxed) };
-            let leaving = mmu.leaving.clone();
-            let next_leaving = leaving.as_ref().and_then(|slot| slot.next_hva(at));
+            let leaving = mmu.leaving.as_ref().map(Slot::place);
+            let next_leaving = leaving.and_then(|place| place.next_hva(at));
             let next = Iterator::chain(slots.next_hva(at).into_iter(), next_leaving).min();
             let Some(from) = next.filter(|&from| from < end) else {
                 return;
             };
             at = from.saturating_add(CHUNK).min(end);
-            for slot in Iterator::chain(slots.backed_by(from, at), &leaving) {
-                f(&mut mmu, slot.gpas_of(from, at));
+            for place in Iterator::chain(slots.backed_by(from, at), leaving) {
+                f(&mut mmu, place.gpas_of(from, at));
             }
             drop(mmu);
             if may_sleep && at < end {
@@ -404,6 +405,14 @@ impl Mmu {
             _ => (self.invalid.0.min(start), self.invalid.1.max(end)),
         };
         self.invalidations = self.invalidations.saturating_add(1);
+    }
+
+    /// Who wants to know of dirty pages that leave the tables.
+    pub(crate) fn logs<'a>(&'a self, slots: &'a SlotList) -> Logs<'a> {
+        Logs {
+            slots,
+            leaving: self.leaving.as_ref(),
+        }
     }
 
     /// Whether pages at user addresses from `start` to `end`, looked up after `sequence` was read,

@@ -8,6 +8,7 @@
 
 use crate::dirty_log::DirtyLog;
 use crate::memory_ffi::access_ok;
+use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use npt::{GpaRange, PageSize};
@@ -42,17 +43,23 @@ pub(crate) struct Region {
 /// # Invariants
 ///
 /// All three numbers are multiples of 4 KiB, `bytes` is not 0, and neither range wraps around.
-#[derive(Clone)]
-pub(crate) struct Slot {
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
     gpa: u64,
     bytes: u64,
     hva: u64,
+}
+
+/// A slot: where it is, and its flags.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    place: Place,
     id: u32,
     read_only: bool,
     log: Option<Arc<DirtyLog>>,
 }
 
-impl Slot {
+impl Place {
     /// The guest-physical range.
     pub(crate) fn gpas(&self) -> GpaRange {
         GpaRange {
@@ -61,48 +68,32 @@ impl Slot {
         }
     }
 
-    /// Whether the slot backs `gpa`.
+    /// Whether it backs `gpa`.
     #[inline]
     pub(crate) fn contains(&self, gpa: u64) -> bool {
         gpa.wrapping_sub(self.gpa) < self.bytes
     }
 
-    /// The user address that backs `gpa`, which is in the slot.
+    /// The user address that backs `gpa`, which is in it.
     #[inline]
     pub(crate) fn hva(&self, gpa: u64) -> u64 {
         gpa.wrapping_sub(self.gpa).wrapping_add(self.hva)
     }
 
-    /// Whether writes go to user space.
-    pub(crate) fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    /// The dirty log, if the slot keeps one.
-    pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
-        self.log.as_ref()
-    }
-
-    /// Bytes from `gpa`, which is in the slot, to the end of the slot.
+    /// Bytes from `gpa`, which is in it, to its end.
+    #[inline]
     pub(crate) fn bytes_from(&self, gpa: u64) -> u64 {
         self.bytes.saturating_sub(gpa.wrapping_sub(self.gpa))
     }
 
-    /// Whether a page of `size` around `gpa` lies in the slot, at an address of the process that is
+    /// Whether a page of `size` around `gpa` lies in it, at an address of the process that is
     /// aligned to its size, too.
-    pub(crate) fn fits(&self, gpa: u64, size: PageSize) -> bool {
-        let page = GpaRange::page(gpa, size);
-        self.contains(page.start)
-            && self.bytes_from(page.start) >= size.bytes()
-            && self.hva(page.start) & size.offset_mask() == 0
-    }
-
-    /// Marks the page at `gpa` as dirty, if there is a log.
     #[inline]
-    pub(crate) fn wrote(&self, gpa: u64) {
-        if let Some(log) = &self.log {
-            log.set(gpa.wrapping_sub(self.gpa) >> 12, 1);
-        }
+    pub(crate) fn fits(&self, gpa: u64, size: PageSize) -> bool {
+        let start = gpa & !size.offset_mask();
+        self.contains(start)
+            && self.bytes_from(start) >= size.bytes()
+            && self.hva(start) & size.offset_mask() == 0
     }
 
     /// The guest-physical range that the user addresses from `start` to `end` back.
@@ -115,14 +106,49 @@ impl Slot {
         }
     }
 
-    /// The first user address at or after `at` that backs the slot.
+    /// The first user address at or after `at` that backs it.
     pub(crate) fn next_hva(&self, at: u64) -> Option<u64> {
         let next = at.max(self.hva);
         (next < self.hva.wrapping_add(self.bytes)).then_some(next)
     }
 
-    fn overlaps(&self, other: &Slot) -> bool {
+    fn overlaps(&self, other: &Place) -> bool {
         self.contains(other.gpa) || other.contains(self.gpa)
+    }
+}
+
+impl Slot {
+    /// Where it is.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether writes go to user space.
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The dirty log, if the slot keeps one.
+    pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
+    /// Marks the pages from `gpa` on as dirty that are in the slot, if there is a log.
+    #[inline]
+    pub(crate) fn wrote(&self, gpa: u64, bytes: u64) {
+        if let Some(log) = self.log.as_ref().filter(|_| self.contains(gpa)) {
+            let first = gpa.wrapping_sub(self.place.gpa) >> 12;
+            log.set(first, bytes.div_ceil(PageSize::Size4K.bytes()));
+        }
+    }
+}
+
+impl Deref for Slot {
+    type Target = Place;
+
+    #[inline]
+    fn deref(&self) -> &Place {
+        &self.place
     }
 }
 
@@ -191,14 +217,14 @@ impl SlotList {
         self.by_gpa.iter()
     }
 
-    /// The slots that user addresses from `start` to `end` back.
-    pub(crate) fn backed_by(&self, start: u64, end: u64) -> impl Iterator<Item = &Slot> {
+    /// The places of the slots that user addresses from `start` to `end` back.
+    pub(crate) fn backed_by(&self, start: u64, end: u64) -> impl Iterator<Item = Place> + '_ {
         let count = self.by_hva.partition_point(|entry| entry.hva < end);
         let candidates = self.by_hva.get(..count).unwrap_or(&[]).iter().rev();
         candidates
             .take_while(move |entry| entry.reach > start)
-            .filter_map(|entry| self.by_gpa.get(entry.slot as usize))
-            .filter(move |slot| slot.next_hva(start).is_some())
+            .filter_map(|entry| Some(self.by_gpa.get(entry.slot as usize)?.place))
+            .filter(move |place| place.next_hva(start).is_some())
     }
 
     /// The first user address at or after `at` that backs any slot.
@@ -228,10 +254,13 @@ impl SlotList {
             return Ok(Change::Delete(old.ok_or(EINVAL)?.clone()));
         }
         // INVARIANT: Checked above.
-        let mut new = Slot {
+        let place = Place {
             gpa: region.gpa,
             bytes: region.size,
             hva: region.hva,
+        };
+        let mut new = Slot {
+            place,
             id: region.slot,
             read_only: region.flags & FLAG_READ_ONLY != 0,
             log: None,

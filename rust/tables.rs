@@ -10,7 +10,7 @@
 //! ```
 
 use crate::memory::Flush;
-use crate::slots::SlotList;
+use crate::slots::{Slot, SlotList};
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::ffi::c_ulong;
@@ -122,17 +122,24 @@ impl TableCache {
 /// clear, so a CPU that still walks such a table finds nothing in it.
 pub(crate) struct LockedTables<'a> {
     cache: Option<&'a mut TableCache>,
-    slots: Option<&'a SlotList>,
+    logs: Option<Logs<'a>>,
     freed: Option<Hpa>,
 }
 
+/// Who wants to know of dirty pages that leave the tables.
+pub(crate) struct Logs<'a> {
+    /// The current snapshot.
+    pub(crate) slots: &'a SlotList,
+    /// The slot that has left it, but not yet the tables: a page may be of either.
+    pub(crate) leaving: Option<&'a Slot>,
+}
+
 impl<'a> LockedTables<'a> {
-    /// For changes that add tables from `cache`, or none, and tell the dirty logs of `slots` of
-    /// pages that leave.
-    pub(crate) fn new(cache: Option<&'a mut TableCache>, slots: Option<&'a SlotList>) -> Self {
+    /// For changes that add tables from `cache`, or none, and tell `logs` of dirty pages that leave.
+    pub(crate) fn new(cache: Option<&'a mut TableCache>, logs: Option<Logs<'a>>) -> Self {
         Self {
             cache,
-            slots,
+            logs,
             freed: None,
         }
     }
@@ -188,9 +195,10 @@ impl Tables for LockedTables<'_> {
     }
 
     fn dirty_page_left(&mut self, gpa: u64, size: PageSize) {
-        let slot = self.slots.and_then(|slots| slots.find(gpa, &mut 0));
-        if let Some((log, gpas)) = slot.and_then(|slot| Some((slot.log()?, slot.gpas()))) {
-            log.set(gpa.wrapping_sub(gpas.start) >> 12, size.bytes() >> 12);
+        let Some(logs) = &self.logs else { return };
+        let current = logs.slots.find(gpa, &mut 0);
+        for slot in Iterator::chain(current.into_iter(), logs.leaving) {
+            slot.wrote(gpa, size.bytes());
         }
     }
 }

@@ -96,6 +96,24 @@ pub(crate) fn survives(device: &Handle) -> Outcome {
     equal("taken back", dirty(&vm, 256), Ok(vec![8, 9]))
 }
 
+/// A slot takes its log along, whatever it moves by.
+pub(crate) fn moves(device: &Handle) -> Outcome {
+    let vm = Vm::new(device)?;
+    let area = logged(&vm, 256)?;
+    vm.store(DATA + 8 * PAGE as u64, 2)?;
+    let at = DATA + 4 * PAGE as u64;
+    equal(
+        "move",
+        vm.slot(1, LOG, at, 256 * PAGE, area.memory()),
+        Ok(0),
+    )?;
+    vm.store(at + 9 * PAGE as u64, 2)?;
+    let got = dirty(&vm, 256)?;
+    equal("written before", got.contains(&8), true)?;
+    equal("written after", got.contains(&9), true)?;
+    equal("all there", vm.load(at + 8 * PAGE as u64)?, 2)
+}
+
 /// Large pages that were mapped before the log began are logged as small ones.
 pub(crate) fn large_pages(device: &Handle) -> Outcome {
     let vm = Vm::new(device)?;

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 17] = [
+    let tests: [(&str, Test); 18] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         ("the rules of the dirty log", log::rules),
         ("the dirty log is exact", log::exact),
         ("the dirty log survives the host", log::survives),
+        ("the dirty log moves along", log::moves),
         ("the dirty log outlives large pages", log::large_pages),
     ];
     for (name, test) in tests {
