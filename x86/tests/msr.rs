@@ -119,6 +119,9 @@ fn linux_finds_what_it_reads_without_care() {
         (index::MISC_ENABLE, 1 << 11 | 1 << 12),
         (index::TSC_ADJUST, 0),
         (index::TSC_AUX, 0),
+        (index::PLATFORM_INFO, 0),
+        (index::PV_WALL_CLOCK, 0),
+        (index::PV_SYSTEM_TIME, 0),
     ] {
         assert_eq!(machine.read(index), Ok(value), "{index:#x}");
     }
