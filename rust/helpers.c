@@ -40,16 +40,33 @@ noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
 {
 	int ret;
 
-	guest_state_enter_irqoff();
+	instrumentation_begin();
+	trace_hardirqs_on_prepare();
+	lockdep_hardirqs_on_prepare();
+	instrumentation_end();
+	context_tracking_guest_enter();
+	lockdep_hardirqs_on(CALLER_ADDR0);
+
 	amd_clear_divider();
 	ret = pacifica_vmrun(vmcb, host_save, gpr);
-	guest_state_exit_irqoff();
+
+	lockdep_hardirqs_off(CALLER_ADDR0);
+	context_tracking_guest_exit();
+	instrumentation_begin();
+	trace_hardirqs_off_finish();
+	instrumentation_end();
 	return ret;
 }
 
+/*
+ * Around a window, which may enter the guest many times. What guest_state_enter_irqoff() does at
+ * each entry is divided: RCU is told once that this CPU holds no references. The next tick ends
+ * the window; a CPU without ticks has context tracking, which the entry above serves.
+ */
 void pacifica_guest_timing_enter(void)
 {
 	guest_timing_enter_irqoff();
+	rcu_virt_note_context_switch();
 }
 
 void pacifica_guest_timing_exit(void)

@@ -284,6 +284,9 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 }
 
 /// Enters the guest as often as its exits can be handled right here.
+///
+/// Whoever wants this thread from outside sends an interrupt, which ends the guest as soon as it is
+/// entered. So only what the handlers themselves may have asked for is looked at.
 fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<Exit>)> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
@@ -342,7 +345,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
         if action != Action::Resume
             || inner.parts.deferred != 0
-            || must_leave(vcpu)
+            || vcpu.mailbox.is_asked()
             || is_stale(inner, &exit)
         {
             return Ok((action, Some(exit)));
