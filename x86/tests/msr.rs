@@ -333,7 +333,17 @@ fn machine_check_banks() {
         machine.file.read(index::MCG_CTL, HOST, &machine.features),
         Ok(u64::MAX)
     );
-    assert_eq!(machine.write(index::MCG_CAP, 3), Err(GP));
+    assert_eq!(
+        machine.write(index::MCG_CAP, 3 | 1 << 24),
+        Err(GP),
+        "read-only"
+    );
+    assert_eq!(
+        machine.host_write(index::MCG_CAP, 3),
+        Err(GP),
+        "KVM_X86_SETUP_MCE does that"
+    );
+    assert_eq!(machine.host_write(index::MCG_CAP, 3 | 1 << 24), Ok(()));
     let (status, address, beyond) = (0x409, 0x40a, 0x40c);
     assert_eq!(machine.write(0x400, 0), Ok(()));
     assert_eq!(machine.write(status, 1), Err(GP), "software only clears it");
