@@ -2,14 +2,14 @@
 
 //! Ports, nested faults, and the emulation of instructions that reach a device.
 
-use super::rip::{advance, single_step_trap};
+use super::rip::{advance, linear_rip, single_step_trap, PAGE};
 use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::event::Event;
 use crate::exit::{IoExit, NestedError};
 use crate::io::{Fault, Fragment, Phase, Place};
-use x86::cpu::{Cpu, Stop};
-use x86::decode::{Insn, Map};
+use x86::cpu::{Access, Cpu, Stop};
+use x86::decode::{Insn, Map, MAX_LENGTH};
 use x86::emulate::{code_size, emulate as execute, fetch};
 use x86::regs::{gpr, Rflags};
 
@@ -140,15 +140,19 @@ fn instruction<P: Platform>(
             return Ok(insn);
         }
     }
-    let mut bytes = [0; 15];
-    let mut known: &[u8] = &[];
-    if fault.is_some() {
-        let saved = guest.vmcb.instruction_bytes();
-        if let Some(copy) = bytes.get_mut(..saved.len()) {
+    let mut bytes = [0; MAX_LENGTH];
+    let saved = match fault {
+        Some(_) => guest.vmcb.instruction_bytes(),
+        None => &[],
+    };
+    let length = match bytes.get_mut(..saved.len()) {
+        Some(copy) if !saved.is_empty() => {
             copy.copy_from_slice(saved);
-            known = copy;
+            saved.len()
         }
-    }
+        _ => read_code(guest, &mut bytes)?,
+    };
+    let known = bytes.get(..length).unwrap_or(&[]);
     let insn = fetch(guest, known)?;
     guest.state.io.insn = Some(insn);
     if let Some((gpa, error)) = fault {
@@ -162,6 +166,20 @@ fn instruction<P: Platform>(
         }
     }
     Ok(insn)
+}
+
+/// Reads what there may be of the instruction at RIP before the end of its page; the answer is how
+/// much that is. The CPU has been there, so the limit of CS allows the first byte at least.
+fn read_code<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    bytes: &mut [u8; MAX_LENGTH],
+) -> Result<usize, Stop> {
+    let linear = linear_rip(guest, code_size(guest));
+    let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
+    let length = in_page.min(MAX_LENGTH);
+    let part = bytes.get_mut(..length).ok_or(Stop::Unhandled)?;
+    guest.read(linear, part, Access::Fetch)?;
+    Ok(length)
 }
 
 /// Whether the instruction accesses memory in one place only: then the place of a nested fault is

@@ -47,7 +47,8 @@ impl Opcode {
     const MAX: usize = 3;
 }
 
-const PAGE: u64 = 4096;
+/// Accesses to guest memory do not cross multiples of it.
+pub(super) const PAGE: u64 = 4096;
 /// Outside of 64-bit mode linear addresses and EIP have 32 bits.
 const LOW: u64 = 0xffff_ffff;
 /// Set in [`CodeHint::page`] when the hint holds anything.
