@@ -55,7 +55,8 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         | abi::PACIFICA_SET_DEBUGREGS
         | abi::PACIFICA_X86_SETUP_MCE
         | abi::PACIFICA_GET_LAPIC
-        | abi::PACIFICA_SET_LAPIC => vcpu_events::ioctl(vcpu, inner, cmd, arg)?,
+        | abi::PACIFICA_SET_LAPIC
+        | abi::PACIFICA_SET_VAPIC_ADDR => vcpu_events::ioctl(vcpu, inner, cmd, arg)?,
         abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(inner, arg)?,
         abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(inner, arg)?,
         _ => return Err(ENOTTY),
