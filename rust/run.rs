@@ -78,7 +78,8 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         }
     }
     if vcpu.run_page.immediate_exit() {
-        return Ok(Leave::Interrupted);
+        // The exit reason stays what it was: the VMM may only have wanted its answer taken.
+        return Err(EINTR);
     }
     loop {
         if let Some(leave) = prepare(vcpu, inner)? {

@@ -167,6 +167,9 @@ impl FileObject for Vm {
                     hva: region.userspace_addr,
                 })
             }
+            // The least that KVM takes. It limits shadow pages, and there are none.
+            abi::PACIFICA_SET_NR_MMU_PAGES if arg.0 < 64 => Err(EINVAL),
+            abi::PACIFICA_SET_NR_MMU_PAGES => Ok(0),
             abi::PACIFICA_GET_DIRTY_LOG => this.dirty_log(arg),
             // Intel CPUs need them; there is nothing to remember here.
             abi::PACIFICA_SET_TSS_ADDR => Ok(0),
