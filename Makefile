@@ -24,7 +24,7 @@ all: module tool
 
 .PHONY: help
 help:
-	@awk -F': *## *' '/^[a-z-]+:.*##/ {sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk '/^[a-z-]+[a-z -]*:.*##/ {name = text = $$0; sub(/:.*/, "", name); sub(/.*## */, "", text); printf "  make %-14s %s\n", name, text}' Makefile
 	@echo '  KDIR=DIR            build the module against that kernel, on this machine'
 	@echo '  MIRROR=URL          Debian mirror for the lab (default: the one that apt uses)'
 
