@@ -39,6 +39,15 @@ fn layout() {
     expected[24..30].copy_from_slice(&[0x78, 0x56, 0x34, 0x12, 0xfe, 3]);
     assert_eq!(clock.bytes(6), expected);
 
+    for (stable, guest_stopped, flags) in [(false, false, 0), (true, false, 1), (false, true, 2)] {
+        let clock = PvClock {
+            stable,
+            guest_stopped,
+            ..clock
+        };
+        assert_eq!(clock.bytes(6)[29], flags);
+    }
+
     let wall = WallClock::at_boot(1_700_000_010_500_000_000, 10_250_000_000);
     assert_eq!((wall.sec, wall.nsec), (1_700_000_000, 250_000_000));
     let mut expected = [2, 0, 0, 0, 0, 0xf1, 0x53, 0x65, 0, 0, 0, 0];
