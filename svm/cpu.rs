@@ -150,6 +150,31 @@ impl<P: Platform> Guest<'_, P> {
         Ok(())
     }
 
+    /// Writes memory; across pages only what is at most 16 bytes long.
+    pub(crate) fn write_as(
+        &mut self,
+        linear: u64,
+        data: &[u8],
+        access: Access,
+    ) -> Result<(), Stop> {
+        let [first, second] = self.parts(linear, data.len(), access)?;
+        let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
+        if second.length == 0 {
+            return self.write_part(first.gpa, low);
+        }
+        // If the second page cannot be written now, the instruction is run again: then it must
+        // find in the first one what it found before.
+        let mut before = [0; Fragment::MAX * 2];
+        let before = before.get_mut(..first.length).ok_or(Stop::Unhandled)?;
+        let memory = self.platform.read_gpa(first.gpa, before).is_ok();
+        self.write_part(first.gpa, low)?;
+        let result = self.write_part(second.gpa, high);
+        if result.is_err() && memory {
+            self.write_part(first.gpa, before)?;
+        }
+        result
+    }
+
     /// The write half of a locked access to a device, or to memory that is not aligned: the read
     /// half was just done, and a device must not be read twice.
     fn exchange_plainly(
@@ -238,22 +263,7 @@ impl<P: Platform> Cpu for Guest<'_, P> {
     }
 
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
-        let [first, second] = self.parts(linear, data.len(), Access::Write)?;
-        let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
-        if second.length == 0 {
-            return self.write_part(first.gpa, low);
-        }
-        // If the second page cannot be written now, the instruction is run again: then it must
-        // find in the first one what it found before.
-        let mut before = [0; Fragment::MAX * 2];
-        let before = before.get_mut(..first.length).ok_or(Stop::Unhandled)?;
-        let memory = self.platform.read_gpa(first.gpa, before).is_ok();
-        self.write_part(first.gpa, low)?;
-        let result = self.write_part(second.gpa, high);
-        if result.is_err() && memory {
-            self.write_part(first.gpa, before)?;
-        }
-        result
+        self.write_as(linear, data, Access::Write)
     }
 
     fn compare_exchange(

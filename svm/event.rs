@@ -141,6 +141,8 @@ pub struct Events {
     pub(crate) step: Option<Step>,
     /// The #DB exit is from our single step.
     pub(crate) own_debug: bool,
+    /// The handler of this exit has asked for a call where it may sleep.
+    pub(crate) may_sleep: bool,
 }
 
 /// How exceptions combine (APM vol. 2, table 8-5).

@@ -301,6 +301,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     let events = &mut state.events;
     events.delivered(vmcb.exit_int_info());
     events.own_debug = false;
+    events.may_sleep = false;
     if let Some(step) = events.step.take() {
         end_step(vmcb, events, step);
     }
