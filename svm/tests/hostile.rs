@@ -76,7 +76,7 @@ fn turns(machine: &mut Machine, codes: &[(u64, u64, u64, u64)], answers: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn arbitrary_vmcb(
