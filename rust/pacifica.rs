@@ -17,7 +17,8 @@
 //! | [`clock`] | its clock |
 //! | [`vcpu`], `vcpu_*` | a virtual CPU, and the ioctls that read or set it |
 //! | [`kick`] | how others reach it |
-//! | [`run`], [`run_page`] | KVM_RUN: the loop around VMRUN |
+//! | [`run`] | KVM_RUN: the loop around VMRUN |
+//! | [`requests`], [`load`], [`user_exit`], [`run_page`] | its parts |
 //! | [`world`] | what surrounds a guest CPU |
 //! | [`stats`] | counters |
 
@@ -35,15 +36,18 @@ mod fault;
 mod ffi;
 mod host;
 mod kick;
+mod load;
 mod memory;
 mod memory_ffi;
 mod notifier;
+mod requests;
 mod run;
 mod run_page;
 mod slots;
 mod stats;
 mod system;
 mod tables;
+mod user_exit;
 mod vcpu;
 mod vcpu_cpuid;
 mod vcpu_events;

@@ -14,6 +14,9 @@ use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
 use x86::sregs::{self, ControlRegs};
 
+/// The bit of a TSS descriptor's type that says busy (APM vol. 2, 4.8.3).
+const TSS_BUSY: u8 = 1 << 1;
+
 const SEGMENTS: [SegReg; 8] = [
     SegReg::Cs,
     SegReg::Ds,
@@ -154,6 +157,10 @@ fn segment(vmcb: &Vmcb, reg: SegReg) -> abi::kvm_segment {
         unusable: 1 - present,
         padding: 0,
     };
+    if reg == SegReg::Tr {
+        // A TSS in use is a busy one; QEMU's CPUs keep the type that the descriptor had.
+        out.type_ |= TSS_BUSY;
+    }
     if reg == SegReg::Ss {
         // The manual keeps the privilege level in a field of its own (15.5.1).
         out.dpl = vmcb.cpl();

@@ -5,7 +5,7 @@
 
 use crate::abi::{self, Arg};
 use crate::ffi;
-use crate::run;
+use crate::requests;
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
 use crate::{vcpu_cpuid, vcpu_events, vcpu_fpu, vcpu_sregs};
@@ -22,7 +22,7 @@ use x86::regs::{gpr, Rflags};
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
     // What others have sent belongs to the state that is read or set.
     if vcpu.mailbox.is_asked() {
-        run::serve(vcpu, inner);
+        requests::serve(vcpu, inner);
     }
     match cmd {
         abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Locks, sleepers and timers that interrupt handlers use, too.
+
+use super::*;
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+
+/// A value behind a spinlock that interrupt handlers take, too.
+#[pin_data]
+pub(crate) struct IrqLock<T> {
+    #[pin]
+    lock: Opaque<bindings::raw_spinlock_t>,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: The lock gives access to one thread at a time.
+unsafe impl<T: Send> Sync for IrqLock<T> {}
+// SAFETY: The lock holds no reference to the thread that made it.
+unsafe impl<T: Send> Send for IrqLock<T> {}
+
+impl<T> IrqLock<T> {
+    /// A lock around `value`.
+    pub(crate) fn new(value: T) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The C function initialises the lock.
+            lock <- Opaque::ffi_init(|p| unsafe { pacifica_spin_init(p) }),
+            value: UnsafeCell::new(value),
+        })
+    }
+
+    /// Turns interrupts off and takes the lock.
+    pub(crate) fn lock(&self) -> IrqGuard<'_, T> {
+        // SAFETY: The lock was initialised.
+        let flags = unsafe { pacifica_spin_lock(self.lock.get()) };
+        IrqGuard { lock: self, flags }
+    }
+}
+
+/// Proof that an [`IrqLock`] is held.
+pub(crate) struct IrqGuard<'a, T> {
+    lock: &'a IrqLock<T>,
+    flags: c_ulong,
+}
+
+impl<T> Deref for IrqGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: The lock is held.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for IrqGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: The lock is held.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for IrqGuard<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: `lock` took it and gave us the flags.
+        unsafe { pacifica_spin_unlock(self.lock.lock.get(), self.flags) };
+    }
+}
+
+/// A place to sleep until another CPU, or an interrupt handler, has something for us.
+#[pin_data]
+pub(crate) struct WaitQueue {
+    #[pin]
+    queue: Opaque<bindings::wait_queue_head>,
+}
+
+// SAFETY: The queue has its own lock.
+unsafe impl Sync for WaitQueue {}
+// SAFETY: Likewise.
+unsafe impl Send for WaitQueue {}
+
+impl WaitQueue {
+    /// An empty queue.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The C function initialises the queue.
+            queue <- Opaque::ffi_init(|p| unsafe { pacifica_waitqueue_init(p) }),
+        })
+    }
+
+    /// Sleeps until `ready()` is true; `ERESTARTSYS` if a signal came first.
+    ///
+    /// Whoever makes `ready` true calls [`WaitQueue::wake`] afterwards.
+    pub(crate) fn wait<F: Fn() -> bool>(&self, ready: &F) -> Result {
+        unsafe extern "C" fn call<F: Fn() -> bool>(arg: *mut c_void) -> bool {
+            // SAFETY: `arg` is the closure below, which lives until `pacifica_wait` returns.
+            (unsafe { &*arg.cast::<F>() })()
+        }
+        let arg = core::ptr::from_ref(ready).cast_mut().cast();
+        // SAFETY: The queue was initialised; `call` fits `arg`.
+        to_result(unsafe { pacifica_wait(self.queue.get(), call::<F>, arg) })
+    }
+
+    /// Lets the sleepers look again. Any context.
+    pub(crate) fn wake(&self) {
+        // SAFETY: The queue was initialised.
+        unsafe { pacifica_wake(self.queue.get()) };
+    }
+}
+
+/// What a [`Timer`] calls, in interrupt context.
+pub(crate) trait Expire: Sync {
+    /// The time has come.
+    fn expire(&self);
+}
+
+/// A one-shot timer on the monotonic clock.
+///
+/// # Invariants
+///
+/// `target` is null or points to a `T` that outlives the timer.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Timer<T: Expire> {
+    #[pin]
+    timer: Opaque<bindings::hrtimer>,
+    target: *const T,
+}
+
+// SAFETY: hrtimers have their own locks, and `T` is `Sync`.
+unsafe impl<T: Expire> Sync for Timer<T> {}
+// SAFETY: Likewise.
+unsafe impl<T: Expire> Send for Timer<T> {}
+
+impl<T: Expire> Timer<T> {
+    /// A timer that calls `target`.
+    ///
+    /// # Safety
+    ///
+    /// `target` must outlive the timer.
+    pub(crate) unsafe fn new(target: *const T) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The C function initialises the timer.
+            timer <- Opaque::ffi_init(|p| unsafe { pacifica_timer_setup(p, Self::call) }),
+            // INVARIANT: As promised by the caller.
+            target: target,
+        })
+    }
+
+    unsafe extern "C" fn call(timer: *mut bindings::hrtimer) -> bindings::hrtimer_restart {
+        // SAFETY: Only timers inside a `Timer<T>` have this function, at that field.
+        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(timer), Self, timer) };
+        // SAFETY: By the invariant the target is alive.
+        unsafe { &*this.target }.expire();
+        bindings::hrtimer_restart_HRTIMER_NORESTART
+    }
+
+    /// Expires at `ns`; replaces an earlier date.
+    pub(crate) fn start(&self, ns: u64) {
+        // SAFETY: The timer was initialised.
+        unsafe { pacifica_timer_start(self.timer.get(), ns) };
+    }
+
+    /// Stops the timer and waits for a running call.
+    pub(crate) fn cancel(&self) {
+        // SAFETY: The timer was initialised.
+        unsafe { pacifica_timer_cancel(self.timer.get()) };
+    }
+}
+
+#[pinned_drop]
+impl<T: Expire> PinnedDrop for Timer<T> {
+    fn drop(self: Pin<&mut Self>) {
+        self.cancel();
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest's registers that VMRUN does not switch, and its ASID: into the CPU and out of it.
+//!
+//! Interrupts are off from [`load`] to [`unload`].
+
+use crate::ffi;
+use crate::host::{Local, MSR_TSC_AUX};
+use crate::vcpu::{Inner, Vcpu};
+use crate::world::deferred;
+use svm::asid;
+use svm::exit::Exit;
+use svm::state::VcpuState;
+use svm::vmcb::TlbControl;
+use x86::features::Feature;
+
+/// Whether the handler changed what [`load`] has put into the CPU.
+pub(crate) fn is_stale(inner: &Inner, exit: &Exit) -> bool {
+    match exit {
+        Exit::Dr(_) => true,
+        Exit::Msr { write } => {
+            *write
+                && inner
+                    .tsc_aux
+                    .is_some_and(|aux| aux != inner.state.msrs.tsc_aux)
+        }
+        _ => false,
+    }
+}
+
+/// Puts the guest into this CPU.
+pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
+    let cpu = ffi::cpu();
+    if inner.cpu != cpu {
+        inner.cpu = cpu;
+        inner.asid = None;
+        inner.vmcb.set_all_dirty();
+    }
+    let identity = core::ptr::from_ref(vcpu) as u64;
+    if local.last_vcpu != identity {
+        // What another guest has trained must not steer this one.
+        if local.last_vcpu != 0 {
+            ffi::flush_predictors();
+        }
+        local.last_vcpu = identity;
+    }
+    let mut flush = TlbControl::Nothing;
+    if inner.parts.deferred & deferred::FLUSH != 0 {
+        inner.parts.deferred &= !deferred::FLUSH;
+        match asid::flush_guest(vcpu.vm.features) {
+            Some(control) => flush = control,
+            None => inner.asid = None,
+        }
+    }
+    let (asid, control) = local.asids.assign(inner.asid);
+    inner.asid = Some(asid);
+    inner.vmcb.set_asid(asid.number);
+    inner
+        .vmcb
+        .set_tlb_control(if control == TlbControl::Nothing {
+            flush
+        } else {
+            control
+        });
+
+    inner.tsc_aux = uses_tsc_aux(inner).then_some(inner.state.msrs.tsc_aux);
+    if inner
+        .tsc_aux
+        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
+    {
+        // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
+        let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.state.msrs.tsc_aux)) };
+    }
+    let guest = VcpuState::breakpoints_enabled(&inner.vmcb).then_some(&inner.state.db);
+    ffi::debug_enter(guest, &mut inner.host_breakpoints);
+    ffi::guest_timing_enter();
+    // SAFETY: Whoever writes the image (KVM_SET_FPU, XMM accesses) keeps MXCSR legal.
+    unsafe { ffi::fpu_enter(&inner.parts.fpu) };
+}
+
+/// Puts the host's own state back.
+pub(crate) fn unload(inner: &mut Inner, local: &Local) {
+    ffi::fpu_exit(&mut inner.parts.fpu);
+    ffi::debug_exit(&inner.host_breakpoints);
+    if inner
+        .tsc_aux
+        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
+    {
+        // SAFETY: The host's own value.
+        let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
+    }
+    ffi::guest_was_here();
+    ffi::guest_timing_exit();
+}
+
+fn uses_tsc_aux(inner: &Inner) -> bool {
+    inner.state.features.has(Feature::RDTSCP) || inner.state.features.has(Feature::RDPID)
+}

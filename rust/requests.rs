@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
+
+use crate::clock;
+use crate::kick::request;
+use crate::stats::Count;
+use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu_cpuid;
+use crate::world::deferred;
+use irqchip::lapic::Deadline;
+use svm::inject::InterruptSource;
+use svm::state::MpState;
+use x86::regs::Rflags;
+
+/// Whether the guest has something to execute. One that was halted runs on if it has.
+pub(crate) fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
+    match inner.state.mp_state {
+        MpState::Runnable => true,
+        MpState::Halted => {
+            let interrupt = inner.vmcb.rflags().contains(Rflags::IF)
+                && inner.with_guest(vcpu, true, |guest| guest.platform.has_interrupt());
+            let events = &inner.state.events;
+            let awake = interrupt
+                || events.exception.is_some()
+                || events.interrupt.is_some()
+                || events.triple_fault
+                || (events.nmi_pending != 0 && !events.nmi_masked);
+            if awake {
+                inner.state.mp_state = MpState::Runnable;
+            }
+            awake
+        }
+        MpState::Uninitialized | MpState::InitReceived => false,
+    }
+}
+
+/// Does what other CPUs have asked for.
+pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
+    let requests = vcpu.mailbox.take();
+    if requests & request::TLB_FLUSH != 0 {
+        inner.parts.deferred |= deferred::FLUSH;
+    }
+    if requests & request::INBOX != 0 {
+        let (requests, levels) = vcpu.mailbox.take_interrupts();
+        if let Some(lapic) = &mut inner.parts.lapic {
+            lapic.merge(&requests, &levels);
+        }
+    }
+    if requests & request::TIMER != 0 {
+        let now = crate::world::now(inner.vmcb.tsc_offset());
+        if let Some(lapic) = &mut inner.parts.lapic {
+            if lapic.timer_expired(now) {
+                vcpu.stats.count(Count::Timer);
+            }
+            inner.parts.deferred |= deferred::TIMER;
+        }
+    }
+    if requests & request::CHIPS != 0 {
+        let takes = inner
+            .parts
+            .lapic
+            .as_ref()
+            .is_some_and(|l| l.accepts_pic_interrupt());
+        inner.parts.ext_int = takes && vcpu.vm.chips.pic_output();
+    }
+    if requests & request::NMI != 0 {
+        inner.state.events.raise_nmi();
+    }
+    if requests & request::INIT != 0 {
+        init(vcpu, inner);
+    }
+    if requests & request::SIPI != 0 && inner.state.mp_state == MpState::InitReceived {
+        inner
+            .state
+            .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
+    }
+    if requests & request::CLOCK != 0 {
+        inner.parts.deferred |= deferred::PV_CLOCK;
+    }
+}
+
+/// An INIT (APM vol. 2, 14.1): application processors wait for a STARTUP IPI.
+fn init(vcpu: &Vcpu, inner: &mut Inner) {
+    let signature = vcpu_cpuid::signature(inner);
+    inner.state.init(&mut inner.vmcb, signature);
+    if let Some(lapic) = &mut inner.parts.lapic {
+        lapic.init();
+        vcpu.mailbox.publish_apic(lapic.snapshot());
+        let boot = vcpu.mailbox.id == vcpu.vm.boot_cpu();
+        inner.state.mp_state = if boot {
+            MpState::Runnable
+        } else {
+            MpState::InitReceived
+        };
+        inner.parts.deferred |= deferred::TIMER;
+        vcpu.mailbox.ask(request::CHIPS);
+    }
+    inner.parts.deferred |= deferred::FLUSH;
+}
+
+/// Does what the handlers have put off.
+pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
+    let work = core::mem::take(&mut inner.parts.deferred);
+    if work & deferred::FLUSH != 0 {
+        // Kept until the CPU is known; `load` does it.
+        inner.parts.deferred |= deferred::FLUSH;
+    }
+    if work & deferred::TIMER != 0 {
+        set_timer(vcpu, inner);
+    }
+    if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
+        clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+    }
+}
+
+/// Sets the timer to the LAPIC's next deadline.
+pub(crate) fn set_timer(vcpu: &Vcpu, inner: &Inner) {
+    let Some(lapic) = &inner.parts.lapic else {
+        return;
+    };
+    match lapic.timer_deadline() {
+        None => vcpu.timer.cancel(),
+        Some(Deadline::Ns(ns)) => vcpu.timer.start(ns),
+        Some(Deadline::Tsc(tsc)) => {
+            let now = crate::world::now(inner.vmcb.tsc_offset());
+            let ticks = tsc.saturating_sub(now.tsc);
+            vcpu.timer
+                .start(now.ns.saturating_add(clock::ticks_to_ns(ticks)));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What KVM_RUN tells the VMM: `struct kvm_run`, filled from a [`UserExit`].
+
+use crate::abi;
+use crate::ffi;
+use crate::run_page::Common;
+use crate::stats::Count;
+use crate::vcpu::{Inner, Vcpu};
+use kernel::prelude::*;
+use svm::dispatch::{InternalError, UserExit};
+use svm::inject;
+use svm::io::UserIo;
+use x86::regs::Rflags;
+
+/// Fills `struct kvm_run`.
+pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result {
+    let page = &vcpu.run_page;
+    vcpu.stats.count(Count::ToUser);
+    match exit {
+        UserExit::Io(UserIo::Port {
+            port,
+            size,
+            write,
+            data,
+        }) => {
+            let [a, b, c, d, ..] = data;
+            page.set_io(
+                port,
+                size,
+                write.then_some(u32::from_le_bytes([a, b, c, d])),
+            );
+        }
+        UserExit::Io(UserIo::Mmio {
+            gpa,
+            size,
+            write,
+            data,
+        }) => {
+            page.set_mmio(gpa, size, write.then_some(data));
+        }
+        UserExit::Shutdown => page.set_reason(abi::KVM_EXIT_SHUTDOWN),
+        UserExit::SetTpr => page.set_reason(abi::KVM_EXIT_SET_TPR),
+        UserExit::FailEntry { reason } => {
+            vcpu.vm
+                .report(format_args!("VMRUN was refused, reason {reason:#x}"));
+            page.set_fail_entry(reason);
+        }
+        UserExit::InternalError(error) => internal_error(vcpu, error),
+        UserExit::Fault => return Err(inner.parts.host_error.take().unwrap_or(EFAULT)),
+    }
+    Ok(())
+}
+
+fn internal_error(vcpu: &Vcpu, error: InternalError) {
+    let page = &vcpu.run_page;
+    match error {
+        InternalError::Emulation { length, bytes } => {
+            let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
+            let mut second = [0; 8];
+            second[..7].copy_from_slice(&rest);
+            vcpu.vm
+                .report(format_args!("cannot emulate {:02x?}", &bytes));
+            page.set_internal_error(
+                abi::KVM_INTERNAL_ERROR_EMULATION,
+                &[
+                    u64::from(abi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES),
+                    // Size and bytes, packed as `struct kvm_run` has them.
+                    u64::from_le_bytes([length, a, b, c, d, e, f, g]),
+                    u64::from_le_bytes([
+                        h, second[0], second[1], second[2], second[3], second[4], second[5],
+                        second[6],
+                    ]),
+                ],
+            );
+        }
+        InternalError::Delivery {
+            event,
+            exit_code,
+            info,
+            gpa,
+        } => page.set_internal_error(
+            abi::KVM_INTERNAL_ERROR_DELIVERY_EV,
+            &[event, exit_code, info, gpa],
+        ),
+        InternalError::UnexpectedExit { exit_code } => {
+            vcpu.vm
+                .report(format_args!("unknown exit code {exit_code:#x}"));
+            page.set_internal_error(
+                abi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+                &[exit_code, u64::from(ffi::cpu())],
+            );
+        }
+    }
+}
+
+/// What every return of KVM_RUN reports.
+pub(crate) fn set_common(vcpu: &Vcpu, inner: &Inner) {
+    let lapic = inner.parts.lapic.as_ref();
+    vcpu.run_page.set_common(&Common {
+        ready_for_interrupt: lapic.is_none()
+            && inject::ready_for_interrupt(&inner.vmcb, &inner.state),
+        if_flag: inner.vmcb.rflags().contains(Rflags::IF),
+        cr8: lapic.map_or(u64::from(inner.parts.user_cr8), |lapic| lapic.cr8()),
+        apic_base: lapic.map_or(crate::world::APIC_BASE_RESET, |lapic| lapic.base()),
+    });
+}
