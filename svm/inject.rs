@@ -47,8 +47,9 @@ pub trait InterruptSource {
 pub enum Entry {
     /// VMRUN.
     Run,
-    /// VMRUN, and have the guest exit again as soon as the event in EVENTINJ is delivered (an IPI
-    /// to this CPU, sent with interrupts off, does): an NMI waits behind it.
+    /// VMRUN, and better have the guest exit again as soon as the event in EVENTINJ is delivered
+    /// (an IPI to this CPU, sent with interrupts off, does): an NMI waits behind it. Without, it
+    /// waits for the IRET of the event's handler at the latest.
     RunBriefly,
     /// A triple fault: `KVM_EXIT_SHUTDOWN`.
     Shutdown,
@@ -83,7 +84,7 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
             NmiWindow::Step { iret } => step(vmcb, events, iret),
         }
     }
-    let iret_exits = events.nmi_masked && events.iret_at.is_none();
+    let iret_exits = briefly || (events.nmi_masked && events.iret_at.is_none());
     set_windows(vmcb, interrupt_window, iret_exits, source.watch_cr8());
     if briefly {
         Entry::RunBriefly
@@ -164,9 +165,13 @@ fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {
     const DR6_BREAKPOINTS: u64 = 0xf;
     match (exception.vector, exception.payload) {
         (vector::PF, Some(address)) => vmcb.set_cr2(address),
-        (vector::DB, Some(bits)) => {
-            vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits);
-            vmcb.set_dr7(vmcb.dr7() & !DR7_GD);
+        (vector::DB, payload) => {
+            if let Some(bits) = payload {
+                vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits);
+            }
+            if vmcb.dr7() & DR7_GD != 0 {
+                vmcb.set_dr7(vmcb.dr7() & !DR7_GD);
+            }
         }
         _ => {}
     }
@@ -281,14 +286,20 @@ fn change_windows(vmcb: &mut Vmcb, word3: Word3, cr: CrIntercepts) {
 
 /// Takes RAX, RSP and the event whose delivery was cut short back from the VMCB. To be called
 /// once after each #VMEXIT, before [`crate::exit::Exit::decode`] and anything else.
+///
+/// After a VMRUN that was refused the guest's registers are those of RESET, but for the sixteen
+/// general-purpose ones.
 #[inline]
 pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     if matches!(
         ExitCode(vmcb.exit_code()),
         ExitCode::INVALID | ExitCode::INVALID_32
     ) {
-        // Nothing ran; what the save area holds now is not the guest's.
+        // Nothing ran. On some hosts the save area holds the host's registers now, which are
+        // nobody's business.
         state.events.given = Given::Nothing;
+        state.events.step = None;
+        vmcb.reset_registers();
         vmcb.set_all_dirty();
         return;
     }

@@ -15,7 +15,7 @@ use x86::regs::{gpr, Rflags};
 
 /// After so many iterations of a REP instruction the guest is entered again, so that interrupts
 /// get their chance.
-const ITERATIONS: u32 = 256;
+const ITERATIONS: u32 = 64;
 
 /// IN, OUT, INS, OUTS (APM vol. 2, 15.10.2). The CPU has checked the permission already.
 #[inline]

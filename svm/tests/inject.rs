@@ -117,6 +117,7 @@ fn exception_first_then_nmi_then_interrupt() {
     machine.state.events.raise(Exception::UD);
     assert_eq!(machine.prepare(), Entry::RunBriefly);
     assert_eq!(injected(&machine), Some(Event::Exception(6, None)));
+    assert!(intercepts(&machine).contains(Word3::IRET));
     assert!(machine.vmcb.rflags().contains(Rflags::RF));
     assert!(intercepts(&machine).contains(Word3::VINTR));
 
@@ -299,6 +300,22 @@ fn a_second_nmi_waits_for_iret() {
     assert_eq!(injected(&machine), Some(Event::Nmi));
 }
 
+/// An NMI that waited behind an exception comes before the IRET of its handler at the latest.
+#[test]
+fn an_nmi_behind_an_exception() {
+    let mut machine = machine();
+    machine.vmcb.set_rflags(Rflags::RESERVED1);
+    machine.state.events.raise_nmi();
+    machine.state.events.raise(Exception::UD);
+    assert_eq!(machine.prepare(), Entry::RunBriefly);
+    machine.leave(ExitCode::IRET, 0, 0);
+    machine.handle();
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    assert!(machine.state.events.nmi_masked);
+    assert!(intercepts(&machine).contains(Word3::IRET));
+}
+
 #[test]
 fn an_nmi_steps_over_a_shadow_with_interrupts_off() {
     let mut machine = machine();
@@ -349,8 +366,11 @@ fn a_refused_vmrun_loses_no_event_and_no_register() {
     machine.line.vector = Some(0x31);
     machine.state.regs.gpr[0] = 0x1234;
     machine.prepare();
+    // The host's registers, as QEMU leaves them.
+    machine.vmcb.set_cr3(0xbad_0000);
+    machine.vmcb.set_rip(0xffff_ffff_8100_0000);
     machine.leave(ExitCode::INVALID, 0, 0);
-    machine.vmcb.set_rax(0xbad);
+    assert_eq!((machine.vmcb.cr3(), machine.vmcb.rip()), (0, 0xfff0));
     assert_eq!(machine.state.regs.gpr[0], 0x1234);
     machine.prepare();
     assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
