@@ -107,8 +107,12 @@ impl Vm {
 
     fn enable_cap(&self, arg: Arg) -> Result<c_long> {
         let cap: abi::kvm_enable_cap = arg.read()?;
-        let _ = cap;
-        Err(EINVAL)
+        match cap.cap {
+            // A second set of interrupt controllers, of whatever kind.
+            abi::KVM_CAP_SPLIT_IRQCHIP if self.chips.has_lapics() => Err(EEXIST),
+            // There is nothing yet that could be enabled.
+            _ => Err(EINVAL),
+        }
     }
 
     fn set_boot_cpu(&self, id: usize) -> Result<c_long> {
@@ -173,7 +177,10 @@ impl FileObject for Vm {
             abi::PACIFICA_GET_DIRTY_LOG => this.dirty_log(arg),
             // Intel CPUs need them; there is nothing to remember here.
             abi::PACIFICA_SET_TSS_ADDR => Ok(0),
-            abi::PACIFICA_SET_IDENTITY_MAP_ADDR => arg.read::<u64>().map(|_| 0),
+            abi::PACIFICA_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {
+                Ok(_) if this.mailboxes.count() != 0 => Err(EINVAL),
+                result => result.map(|_| 0),
+            },
             abi::PACIFICA_SET_BOOT_CPU_ID => this.set_boot_cpu(arg.0),
             abi::PACIFICA_ENABLE_CAP => this.enable_cap(arg),
             abi::PACIFICA_GET_CLOCK => this.clock.get(arg),
