@@ -2,7 +2,7 @@
 //
 // MSIs: from the VMM, and to the guest's own CPU by KVM_SIGNAL_MSI, with HLT as well.
 // mode: long64
-// irqchip: split
+// irqchip: kernel
 #include "long64.inc"
 #include "lapic.inc"
     interrupts
