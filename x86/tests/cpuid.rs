@@ -101,7 +101,13 @@ fn leaves_and_their_order() {
         assert_eq!(entry.flags == Entry::SIGNIFICANT_INDEX, indexed);
         assert_eq!(entry.padding, [0; 3]);
     }
+    // The layout and the flag of struct kvm_cpuid_entry2.
     assert_eq!(size_of::<Entry>(), 40);
+    assert_eq!(Entry::SIGNIFICANT_INDEX, 1);
+    assert_eq!(
+        (Entry::new(5, [0; 4]).index, Entry::new(5, [0; 4]).flags),
+        (0, 0)
+    );
     assert!(valid(&entries));
     // Firecracker gives up if one of these is missing.
     for leaf in [
@@ -298,6 +304,39 @@ fn xsave_with_avx_and_protection_keys() {
 }
 
 #[test]
+fn each_component_of_xcr0_brings_its_features() {
+    fn everything(leaf: u32, subleaf: u32) -> [u32; 4] {
+        match leaf {
+            0 | 0x8000_0000 => epyc(leaf, subleaf),
+            _ => [u32::MAX; 4],
+        }
+    }
+    for (xcr0, avx, avx512, pku) in [
+        (0, false, false, false),
+        (0b1, false, false, false),
+        (0b11, false, false, false),
+        (0b111, true, false, false),
+        (0x47, true, false, false),
+        (0xe7, true, true, false),
+        (0xe3, false, false, false),
+        (0x203, false, false, true),
+        (0x200, false, false, false),
+    ] {
+        let entries = list(everything, &Caps { xcr0, ..caps() });
+        let [_, ebx, ecx, _] = lookup(&entries, 7, 0);
+        assert_eq!(ebx & Leaf7Ebx::AVX2.bits() != 0, avx, "{xcr0:#x}");
+        assert_eq!(ebx & Leaf7Ebx::AVX512F.bits() != 0, avx512, "{xcr0:#x}");
+        assert_eq!(ecx & Leaf7Ecx::PKU.bits() != 0, pku, "{xcr0:#x}");
+        let [_, _, ecx, _] = lookup(&entries, 1, 0);
+        assert_eq!(
+            ecx & Leaf1Ecx::XSAVE.bits() != 0,
+            xcr0 & 3 == 3,
+            "{xcr0:#x}"
+        );
+    }
+}
+
+#[test]
 fn cache_topology_ends_with_an_empty_subleaf() {
     let entries = list(
         epyc,
@@ -371,6 +410,9 @@ fn state_that_shows_through() {
     let mut entry = Entry::new(1, [0, 0, Leaf1Ecx::OSXSAVE.bits(), 0]);
     refresh(&mut entry, &on);
     assert_eq!(entry.ecx, 0, "no XSAVE, no OSXSAVE");
+    let mut entry = Entry::indexed(7, 0, [0, 0, Leaf7Ecx::OSPKE.bits(), 0]);
+    refresh(&mut entry, &on);
+    assert_eq!(entry.ecx, 0, "no PKU, no OSPKE");
     // Without XSAVE, leaf d stays zero.
     assert_eq!(guest_view(&list(epyc, &caps()), 0xd, 0, &on), [0; 4]);
 }
@@ -432,6 +474,13 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         }
     }
     assert!(Features::new(&moved, &offered).has(Feature::PV_CLOCK2));
+    // But not out of their range.
+    for entry in &mut moved {
+        if entry.function >> 8 == 0x40_0001 {
+            entry.function -= 0x100_0100;
+        }
+    }
+    assert!(!Features::new(&moved, &offered).has(Feature::PV_CLOCK2));
     // Nothing given, nothing had.
     assert_eq!(Features::new(&[], &offered), Features::default());
 }
