@@ -53,6 +53,7 @@ use core::pin::Pin;
 use kernel::bindings;
 use kernel::mm::Mm;
 use kernel::prelude::*;
+use kernel::rbtree::{RBTree, RBTreeNodeReservation};
 use kernel::sync::aref::ARef;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
@@ -92,8 +93,9 @@ pub(crate) struct VmMemory {
     /// The first guest-physical address that no slot can have.
     limit: u64,
     ncr3: u64,
+    /// The slots by their ids.
     #[pin]
-    change: Mutex<()>,
+    change: Mutex<RBTree<u32, Slot>>,
     #[pin]
     readers: Srcu,
     /// The current snapshot, owned; replaced under `mmu`.
@@ -132,7 +134,7 @@ impl VmMemory {
             flush,
             limit: npt.limit().min(memory_ffi::host_address_limit()),
             ncr3: npt.root().0,
-            change <- new_mutex!((), "pacifica::change"),
+            change <- new_mutex!(RBTree::new(), "pacifica::change"),
             readers <- Srcu::new(),
             slots: Atomic::new(slots),
             sequence: Atomic::new(0),
@@ -171,24 +173,30 @@ impl VmMemory {
     ///
     /// When it returns, nobody uses what was there before.
     pub(crate) fn set_region(&self, region: &Region) -> Result {
-        let _change = self.change.lock();
+        let mut ids = self.change.lock();
         // SAFETY: Only changes free a snapshot, and they are behind the mutex.
         let slots = unsafe { &*self.slots.load(Relaxed) };
-        let change = slots.plan(region, self.limit)?;
+        let change = slots.plan(ids.get(&region.slot), region, self.limit)?;
         if let Change::Nothing = change {
             return Ok(());
         }
-        let list = slots.changed(change.id(), change.new_slot())?;
-        match &change {
-            Change::Delete(old) | Change::Move(old, _) => self.replace(list, Some(old)),
-            Change::Log(old, new) if new.log().is_some() => {
-                // Large pages and earlier D bits go, so that the log is exact from here on.
-                self.replace(list, Some(old))?;
-                new.log().inspect(|log| log.clear());
-                Ok(())
-            }
-            _ => self.replace(list, None),
+        let list = slots.changed(change.old_slot(), change.new_slot())?;
+        let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
+        let leaving = match &change {
+            Change::Delete(old) | Change::Move(old, _) => Some(old),
+            // Large pages and earlier D bits go, so that the log is exact from here on.
+            Change::Log(old, new) if new.log().is_some() => Some(old),
+            _ => None,
+        };
+        self.replace(list, leaving)?;
+        match change.new_slot() {
+            Some(new) => drop(ids.insert(node.into_node(region.slot, new.clone()))),
+            None => drop(ids.remove(&region.slot)),
         }
+        if let Change::Log(_, new) = &change {
+            new.log().inspect(|log| log.clear());
+        }
+        Ok(())
     }
 
     /// Makes `list` the current snapshot, takes what `leaving` has mapped out of the tables, and
@@ -230,13 +238,11 @@ impl VmMemory {
     /// `KVM_GET_DIRTY_LOG`: calls `put` with each word of the log of slot `id`, in order, and
     /// clears it. `EINVAL` if there can be no such slot, `ENOENT` if it keeps no log. May sleep.
     pub(crate) fn dirty_log(&self, id: u32, mut put: impl FnMut(u64) -> Result) -> Result {
-        let _change = self.change.lock();
-        // SAFETY: Only changes free a snapshot, and they are behind the mutex.
-        let slots = unsafe { &*self.slots.load(Relaxed) };
+        let ids = self.change.lock();
         if id >= SLOT_LIMIT {
             return Err(EINVAL);
         }
-        let slot = slots.by_id(id).ok_or(ENOENT)?;
+        let slot = ids.get(&id).ok_or(ENOENT)?;
         let log = slot.log().ok_or(ENOENT)?;
         let gpas = slot.gpas();
         for range in chunks(gpas.start, gpas.end) {

@@ -3,11 +3,12 @@
 //! Memory slots: which guest-physical ranges there are, and what backs them.
 //!
 //! A [`SlotList`] never changes. A new one takes its place when user space changes a slot, see
-//! `memory.rs`. It is sorted twice: by guest-physical address, where slots never overlap, for the
-//! faults; and by host address, where they may, for the notifier.
+//! `memory.rs`. It is sorted by guest-physical address, where slots never overlap, for the faults;
+//! the notifier, which comes with user addresses, looks through all that can have them.
 
 use crate::dirty_log::DirtyLog;
 use crate::memory_ffi::access_ok;
+use core::iter::once;
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -152,15 +153,6 @@ impl Deref for Slot {
     }
 }
 
-/// An entry of the order by host address.
-struct ByHva {
-    hva: u64,
-    /// The highest end of this and all entries before.
-    reach: u64,
-    /// Where the slot is in the order by guest-physical address.
-    slot: u32,
-}
-
 /// What a request comes to.
 pub(crate) enum Change {
     /// Everything is so already.
@@ -175,70 +167,121 @@ pub(crate) enum Change {
     Log(Slot, Slot),
 }
 
-/// All slots of a VM at one time.
+/// Some slots that follow each other.
 ///
 /// # Invariants
 ///
-/// `by_gpa` is sorted and without overlaps; `by_hva` has one entry for each slot, and is sorted.
+/// There is at least one and at most [`Chunk::ROOM`], sorted by guest-physical address, and they do
+/// not overlap.
+struct Chunk {
+    slots: KVec<Slot>,
+}
+
+/// A chunk, and what a search needs to know of it.
+#[derive(Clone)]
+struct Entry {
+    /// Where its first slot begins.
+    gpa: u64,
+    /// The range of user addresses that all its slots lie in.
+    hvas: (u64, u64),
+    chunk: Arc<Chunk>,
+}
+
+/// All slots of a VM at one time.
+///
+/// Lists share the chunks in which they do not differ, so that a change costs little even if there
+/// are tens of thousands of slots.
+///
+/// # Invariants
+///
+/// The chunks are sorted by guest-physical address and do not overlap.
 pub(crate) struct SlotList {
-    by_gpa: KVVec<Slot>,
-    by_hva: KVVec<ByHva>,
+    chunks: KVVec<Entry>,
+}
+
+impl Chunk {
+    /// Most slots in a chunk.
+    const ROOM: usize = 64;
+}
+
+impl Entry {
+    /// An entry for these slots, of which there is one at least.
+    fn new(slots: KVec<Slot>) -> Result<Self> {
+        let ends = slots.iter().map(|slot| slot.hva.wrapping_add(slot.bytes));
+        let end = ends.max().unwrap_or(0);
+        let start = slots.iter().map(|slot| slot.hva).min().unwrap_or(0);
+        Ok(Self {
+            gpa: slots.first().ok_or(EINVAL)?.gpa,
+            hvas: (start, end),
+            // INVARIANT: The callers keep order and size.
+            chunk: Arc::new(Chunk { slots }, GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+
+    fn slots(&self) -> &[Slot] {
+        &self.chunk.slots
+    }
 }
 
 impl SlotList {
     /// No slots.
     pub(crate) fn new() -> Self {
         Self {
-            by_gpa: KVVec::new(),
-            by_hva: KVVec::new(),
+            chunks: KVVec::new(),
         }
     }
 
     /// The slot that backs `gpa`. `hint` is where the last one was found, and is kept up to date.
     #[inline]
     pub(crate) fn find(&self, gpa: u64, hint: &mut usize) -> Option<&Slot> {
-        if let Some(slot) = self.by_gpa.get(*hint).filter(|slot| slot.contains(gpa)) {
+        let entry = self.chunks.get(*hint / Chunk::ROOM);
+        let last = entry.and_then(|entry| entry.slots().get(*hint % Chunk::ROOM));
+        if let Some(slot) = last.filter(|slot| slot.contains(gpa)) {
             return Some(slot);
         }
-        let after = self.by_gpa.partition_point(|slot| slot.gpa <= gpa);
+        let chunk = self.chunk_of(gpa);
+        let slots = self.chunks.get(chunk)?.slots();
+        let after = slots.partition_point(|slot| slot.gpa <= gpa);
         let index = after.checked_sub(1)?;
-        let slot = self.by_gpa.get(index).filter(|slot| slot.contains(gpa))?;
-        *hint = index;
+        let slot = slots.get(index).filter(|slot| slot.contains(gpa))?;
+        *hint = chunk.wrapping_mul(Chunk::ROOM).wrapping_add(index);
         Some(slot)
     }
 
-    /// The slot with this id.
-    pub(crate) fn by_id(&self, id: u32) -> Option<&Slot> {
-        self.by_gpa.iter().find(|slot| slot.id == id)
+    /// Which chunk a slot at `gpa` is in, or would be.
+    fn chunk_of(&self, gpa: u64) -> usize {
+        let after = self.chunks.partition_point(|entry| entry.gpa <= gpa);
+        after.saturating_sub(1)
     }
 
     /// All slots in order of guest-physical address.
-    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Slot> {
-        self.by_gpa.iter()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.chunks.iter().flat_map(Entry::slots)
     }
 
     /// The places of the slots that user addresses from `start` to `end` back.
     pub(crate) fn backed_by(&self, start: u64, end: u64) -> impl Iterator<Item = Place> + '_ {
-        let count = self.by_hva.partition_point(|entry| entry.hva < end);
-        let candidates = self.by_hva.get(..count).unwrap_or(&[]).iter().rev();
-        candidates
-            .take_while(move |entry| entry.reach > start)
-            .filter_map(|entry| Some(self.by_gpa.get(entry.slot as usize)?.place))
-            .filter(move |place| place.next_hva(start).is_some())
+        let chunks = self.chunks.iter();
+        let chunks = chunks.filter(move |entry| entry.hvas.0 < end && start < entry.hvas.1);
+        let places = chunks.flat_map(Entry::slots).map(Slot::place);
+        places.filter(move |place| place.next_hva(start).is_some_and(|next| next < end))
     }
 
     /// The first user address at or after `at` that backs any slot.
     pub(crate) fn next_hva(&self, at: u64) -> Option<u64> {
-        let count = self.by_hva.partition_point(|entry| entry.hva <= at);
-        match self.by_hva.get(count.wrapping_sub(1)) {
-            Some(entry) if entry.reach > at => Some(at),
-            _ => self.by_hva.get(count).map(|entry| entry.hva),
+        let mut best = u64::MAX;
+        for entry in &self.chunks {
+            if at < entry.hvas.1 && entry.hvas.0 < best {
+                let next = entry.slots().iter().filter_map(|slot| slot.next_hva(at));
+                best = next.min().unwrap_or(best).min(best);
+            }
         }
+        (best != u64::MAX).then_some(best)
     }
 
     /// What `region` asks for, with KVM's rules: `EINVAL` for what can never be, `EEXIST` for an
-    /// overlap. Guest-physical addresses are below `limit`.
-    pub(crate) fn plan(&self, region: &Region, limit: u64) -> Result<Change> {
+    /// overlap. `old` is the slot that has the id now; guest-physical addresses are below `limit`.
+    pub(crate) fn plan(&self, old: Option<&Slot>, region: &Region, limit: u64) -> Result<Change> {
         let aligned = (region.gpa | region.size | region.hva) & PageSize::Size4K.offset_mask() == 0;
         if region.flags & !(FLAG_LOG_DIRTY | FLAG_READ_ONLY) != 0
             || region.slot >= SLOT_LIMIT
@@ -249,7 +292,6 @@ impl SlotList {
         {
             return Err(EINVAL);
         }
-        let old = self.by_id(region.slot);
         if region.size == 0 {
             return Ok(Change::Delete(old.ok_or(EINVAL)?.clone()));
         }
@@ -292,92 +334,96 @@ impl SlotList {
 
     /// Whether a slot may be where `new` wants to be.
     fn check_place(&self, new: &Slot, limit: u64) -> Result {
-        if new.gpas().end > limit {
+        let end = new.gpas().end;
+        if end > limit {
             return Err(EINVAL);
         }
-        if self
+        let chunks = self.chunks.get(self.chunk_of(new.gpa)..).unwrap_or(&[]);
+        let mut slots = chunks
             .iter()
-            .any(|slot| slot.id != new.id && slot.overlaps(new))
-        {
+            .flat_map(Entry::slots)
+            .take_while(|slot| slot.gpa < end);
+        if slots.any(|slot| slot.id != new.id && slot.overlaps(new)) {
             return Err(EEXIST);
         }
         Ok(())
     }
 
-    /// A list without the slot `without` and with `with` in addition.
-    pub(crate) fn changed(&self, without: Option<u32>, with: Option<&Slot>) -> Result<Self> {
-        let stays = |slot: &&Slot| Some(slot.id) != without;
-        let room = self.by_gpa.len().saturating_add(1);
-        let mut list = Self {
-            by_gpa: KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?,
-            by_hva: KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?,
-        };
-        let gone = self.by_gpa.iter().position(|slot| !stays(&slot));
-        let come = with.map(|new| {
-            let before = self
-                .iter()
-                .filter(stays)
-                .take_while(|slot| slot.gpa < new.gpa);
-            before.count()
-        });
-        // Where a slot is now that was at `index`; `None` if it is gone.
-        let moved = |index: usize| {
-            let left = index.wrapping_sub(usize::from(gone < Some(index) && gone.is_some()));
-            let right = usize::from(come.is_some_and(|come| come <= left));
-            (gone != Some(index)).then_some(left.wrapping_add(right))
-        };
-
-        let mut with_gpa = with;
-        for slot in self.iter().filter(stays) {
-            if let Some(new) = with_gpa.take_if(|new| new.gpa < slot.gpa) {
-                list.push_slot(new)?;
-            }
-            list.push_slot(slot)?;
+    /// A list without the slot `without`, which is in this one, and with `with` in addition.
+    pub(crate) fn changed(&self, without: Option<&Slot>, with: Option<&Slot>) -> Result<Self> {
+        let room = self.chunks.len().saturating_add(2);
+        let mut chunks = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
+        chunks.extend_from_slice(&self.chunks, GFP_KERNEL_ACCOUNT)?;
+        let mut list = Self { chunks };
+        if let Some(old) = without {
+            list.remove(old)?;
         }
-        if let Some(new) = with_gpa {
-            list.push_slot(new)?;
+        if let Some(new) = with {
+            list.insert(new)?;
         }
-
-        let mut with_hva = with.zip(come);
-        for entry in &self.by_hva {
-            if let Some((new, index)) = with_hva.take_if(|(new, _)| new.hva < entry.hva) {
-                list.push_hva(new, index)?;
-            }
-            let old = self.by_gpa.get(entry.slot as usize);
-            if let (Some(slot), Some(index)) = (old, moved(entry.slot as usize)) {
-                list.push_hva(slot, index)?;
-            }
-        }
-        if let Some((new, index)) = with_hva {
-            list.push_hva(new, index)?;
-        }
-        // INVARIANT: The old list was sorted, and `check_place` saw no overlap.
         Ok(list)
     }
 
-    fn push_slot(&mut self, slot: &Slot) -> Result {
-        Ok(self.by_gpa.push(slot.clone(), GFP_KERNEL_ACCOUNT)?)
+    fn remove(&mut self, old: &Slot) -> Result {
+        let index = self.chunk_of(old.gpa);
+        let entry = self.chunks.get_mut(index).ok_or(EINVAL)?;
+        let stays = entry.slots().iter().filter(|slot| slot.id != old.id);
+        let slots = collect(stays)?;
+        if slots.is_empty() {
+            self.chunks.remove(index).map_err(|_| EINVAL)?;
+        } else {
+            *entry = Entry::new(slots)?;
+        }
+        Ok(())
     }
 
-    /// Adds the next entry of the order by host address.
-    fn push_hva(&mut self, slot: &Slot, index: usize) -> Result {
-        let end = slot.hva.wrapping_add(slot.bytes);
-        let entry = ByHva {
-            hva: slot.hva,
-            reach: self.by_hva.last().map_or(end, |last| last.reach.max(end)),
-            slot: u32::try_from(index)?,
+    fn insert(&mut self, new: &Slot) -> Result {
+        let index = self.chunk_of(new.gpa);
+        let Some(entry) = self.chunks.get_mut(index) else {
+            let only = Entry::new(collect(once(new))?)?;
+            return Ok(self.chunks.push(only, GFP_KERNEL_ACCOUNT)?);
         };
-        Ok(self.by_hva.push(entry, GFP_KERNEL_ACCOUNT)?)
+        let slots = entry.slots();
+        let place = slots.partition_point(|slot| slot.gpa < new.gpa);
+        let (before, after) = slots.split_at_checked(place).ok_or(EINVAL)?;
+        let with_new = Iterator::chain(before.iter(), once(new));
+        if slots.len() < Chunk::ROOM {
+            *entry = Entry::new(collect(Iterator::chain(with_new, after))?)?;
+            return Ok(());
+        }
+        // A full chunk is cut where the new slot comes, so that slots which are added in order
+        // fill theirs.
+        let next = match after.is_empty() {
+            true => Entry::new(collect(once(new))?)?,
+            false => {
+                let next = Entry::new(collect(after.iter())?)?;
+                *entry = Entry::new(collect(with_new)?)?;
+                next
+            }
+        };
+        self.chunks.reserve(1, GFP_KERNEL_ACCOUNT)?;
+        let after = index.saturating_add(1);
+        self.chunks
+            .insert_within_capacity(after, next)
+            .map_err(|_| ENOMEM)
     }
 }
 
+/// Copies of slots.
+fn collect<'a>(slots: impl Iterator<Item = &'a Slot> + Clone) -> Result<KVec<Slot>> {
+    let mut copies = KVec::with_capacity(Iterator::count(slots.clone()), GFP_KERNEL_ACCOUNT)?;
+    for slot in slots {
+        copies.push(slot.clone(), GFP_KERNEL_ACCOUNT)?;
+    }
+    Ok(copies)
+}
+
 impl Change {
-    /// The id of the slot that changes.
-    pub(crate) fn id(&self) -> Option<u32> {
+    /// What the slot was before.
+    pub(crate) fn old_slot(&self) -> Option<&Slot> {
         match self {
-            Change::Nothing => None,
-            Change::Create(slot) | Change::Delete(slot) => Some(slot.id),
-            Change::Move(old, _) | Change::Log(old, _) => Some(old.id),
+            Change::Nothing | Change::Create(_) => None,
+            Change::Delete(old) | Change::Move(old, _) | Change::Log(old, _) => Some(old),
         }
     }
 
