@@ -211,6 +211,41 @@ fn extended_features() {
 }
 
 #[test]
+fn other_leaves() {
+    let entries = list(epyc, &caps());
+    assert_eq!(
+        lookup(&entries, 6, 0),
+        [4, 0, 0, 0],
+        "the APIC's timer never stops"
+    );
+    let topology: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.function == 0xb)
+        .collect();
+    assert_eq!(topology, [&Entry::indexed(0xb, 0, [0; 4])]);
+    for leaf in (0x8000_0002..=0x8000_0006).chain([0x8000_0019, 0x8000_001a]) {
+        assert_eq!(lookup(&entries, leaf, 0), epyc(leaf, 0), "{leaf:#x}");
+    }
+    // A host with everything set: what is hidden, and what is not passed on.
+    let entries = list(
+        |leaf, subleaf| match leaf {
+            0 | 0x8000_0000 => epyc(leaf, subleaf),
+            _ => [u32::MAX; 4],
+        },
+        &caps(),
+    );
+    assert_eq!(lookup(&entries, 1, 0)[1], 0xff00);
+    assert_eq!(lookup(&entries, 7, 0)[0], 1, "one more subleaf");
+    assert_eq!(lookup(&entries, 7, 1), [7 << 10, 0, 0, 0]);
+    assert_eq!(lookup(&entries, 0x8000_0001, 0)[1], 0xf << 28);
+    assert_eq!(lookup(&entries, 0x8000_0007, 0), [0, 0, 0, 1 << 8]);
+    assert_eq!(lookup(&entries, 0x8000_0008, 0), [0x0030_ffff, 1, 0, 0]);
+    assert_eq!(lookup(&entries, 0x8000_0019, 0), [u32::MAX, u32::MAX, 0, 0]);
+    assert_eq!(lookup(&entries, 0x8000_001a, 0), [7, 0, 0, 0]);
+    assert_eq!(lookup(&entries, 0x8000_0021, 0), [0x2000_0e67, 0, 6, 0]);
+}
+
+#[test]
 fn paravirtual_leaves() {
     let entries = list(epyc, &caps());
     let [max, ebx, ecx, edx] = lookup(&entries, 0x4000_0000, 0);
@@ -393,7 +428,7 @@ fn state_that_shows_through() {
         pke: true,
         apic_enabled: true,
         xsave_size: 832,
-        xsave_compacted_size: 840,
+        xsave_compacted_size: 848,
     };
     let view = |leaf, subleaf, state| guest_view(&entries, leaf, subleaf, state);
     assert_eq!(view(1, 0, &off)[2] & Leaf1Ecx::OSXSAVE.bits(), 0);
@@ -405,7 +440,7 @@ fn state_that_shows_through() {
     assert_eq!(view(7, 0, &off)[2] & Leaf7Ecx::OSPKE.bits(), 0);
     assert_ne!(view(7, 0, &on)[2] & Leaf7Ecx::OSPKE.bits(), 0);
     assert_eq!(view(0xd, 0, &on)[1], 832);
-    assert_eq!(view(0xd, 1, &on)[1], 840);
+    assert_eq!(view(0xd, 1, &on)[1], 848);
     // A list that claims the state of now is corrected.
     let mut entry = Entry::new(1, [0, 0, Leaf1Ecx::OSXSAVE.bits(), 0]);
     refresh(&mut entry, &on);
