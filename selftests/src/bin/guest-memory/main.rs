@@ -39,12 +39,13 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 18] = [
+    let tests: [(&str, Test); 19] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
         ("a read-only slot", slots::read_only),
         ("many slots", slots::many),
+        ("random changes of slots", slots::random_changes),
         ("the host unmaps", host::unmaps),
         ("the host protects", host::protects),
         ("a fork copies", host::fork_copies),

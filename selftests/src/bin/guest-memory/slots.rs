@@ -4,7 +4,7 @@
 
 use std::ptr::null_mut;
 
-use selftests::kvm::Handle;
+use selftests::kvm::{Errno, Handle};
 use selftests::memory::PAGE;
 use selftests::tap::equal;
 
@@ -210,4 +210,75 @@ pub(crate) fn many(device: &Handle) -> Outcome {
     equal("deleted", vm.exit(LOAD, place(9), 0, 1), Ok(EXIT_MMIO))?;
     vm.finish_access()?;
     equal("not deleted", vm.load(place(10))?, 10)
+}
+
+/// Random changes of a few hundred slots, against a model that is a list.
+pub(crate) fn random_changes(device: &Handle) -> Outcome {
+    const PLACES: u64 = 512;
+    let vm = Vm::new(device)?;
+    let area = Area::new(PAGE * 64);
+    (0..64).for_each(|page| area.store(page * PAGE, page as u32 + 1));
+    let mut seed = 12345u64;
+    let mut random = |below: u64| {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (seed >> 33) % below
+    };
+    // The place, size and first page of memory of each slot, in pages.
+    let mut slots: Vec<Option<(u64, u64, u64)>> = vec![None; 300];
+    for step in 0..3000 {
+        let id = 1 + random(slots.len() as u64 - 1) as usize;
+        let (place, size, page) = (random(PLACES), 1 + random(3), random(60));
+        let delete = random(8) == 0;
+        let (size, page) = match slots[id] {
+            // An existing slot can only move.
+            Some((_, size, page)) if random(4) != 0 => (size, page),
+            _ => (size, page),
+        };
+        let bytes = if delete { 0 } else { size as usize * PAGE };
+        let memory = area.memory().wrapping_add(page as usize * PAGE);
+        let got = vm.slot(id as u32, 0, DATA + place * PAGE as u64, bytes, memory);
+        let others = slots.iter().enumerate().filter(|(other, _)| *other != id);
+        let overlaps = others
+            .flat_map(|(_, slot)| slot)
+            .any(|slot| slot.0 < place + size && place < slot.0 + slot.1);
+        let expected = match slots[id] {
+            None if delete => Err(Errno(libc::EINVAL)),
+            Some((_, s, p)) if !delete && (s, p) != (size, page) => Err(Errno(libc::EINVAL)),
+            Some((at, _, _)) if !delete && at == place => Ok(0),
+            _ if !delete && overlaps => Err(Errno(libc::EEXIST)),
+            _ => Ok(0),
+        };
+        equal(&format!("step {step}, slot {id}"), got, expected)?;
+        if got.is_ok() {
+            slots[id] = (!delete).then_some((place, size, page));
+        }
+        let at = random(PLACES + 2);
+        let backed = slots
+            .iter()
+            .flatten()
+            .find(|slot| slot.0 <= at && at < slot.0 + slot.1);
+        let gpa = DATA + at * PAGE as u64;
+        match backed {
+            Some(slot) => {
+                let word = (slot.2 + at - slot.0) as u32 + 1;
+                equal(
+                    &format!("step {step}, the word at page {at}"),
+                    vm.load(gpa)?,
+                    word,
+                )?;
+            }
+            None => {
+                equal(
+                    &format!("step {step}, page {at}"),
+                    vm.exit(LOAD, gpa, 0, 1),
+                    Ok(EXIT_MMIO),
+                )?;
+                vm.finish_access()?;
+            }
+        }
+    }
+    println!("# {} slots in the end", slots.iter().flatten().count());
+    Ok(())
 }
