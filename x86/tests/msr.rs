@@ -426,7 +426,7 @@ fn read_only_and_ignored() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     /// Whoever writes what to where: no panic, nothing changed by a write that fails, and what was
     /// written by the VMM can be read by it.
