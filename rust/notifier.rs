@@ -85,6 +85,10 @@ unsafe fn memory<'a>(notifier: *mut bindings::mmu_notifier) -> &'a VmMemory {
 }
 
 /// The process dies, or the VM does: all pages go.
+///
+/// # Safety
+///
+/// To be called by the kernel, for a registered notifier.
 unsafe extern "C" fn release(notifier: *mut bindings::mmu_notifier, _mm: *mut bindings::mm_struct) {
     // SAFETY: The kernel calls this for a registered notifier.
     unsafe { memory(notifier) }.release();
@@ -92,6 +96,10 @@ unsafe extern "C" fn release(notifier: *mut bindings::mmu_notifier, _mm: *mut bi
 
 /// The host wants to know, and forget, whether pages were used. It flushes no TLB: a page in use
 /// then merely looks older than it is.
+///
+/// # Safety
+///
+/// To be called by the kernel, for a registered notifier.
 unsafe extern "C" fn clear_young(
     notifier: *mut bindings::mmu_notifier,
     _mm: *mut bindings::mm_struct,
@@ -103,6 +111,10 @@ unsafe extern "C" fn clear_young(
 }
 
 /// The host wants to know whether a page was used.
+///
+/// # Safety
+///
+/// To be called by the kernel, for a registered notifier.
 unsafe extern "C" fn test_young(
     notifier: *mut bindings::mmu_notifier,
     _mm: *mut bindings::mm_struct,
@@ -114,6 +126,10 @@ unsafe extern "C" fn test_young(
 }
 
 /// The host is going to change its tables.
+///
+/// # Safety
+///
+/// To be called by the kernel, for a registered notifier.
 unsafe extern "C" fn invalidate_range_start(
     notifier: *mut bindings::mmu_notifier,
     range: *const bindings::mmu_notifier_range,
@@ -127,6 +143,10 @@ unsafe extern "C" fn invalidate_range_start(
 }
 
 /// The host has changed its tables.
+///
+/// # Safety
+///
+/// To be called by the kernel, for a registered notifier.
 unsafe extern "C" fn invalidate_range_end(
     notifier: *mut bindings::mmu_notifier,
     _range: *const bindings::mmu_notifier_range,
