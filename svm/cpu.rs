@@ -32,6 +32,8 @@ const PAGE: u64 = 4096;
 struct Part {
     gpa: u64,
     length: usize,
+    /// It is known that no memory is there.
+    device: bool,
 }
 
 impl<P: Platform> Guest<'_, P> {
@@ -49,70 +51,81 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
-    /// Translates one address.
-    fn translate(&mut self, linear: u64, access: Access) -> Result<u64, Stop> {
-        let operand = matches!(access, Access::Read | Access::Write);
-        if operand {
-            if let Some(gpa) = self.known(linear, access == Access::Write) {
-                return Ok(gpa);
+    /// Translates what begins at `linear` and lies in one page.
+    fn translate(&mut self, linear: u64, length: usize, access: Access) -> Result<Part, Stop> {
+        if matches!(access, Access::Read | Access::Write) {
+            let write = access == Access::Write;
+            if let Some(known) = self.known(linear, write) {
+                return Ok(Part {
+                    gpa: known.gpa | (linear % PAGE),
+                    length,
+                    device: write || known.unbacked,
+                });
             }
         }
         let paging = self.paging();
-        Ok(walk(self.platform, &paging, linear, access)?.gpa)
+        Ok(Part {
+            gpa: walk(self.platform, &paging, linear, access)?.gpa,
+            length,
+            device: false,
+        })
     }
 
-    /// The address of the emulated instruction's operand, if the CPU has told it with the nested
-    /// fault: it has walked the guest's page tables, and they allow the access.
-    fn known(&mut self, linear: u64, write: bool) -> Option<u64> {
+    /// What the CPU told about the emulated instruction's operand with the nested fault: it has
+    /// walked the guest's page tables, they allow the access, and no memory is there.
+    fn known(&mut self, linear: u64, write: bool) -> Option<Known> {
         let cr3 = self.vmcb.cr3();
         let io = &mut self.state.io;
-        let (page, offset) = (linear & !(PAGE - 1), linear % PAGE);
+        let page = linear & !(PAGE - 1);
         if let Some(fault) = io.fault {
-            if fault.gpa % PAGE == offset {
+            if fault.gpa % PAGE == linear % PAGE {
                 io.fault = None;
                 io.known = Some(Known {
                     cr3,
                     page,
                     gpa: fault.gpa & !(PAGE - 1),
                     write: fault.write,
+                    unbacked: fault.unbacked,
                 });
             }
         }
         let known = io.known?;
         let fits = known.page == page && known.cr3 == cr3 && (known.write || !write);
-        fits.then_some(known.gpa | offset)
+        fits.then_some(known)
     }
 
     /// Translates an access to one or two parts: it is at most a page long.
     fn parts(&mut self, linear: u64, length: usize, access: Access) -> Result<[Part; 2], Stop> {
         let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
-        let first = Part {
-            gpa: self.translate(linear, access)?,
-            length: length.min(in_page),
-        };
-        let mut second = Part { gpa: 0, length: 0 };
+        let first = self.translate(linear, length.min(in_page), access)?;
+        let mut second = Part { length: 0, ..first };
         if length > in_page {
             let linear = linear.wrapping_add(in_page as u64);
-            second.gpa = self.translate(linear, access)?;
-            second.length = length.wrapping_sub(in_page);
+            second = self.translate(linear, length.wrapping_sub(in_page), access)?;
         }
         Ok([first, second])
     }
 
     /// Reads from one page, which may be a device's.
-    fn read_part(&mut self, gpa: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
-        match self.platform.read_gpa(gpa, buf) {
+    fn read_part(&mut self, part: Part, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        if part.device {
+            return self.read_device(part.gpa, buf);
+        }
+        match self.platform.read_gpa(part.gpa, buf) {
             Ok(()) => Ok(()),
-            Err(MemError::Unbacked) if access != Access::Fetch => self.read_device(gpa, buf),
+            Err(MemError::Unbacked) if access != Access::Fetch => self.read_device(part.gpa, buf),
             Err(error) => Err(stop(error)),
         }
     }
 
     /// Writes to one page, which may be a device's; a read-only slot is one for writes.
-    fn write_part(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
-        match self.platform.write_gpa(gpa, data) {
+    fn write_part(&mut self, part: Part, data: &[u8]) -> Result<(), Stop> {
+        if part.device {
+            return self.write_device(part.gpa, data);
+        }
+        match self.platform.write_gpa(part.gpa, data) {
             Ok(()) => Ok(()),
-            Err(MemError::Unbacked | MemError::ReadOnly) => self.write_device(gpa, data),
+            Err(MemError::Unbacked | MemError::ReadOnly) => self.write_device(part.gpa, data),
             Err(error) => Err(stop(error)),
         }
     }
@@ -160,17 +173,17 @@ impl<P: Platform> Guest<'_, P> {
         let [first, second] = self.parts(linear, data.len(), access)?;
         let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
         if second.length == 0 {
-            return self.write_part(first.gpa, low);
+            return self.write_part(first, low);
         }
         // If the second page cannot be written now, the instruction is run again: then it must
         // find in the first one what it found before.
         let mut before = [0; Fragment::MAX * 2];
         let before = before.get_mut(..first.length).ok_or(Stop::Unhandled)?;
-        let memory = self.platform.read_gpa(first.gpa, before).is_ok();
-        self.write_part(first.gpa, low)?;
-        let result = self.write_part(second.gpa, high);
+        let memory = !first.device && self.platform.read_gpa(first.gpa, before).is_ok();
+        self.write_part(first, low)?;
+        let result = self.write_part(second, high);
         if result.is_err() && memory {
-            self.write_part(first.gpa, before)?;
+            self.write_part(first, before)?;
         }
         result
     }
@@ -253,13 +266,13 @@ impl<P: Platform> Cpu for Guest<'_, P> {
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
         let [first, second] = self.parts(linear, buf.len(), access)?;
         if second.length == 0 {
-            return self.read_part(first.gpa, buf, access);
+            return self.read_part(first, buf, access);
         }
         let (low, high) = buf
             .split_at_mut_checked(first.length)
             .ok_or(Stop::Unhandled)?;
-        self.read_part(first.gpa, low, access)?;
-        self.read_part(second.gpa, high, access)
+        self.read_part(first, low, access)?;
+        self.read_part(second, high, access)
     }
 
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
@@ -277,8 +290,11 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         if !aligned {
             return self.exchange_plainly(linear, size, new);
         }
-        let gpa = self.translate(linear, Access::Write)?;
-        match self.platform.compare_exchange_gpa(gpa, size, old, new) {
+        let part = self.translate(linear, size, Access::Write)?;
+        if part.device {
+            return self.exchange_plainly(linear, size, new);
+        }
+        match self.platform.compare_exchange_gpa(part.gpa, size, old, new) {
             Ok(result) => Ok(result),
             Err(MemError::Unbacked | MemError::ReadOnly) => {
                 self.exchange_plainly(linear, size, new)

@@ -151,8 +151,8 @@ pub(crate) enum Phase {
     Writes,
 }
 
-/// Where a page of the instruction's operand is. It lasts as a TLB entry would: until the vCPU is
-/// entered again.
+/// Where a page of the instruction's operand is, and that no memory is there for the access. It
+/// lasts as a TLB entry would: until the vCPU is entered again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
     /// CR3 with which it was found.
@@ -163,6 +163,8 @@ pub(crate) struct Known {
     pub(crate) gpa: u64,
     /// Writing is allowed, too.
     pub(crate) write: bool,
+    /// Reads go to the device, too: the page is not a read-only slot's.
+    pub(crate) unbacked: bool,
 }
 
 /// What the CPU found out before a nested fault: the guest's page tables allow the access.
@@ -172,6 +174,8 @@ pub(crate) struct Fault {
     pub(crate) gpa: u64,
     /// It was a write.
     pub(crate) write: bool,
+    /// No slot is there, not even a read-only one.
+    pub(crate) unbacked: bool,
 }
 
 /// What waits for the VMM, and what the instruction that waits has read so far.

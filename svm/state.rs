@@ -6,6 +6,7 @@ use crate::event::Events;
 use crate::features::SvmFeatures;
 use crate::io::IoState;
 use crate::vmcb::Vmcb;
+use x86::decode::Insn;
 use x86::features::Features;
 use x86::msr::MsrFile;
 use x86::regs::{gpr, Cr0, Cr4, GuestRegs, SegReg};
@@ -37,6 +38,23 @@ pub(crate) struct CodeHint {
     pub(crate) gpa: u64,
 }
 
+/// An instruction that was decoded lately, under the bytes that it was decoded from: so it cannot be
+/// stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Decoded {
+    /// The bytes, with zeros behind them.
+    pub(crate) bytes: [u8; Self::BYTES],
+    /// What they mean.
+    pub(crate) insn: Insn,
+}
+
+impl Decoded {
+    /// No instruction is longer than 15 bytes; with 16 they compare at once.
+    pub(crate) const BYTES: usize = 16;
+    /// How many are kept.
+    pub(crate) const SLOTS: usize = 4;
+}
+
 /// The plain values of one vCPU. Copying it, the VMCB, the local APIC and the FPU image copies the
 /// vCPU: that is what fork and reset do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +83,7 @@ pub struct VcpuState {
     /// Whether the vCPU runs.
     pub mp_state: MpState,
     pub(crate) code_hint: CodeHint,
+    pub(crate) decoded: [Option<Decoded>; Decoded::SLOTS],
 }
 
 /// XCR0 after RESET: x87 only (APM vol. 2, 11.5.2).
@@ -86,6 +105,7 @@ impl VcpuState {
             io: IoState::new(),
             mp_state: MpState::Runnable,
             code_hint: CodeHint::default(),
+            decoded: [None; Decoded::SLOTS],
         }
     }
 

@@ -8,6 +8,7 @@ use crate::cpu::Guest;
 use crate::event::Event;
 use crate::exit::{IoExit, NestedError};
 use crate::io::{Fault, Fragment, Phase, Place};
+use crate::state::Decoded;
 use x86::cpu::{Access, Cpu, Stop};
 use x86::decode::{Insn, Map, MAX_LENGTH};
 use x86::emulate::{code_size, emulate as execute, fetch};
@@ -97,7 +98,7 @@ pub(super) fn nested_fault<P: Platform>(
         FaultOutcome::Mapped => Ok(Action::Resume),
         FaultOutcome::WouldSleep => Err(Stop::WouldSleep),
         FaultOutcome::HostFault => Err(Stop::Fault),
-        FaultOutcome::Mmio | FaultOutcome::ReadOnlyWrite => {
+        outcome @ (FaultOutcome::Mmio | FaultOutcome::ReadOnlyWrite) => {
             let event = guest.vmcb.exit_int_info();
             if event & Event::VALID != 0 {
                 return Ok(Action::User(UserExit::InternalError(
@@ -109,7 +110,12 @@ pub(super) fn nested_fault<P: Platform>(
                     },
                 )));
             }
-            emulate(guest, Some((gpa, error)))
+            let fault = Fault {
+                gpa,
+                write: error.contains(NestedError::WRITE),
+                unbacked: outcome == FaultOutcome::Mmio,
+            };
+            emulate(guest, Some((fault, error)))
         }
     }
 }
@@ -117,7 +123,7 @@ pub(super) fn nested_fault<P: Platform>(
 /// Emulates the instruction at RIP, after this nested fault if there was one.
 pub(super) fn emulate<P: Platform>(
     guest: &mut Guest<'_, P>,
-    fault: Option<(u64, NestedError)>,
+    fault: Option<(Fault, NestedError)>,
 ) -> Result<Action, Stop> {
     guest.state.io.activate();
     let result = emulate_some(guest, fault);
@@ -132,7 +138,7 @@ pub(super) fn emulate<P: Platform>(
 /// The instruction at RIP. One that has been begun is not decoded again.
 fn instruction<P: Platform>(
     guest: &mut Guest<'_, P>,
-    fault: Option<(u64, NestedError)>,
+    fault: Option<(Fault, NestedError)>,
 ) -> Result<Insn, Stop> {
     let io = &guest.state.io;
     if let Some(insn) = io.insn {
@@ -140,7 +146,7 @@ fn instruction<P: Platform>(
             return Ok(insn);
         }
     }
-    let mut bytes = [0; MAX_LENGTH];
+    let mut bytes = [0; Decoded::BYTES];
     let saved = match fault {
         Some(_) => guest.vmcb.instruction_bytes(),
         None => &[],
@@ -152,16 +158,39 @@ fn instruction<P: Platform>(
         }
         _ => read_code(guest, &mut bytes)?,
     };
-    let known = bytes.get(..length).unwrap_or(&[]);
-    let insn = fetch(guest, known)?;
+    let insn = decoded(guest, &bytes, length)?;
     guest.state.io.insn = Some(insn);
-    if let Some((gpa, error)) = fault {
+    if let Some((fault, error)) = fault {
         let of_operand = error.contains(NestedError::FINAL)
             && !error.intersects(NestedError::FETCH | NestedError::TABLE_WALK);
         if of_operand && has_one_operand(&insn) {
-            guest.state.io.fault = Some(Fault {
-                gpa,
-                write: error.contains(NestedError::WRITE),
+            guest.state.io.fault = Some(fault);
+        }
+    }
+    Ok(insn)
+}
+
+/// Decodes the instruction of which `length` bytes are known, or finds that the same bytes were
+/// decoded lately: a driver has few instructions that reach its device.
+fn decoded<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    bytes: &[u8; Decoded::BYTES],
+    length: usize,
+) -> Result<Insn, Stop> {
+    let mode = code_size(guest);
+    let slot = guest.vmcb.rip() as usize % Decoded::SLOTS;
+    if let Some(Some(last)) = guest.state.decoded.get(slot) {
+        if last.bytes == *bytes && last.insn.mode == mode {
+            return Ok(last.insn);
+        }
+    }
+    let insn = fetch(guest, bytes.get(..length).unwrap_or(&[]))?;
+    // If it goes on behind the known bytes, these do not tell it.
+    if usize::from(insn.length) <= length {
+        if let Some(slot) = guest.state.decoded.get_mut(slot) {
+            *slot = Some(Decoded {
+                bytes: *bytes,
+                insn,
             });
         }
     }
@@ -172,7 +201,7 @@ fn instruction<P: Platform>(
 /// much that is. The CPU has been there, so the limit of CS allows the first byte at least.
 fn read_code<P: Platform>(
     guest: &mut Guest<'_, P>,
-    bytes: &mut [u8; MAX_LENGTH],
+    bytes: &mut [u8; Decoded::BYTES],
 ) -> Result<usize, Stop> {
     let linear = linear_rip(guest, code_size(guest));
     let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
@@ -191,7 +220,7 @@ fn has_one_operand(insn: &Insn) -> bool {
 
 fn emulate_some<P: Platform>(
     guest: &mut Guest<'_, P>,
-    fault: Option<(u64, NestedError)>,
+    fault: Option<(Fault, NestedError)>,
 ) -> Result<Action, Stop> {
     let insn = instruction(guest, fault)?;
     let rip = guest.vmcb.rip();
