@@ -94,16 +94,22 @@ impl<P: Platform> Guest<'_, P> {
         fits.then_some(known)
     }
 
-    /// Translates an access to one or two parts: it is at most a page long.
-    fn parts(&mut self, linear: u64, length: usize, access: Access) -> Result<[Part; 2], Stop> {
+    /// The first part of an access that crosses a page boundary, or all of it.
+    fn first_part(&mut self, linear: u64, length: usize, access: Access) -> Result<Part, Stop> {
         let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
-        let first = self.translate(linear, length.min(in_page), access)?;
-        let mut second = Part { length: 0, ..first };
-        if length > in_page {
-            let linear = linear.wrapping_add(in_page as u64);
-            second = self.translate(linear, length.wrapping_sub(in_page), access)?;
-        }
-        Ok([first, second])
+        self.translate(linear, length.min(in_page), access)
+    }
+
+    /// What follows `first`: it is shorter than a page.
+    fn second_part(
+        &mut self,
+        linear: u64,
+        length: usize,
+        first: Part,
+        access: Access,
+    ) -> Result<Part, Stop> {
+        let linear = linear.wrapping_add(first.length as u64);
+        self.translate(linear, length.wrapping_sub(first.length), access)
     }
 
     /// Reads from one page, which may be a device's.
@@ -170,11 +176,13 @@ impl<P: Platform> Guest<'_, P> {
         data: &[u8],
         access: Access,
     ) -> Result<(), Stop> {
-        let [first, second] = self.parts(linear, data.len(), access)?;
-        let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
-        if second.length == 0 {
-            return self.write_part(first, low);
+        let length = data.len();
+        let first = self.first_part(linear, length, access)?;
+        if first.length == length {
+            return self.write_part(first, data);
         }
+        let second = self.second_part(linear, length, first, access)?;
+        let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
         // If the second page cannot be written now, the instruction is run again: then it must
         // find in the first one what it found before.
         let mut before = [0; Fragment::MAX * 2];
@@ -264,10 +272,12 @@ impl<P: Platform> Cpu for Guest<'_, P> {
     }
 
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
-        let [first, second] = self.parts(linear, buf.len(), access)?;
-        if second.length == 0 {
+        let length = buf.len();
+        let first = self.first_part(linear, length, access)?;
+        if first.length == length {
             return self.read_part(first, buf, access);
         }
+        let second = self.second_part(linear, length, first, access)?;
         let (low, high) = buf
             .split_at_mut_checked(first.length)
             .ok_or(Stop::Unhandled)?;
