@@ -32,8 +32,10 @@ const PAGE: u64 = 4096;
 struct Part {
     gpa: u64,
     length: usize,
-    /// It is known that no memory is there.
+    /// It is known that no memory can be written there, ...
     device: bool,
+    /// ... and none be read.
+    unbacked: bool,
 }
 
 impl<P: Platform> Guest<'_, P> {
@@ -59,7 +61,8 @@ impl<P: Platform> Guest<'_, P> {
                 return Ok(Part {
                     gpa: known.gpa | (linear % PAGE),
                     length,
-                    device: write || known.unbacked,
+                    device: true,
+                    unbacked: known.unbacked,
                 });
             }
         }
@@ -68,6 +71,7 @@ impl<P: Platform> Guest<'_, P> {
             gpa: walk(self.platform, &paging, linear, access)?.gpa,
             length,
             device: false,
+            unbacked: false,
         })
     }
 
@@ -114,7 +118,7 @@ impl<P: Platform> Guest<'_, P> {
 
     /// Reads from one page, which may be a device's.
     fn read_part(&mut self, part: Part, buf: &mut [u8], access: Access) -> Result<(), Stop> {
-        if part.device {
+        if part.unbacked {
             return self.read_device(part.gpa, buf);
         }
         match self.platform.read_gpa(part.gpa, buf) {

@@ -5,8 +5,8 @@
 mod support;
 
 use support::{Machine, CODE, KERNEL_MMIO, KERNEL_PORT, USER_MMIO};
-use svm::dispatch::{finish_io, resume_io, Action, UserExit};
-use svm::exit::ExitCode;
+use svm::dispatch::{finish_io, resume_io, Action, FaultOutcome, UserExit};
+use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::io::UserIo;
 use x86::regs::{gpr, vector, Rflags, SegReg};
@@ -325,6 +325,55 @@ fn read_only_memory() {
     machine.world.read_only = true;
     assert_eq!(fault(&mut machine, 0x3000), mmio(0x3000, 1, true, 0x88));
     finish(&mut machine, 0);
+    done(&machine, 2);
+}
+
+/// The read half of a read-modify-write of a read-only slot is memory's.
+#[test]
+fn read_modify_write_of_read_only_memory() {
+    // add [rbx], eax; lock add [rbx], eax
+    for (code, length) in [(&[0x01, 0x03][..], 2), (&[0xf0, 0x01, 0x03], 3)] {
+        let mut machine = long(code);
+        machine.world.ram[0x3010] = 1;
+        machine.state.regs.set(gpr::RBX, 0x3010);
+        machine.world.read_only = true;
+        machine.world.fault = FaultOutcome::ReadOnlyWrite;
+        let info1 = (NestedError::FINAL | NestedError::WRITE | NestedError::PRESENT).bits();
+        let action = machine.exit(ExitCode::NPF, info1, 0x3010);
+        assert_eq!(action, mmio(0x3010, 4, true, 0x5566_7789));
+        assert_eq!(machine.world.ram[0x3010], 1);
+        finish(&mut machine, 0);
+        done(&machine, length);
+    }
+}
+
+/// The same exit as the CPU tells it, and as it would be without its help.
+#[test]
+fn told_by_the_cpu() {
+    for info1 in [
+        NestedError::FINAL | NestedError::WRITE,
+        NestedError::empty(),
+    ] {
+        let mut machine = long(&[0x01, 0x03]);
+        let action = machine.exit(ExitCode::NPF, info1.bits(), USER_MMIO);
+        assert_eq!(action, mmio(USER_MMIO, 4, false, 0));
+        assert_eq!(
+            finish(&mut machine, 1),
+            mmio(USER_MMIO, 4, true, 0x5566_7789)
+        );
+        assert_eq!(finish(&mut machine, 0), Action::Resume);
+        done(&machine, 2);
+    }
+    // The VMM moves the operand before it answers.
+    let mut machine = long(&[0x01, 0x03]);
+    let info1 = (NestedError::FINAL | NestedError::WRITE).bits();
+    machine.exit(ExitCode::NPF, info1, USER_MMIO);
+    machine.state.regs.set(gpr::RBX, 0x3000);
+    assert_eq!(finish(&mut machine, 1), Action::Resume);
+    assert_eq!(
+        machine.world.ram[0x3000..0x3004],
+        0x5566_7788_u32.to_le_bytes()
+    );
     done(&machine, 2);
 }
 
