@@ -223,3 +223,53 @@ pub(crate) fn merges_equal_pages(device: &Handle) -> Outcome {
     )?;
     setting("run", "2")
 }
+
+/// A page that only comes when another thread brings it: a signal ends the wait, and so does the
+/// page.
+pub(crate) fn awaited_page(device: &Handle) -> Outcome {
+    const USERFAULTFD_API: u64 = 0xc018_aa3f;
+    const USERFAULTFD_REGISTER: u64 = 0xc020_aa00;
+    const USERFAULTFD_ZEROPAGE: u64 = 0xc020_aa04;
+    selftests::machine::catch_interruptions();
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(16 * PAGE)?;
+    // SAFETY: Plain system calls; the structures have the sizes that their numbers say.
+    let (fd, thread) = unsafe {
+        (
+            libc::syscall(libc::SYS_userfaultfd, 0) as i32,
+            libc::pthread_self(),
+        )
+    };
+    let call = |number: u64, words: &mut [u64]| {
+        // SAFETY: As above.
+        unsafe { libc::ioctl(fd, number, words.as_mut_ptr()) }
+    };
+    equal("the interface", call(USERFAULTFD_API, &mut [0xaa, 0, 0]), 0)?;
+    let mut range = [area.memory() as u64, 16 * PAGE as u64, 1, 0];
+    equal("missing pages", call(USERFAULTFD_REGISTER, &mut range), 0)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            // SAFETY: The thread waits for this one.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+        });
+        equal(
+            "interrupted",
+            vm.exit(LOAD, DATA, 1, 1),
+            Err(Errno(libc::EINTR)),
+        )
+    })?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            let mut zero = [area.memory() as u64, 16 * PAGE as u64, 0, 0];
+            call(USERFAULTFD_ZEROPAGE, &mut zero);
+        });
+        equal("brought", vm.load(DATA), Ok(0))
+    })?;
+    vm.store(DATA + PAGE as u64, 7)?;
+    equal("written", area.load(PAGE), 7)?;
+    // SAFETY: The descriptor is ours.
+    unsafe { libc::close(fd) };
+    Ok(())
+}

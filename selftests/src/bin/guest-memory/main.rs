@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 19] = [
+    let tests: [(&str, Test); 20] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         ("random changes of slots", slots::random_changes),
         ("the host unmaps", host::unmaps),
         ("the host protects", host::protects),
+        ("a page that is awaited", host::awaited_page),
         ("a fork copies", host::fork_copies),
         ("the owner dies before the VM", host::owner_dies),
         ("memory of a file", host::file),
