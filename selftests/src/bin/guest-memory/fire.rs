@@ -21,6 +21,7 @@ pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
     let area = vm.with_data(pages * PAGE)?;
     let other = Area::new(256 * PAGE);
     let canary = Area::new(128 * PAGE);
+    let second = flat_vcpu(device, &vm.vm, 1)?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let attacks = scope.spawn(|| {
@@ -50,6 +51,18 @@ pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
             }
             (round, wrong)
         });
+        let other_vcpu = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let (from, count) = (rounds * 61 % 900, 1 + rounds % 100);
+                let at = DATA + u64::from(from) * PAGE as u64;
+                if exit_of(&second, FILL, at, rounds, count) != Ok(EXIT_HLT) {
+                    return None;
+                }
+                rounds += 1;
+            }
+            Some(rounds)
+        });
         let begin = Instant::now();
         let mut result = Ok(0);
         let mut rounds = 0;
@@ -62,7 +75,9 @@ pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
         }
         stop.store(true, Ordering::Relaxed);
         let (attacks, wrong) = attacks.join().map_err(|_| "the attacker panicked")?;
-        println!("# {rounds} rounds of the guest, {attacks} of the host");
+        let other = other_vcpu.join().map_err(|_| "the other vCPU panicked")?;
+        let other = other.ok_or("the other vCPU did not come to its end")?;
+        println!("# {rounds} and {other} rounds of the guest's CPUs, {attacks} of the host");
         equal(
             "pages that the guest wrote to though they were not its own",
             wrong,

@@ -134,27 +134,7 @@ impl Vm {
                 unsafe { code.start.add(offset as usize + i).write_volatile(byte) };
             }
         }
-        let vcpu = Vcpu::create(device, &vm, 0)?;
-        let mut sregs: kvm_sregs = vcpu.handle.get(number::GET_SREGS)?;
-        let flat = kvm_segment {
-            base: 0,
-            limit: u32::MAX,
-            present: 1,
-            db: 1,
-            s: 1,
-            g: 1,
-            type_: 3,
-            selector: 0x10,
-            ..Default::default()
-        };
-        sregs.cr0 |= 1;
-        sregs.cs = kvm_segment {
-            type_: 11,
-            selector: 8,
-            ..flat
-        };
-        (sregs.ds, sregs.es, sregs.ss) = (flat, flat, flat);
-        vcpu.handle.set(number::SET_SREGS, &sregs)?;
+        let vcpu = flat_vcpu(device, &vm, 0)?;
         let vm = Self {
             vm,
             vcpu,
@@ -215,17 +195,7 @@ impl Vm {
         eax: u32,
         count: u32,
     ) -> Result<u32, Errno> {
-        let regs = kvm_regs {
-            rip: CODE + function.0,
-            rdi: at,
-            rax: eax.into(),
-            rcx: count.into(),
-            rflags: 2,
-            ..Default::default()
-        };
-        self.vcpu.handle.set(number::SET_REGS, &regs)?;
-        self.vcpu.run()?;
-        Ok(self.vcpu.shared().exit_reason)
+        exit_of(&self.vcpu, function, at, eax, count)
     }
 
     pub(crate) fn load(&self, at: u64) -> Result<u32, String> {
@@ -243,6 +213,53 @@ impl Vm {
         self.vcpu.share(|run| run.immediate_exit = 0);
         Ok(())
     }
+}
+
+/// Calls a function of the guest on a vCPU; the reason of the exit.
+pub(crate) fn exit_of(
+    vcpu: &Vcpu,
+    function: (u64, &[u8]),
+    at: u64,
+    eax: u32,
+    count: u32,
+) -> Result<u32, Errno> {
+    let regs = kvm_regs {
+        rip: CODE + function.0,
+        rdi: at,
+        rax: eax.into(),
+        rcx: count.into(),
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.handle.set(number::SET_REGS, &regs)?;
+    vcpu.run()?;
+    Ok(vcpu.shared().exit_reason)
+}
+
+/// A vCPU in flat 32-bit mode.
+pub(crate) fn flat_vcpu(device: &Handle, vm: &Handle, id: u32) -> Result<Vcpu, String> {
+    let vcpu = Vcpu::create(device, vm, id)?;
+    let mut sregs: kvm_sregs = vcpu.handle.get(number::GET_SREGS)?;
+    let flat = kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        type_: 3,
+        selector: 0x10,
+        ..Default::default()
+    };
+    sregs.cr0 |= 1;
+    sregs.cs = kvm_segment {
+        type_: 11,
+        selector: 8,
+        ..flat
+    };
+    (sregs.ds, sregs.es, sregs.ss) = (flat, flat, flat);
+    vcpu.handle.set(number::SET_SREGS, &sregs)?;
+    Ok(vcpu)
 }
 
 pub(crate) fn refused(what: &str, got: Result<i32, Errno>, errno: i32) -> Outcome {
