@@ -12,7 +12,8 @@ pub use access::{TlbControl, VirtualInterrupt};
 pub use reset::{DR6_RESET, DR7_RESET, PAT_RESET};
 
 use crate::intercept::Intercepts;
-use core::mem::{align_of, offset_of, size_of};
+use core::mem::{align_of, size_of};
+use memoffset::offset_of;
 use x86::regs::Segment;
 
 /// The VMCB: one page, at an address that VMRUN gets in RAX.
