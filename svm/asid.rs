@@ -52,6 +52,12 @@ impl AsidPool {
         }
     }
 
+    /// Begins a new generation at the next assignment: the TLB may hold anything. The number of the
+    /// generation goes on, so that no vCPU takes an ASID of before for one of now.
+    pub fn restart(&mut self) {
+        self.next = self.max.saturating_add(1);
+    }
+
     /// The ASID to run with now, and what to flush for it.
     #[inline]
     pub fn assign(&mut self, current: Option<Asid>) -> (Asid, TlbControl) {

@@ -156,6 +156,17 @@ fn next(vmcb: &mut Vmcb, events: &mut Events) -> (Given, Option<Event>) {
     }
 }
 
+/// Shows a pending exception as one whose delivery has begun: with CR2 and DR6 as its handler will
+/// find them. For a VMM that is about to read the state, and knows no payloads.
+pub fn expose_exception(vmcb: &mut Vmcb, state: &mut VcpuState) {
+    if let Some(queued) = &mut state.events.exception {
+        if !queued.injected {
+            queued.injected = true;
+            deliver_payload(vmcb, queued.exception);
+        }
+    }
+}
+
 /// What comes with an exception besides its stack frame: CR2, DR6 and DR7 (APM vol. 2, 8.2.2,
 /// 8.2.15), and RFLAGS.RF in the frame of a fault (APM vol. 2, 3.1.6).
 fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {

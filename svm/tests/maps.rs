@@ -104,3 +104,20 @@ fn a_kept_asid_costs_nothing() {
         Some(TlbControl::Asid)
     );
 }
+
+/// After a restart no vCPU keeps an ASID of before, and nobody gets one twice.
+#[test]
+fn a_restart_invalidates_every_asid() {
+    let mut pool = AsidPool::new(16);
+    let (first, _) = pool.assign(None);
+    let (second, _) = pool.assign(None);
+    pool.restart();
+    let (again, flush) = pool.assign(Some(first));
+    assert_ne!(again, first);
+    assert_eq!(flush, TlbControl::AllAsids);
+    let (third, _) = pool.assign(None);
+    let (other, flush) = pool.assign(Some(second));
+    assert_ne!(other.number, third.number);
+    assert_ne!(other.number, again.number);
+    assert_eq!(flush, TlbControl::Nothing);
+}
