@@ -89,6 +89,8 @@ pub(crate) struct Eventfds {
     doorbells: IrqLock<KVec<Arc<Doorbell>>>,
 }
 
+/// Most interrupt lines that are eventfds: more than any VM has interrupts.
+const MAX_IRQFDS: usize = 1024;
 /// Most doorbells, as KVM has it for one bus.
 const MAX_DOORBELLS: usize = 1000;
 
@@ -120,6 +122,11 @@ impl Eventfds {
         }
         if irqfds.iter().any(|irqfd| irqfd.is_for(&eventfd)) {
             return Err(EBUSY);
+        }
+        // Those whose eventfd is gone make room.
+        irqfds.retain(|irqfd| !irqfd.is_closed());
+        if irqfds.len() >= MAX_IRQFDS {
+            return Err(ENOSPC);
         }
         irqfds.reserve(1, GFP_KERNEL_ACCOUNT)?;
         let irqfd = Irqfd {

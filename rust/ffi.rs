@@ -11,7 +11,7 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, Timer, WaitQueue};
+pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Timer, WaitQueue};
 
 use core::ptr::NonNull;
 use kernel::bindings;
@@ -27,6 +27,7 @@ extern "C" {
     fn pacifica_guest_timing_enter();
     fn pacifica_guest_timing_exit();
     fn pacifica_guest_was_here();
+    fn pacifica_reduce_speculation(on: bool);
     fn pacifica_flush_predictors();
     fn pacifica_irq_disable();
     fn pacifica_irq_enable();
@@ -59,6 +60,7 @@ extern "C" {
     fn pacifica_machine_check();
     fn pacifica_debug_enter(guest: *const u64, host: *mut u64);
     fn pacifica_debug_exit(host: *const u64);
+    fn pacifica_mxcsr_mask() -> u32;
     fn pacifica_fpu_enter(image: *const c_void);
     fn pacifica_fpu_exit(image: *mut c_void);
     fn pacifica_alloc_pages(order: c_uint) -> *mut c_void;
@@ -97,7 +99,7 @@ extern "C" {
             *mut c_void,
         ) -> c_int,
     ) -> c_int;
-    fn pacifica_eventfd_take(ctx: *mut bindings::eventfd_ctx, key: *mut c_void) -> bool;
+    fn pacifica_eventfd_take(ctx: *mut bindings::eventfd_ctx, key: *mut c_void) -> c_int;
     fn pacifica_eventfd_unwait(
         ctx: *mut bindings::eventfd_ctx,
         entry: *mut bindings::wait_queue_entry,
@@ -106,6 +108,9 @@ extern "C" {
     fn pacifica_tracing() -> bool;
     fn pacifica_trace_exit(vcpu: u32, exit_code: u64, exit_info1: u64, exit_info2: u64, rip: u64);
     fn pacifica_trace_inject(vcpu: u32, event_inj: u64);
+    fn pacifica_mutex_init(lock: *mut bindings::mutex);
+    fn pacifica_mutex_lock(lock: *mut bindings::mutex) -> c_int;
+    fn pacifica_mutex_unlock(lock: *mut bindings::mutex);
     fn pacifica_spin_init(lock: *mut bindings::raw_spinlock_t);
     fn pacifica_spin_lock(lock: *mut bindings::raw_spinlock_t) -> c_ulong;
     fn pacifica_spin_unlock(lock: *mut bindings::raw_spinlock_t, flags: c_ulong);
@@ -147,6 +152,8 @@ safe! {
     guest_timing_exit = pacifica_guest_timing_exit();
     /// Has the predictors flushed before the next return to user mode, where the CPU needs it.
     guest_was_here = pacifica_guest_was_here();
+    /// Makes branch prediction careful on CPUs that need it while guests may run; for this CPU.
+    reduce_speculation = pacifica_reduce_speculation(on: bool);
     /// Flushes the branch predictors: between two guests on one CPU.
     flush_predictors = pacifica_flush_predictors();
     /// Turns interrupts off on this CPU.
@@ -193,6 +200,8 @@ safe! {
     );
     /// The tracepoint `pacifica_inject`.
     trace_inject = pacifica_trace_inject(vcpu: u32, event_inj: u64);
+    /// MXCSR bits that this CPU has; loading any other faults. Not in interrupts.
+    mxcsr_mask = pacifica_mxcsr_mask() -> u32;
     /// Monotonic time in nanoseconds.
     now = pacifica_now() -> u64;
     /// Nanoseconds since boot, suspended time included.
@@ -231,19 +240,22 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     regs
 }
 
+/// DR0 to DR3 and DEBUGCTL of the host, while a guest is in the CPU.
+pub(crate) type HostDebug = [u64; 5];
+
 /// Puts the host's breakpoints aside, and the guest's DR0 to DR3 in the CPU if it needs them.
 /// Interrupts are off until [`debug_exit`].
 #[inline]
-pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, host: &mut [u64; 4]) {
+pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, host: &mut HostDebug) {
     let guest = guest.map_or(core::ptr::null(), |dr| dr.as_ptr());
-    // SAFETY: Both have room for four registers. Until `debug_exit` no breakpoint of the host is
+    // SAFETY: There is room for four registers, and for the host's five. Until `debug_exit` no breakpoint of the host is
     // enabled, so what is in DR0 to DR3 has no effect on it.
     unsafe { pacifica_debug_enter(guest, host.as_mut_ptr()) };
 }
 
 /// Brings the host's breakpoints back.
 #[inline]
-pub(crate) fn debug_exit(host: &[u64; 4]) {
+pub(crate) fn debug_exit(host: &HostDebug) {
     // SAFETY: The registers that `debug_enter` put aside.
     unsafe { pacifica_debug_exit(host.as_ptr()) };
 }

@@ -34,6 +34,10 @@
 
 #include "helpers.h"
 
+#ifdef CONFIG_PREEMPT_RT
+#error "Sleepers are woken under raw spinlocks: PREEMPT_RT kernels are not supported."
+#endif
+
 /* ---- the world switch ---------------------------------------------------------------------- */
 
 noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
@@ -79,6 +83,22 @@ void pacifica_guest_was_here(void)
 {
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
 		this_cpu_write(x86_ibpb_exit_to_user, true);
+}
+
+/* While guests may run on this CPU, on CPUs whose answer to SRSO this is (Zen 5). */
+void pacifica_reduce_speculation(bool on)
+{
+	u64 cfg;
+
+	if (!cpu_feature_enabled(X86_FEATURE_SRSO_BP_SPEC_REDUCE))
+		return;
+	if (rdmsrq_safe(MSR_ZEN4_BP_CFG, &cfg))
+		return;
+	if (on)
+		cfg |= BIT_ULL(MSR_ZEN4_BP_CFG_BP_SPEC_REDUCE_BIT);
+	else
+		cfg &= ~BIT_ULL(MSR_ZEN4_BP_CFG_BP_SPEC_REDUCE_BIT);
+	wrmsrq_safe(MSR_ZEN4_BP_CFG, cfg);
 }
 
 /* Between two guests on one CPU. */
@@ -239,10 +259,14 @@ void pacifica_machine_check(void)
 /*
  * DR0 to DR3 are shared with the guest, and #VMEXIT turns all breakpoints off (APM vol. 2, 15.6).
  * So the host's, if it has any, are put aside here and brought back by pacifica_debug_exit().
- * guest: what the guest's breakpoints need, or NULL.
+ * guest: what the guest's breakpoints need, or NULL. host: DR0 to DR3 and DEBUGCTL.
  */
 void pacifica_debug_enter(const u64 *guest, u64 *host)
 {
+	/* DEBUGCTL is not switched either, and its bus-lock trap would hit the guest. */
+	host[4] = get_debugctlmsr();
+	if (host[4])
+		update_debugctlmsr(0);
 	if (hw_breakpoint_active()) {
 		get_debugreg(host[0], 0);
 		get_debugreg(host[1], 1);
@@ -260,6 +284,8 @@ void pacifica_debug_enter(const u64 *guest, u64 *host)
 
 void pacifica_debug_exit(const u64 *host)
 {
+	if (host[4])
+		update_debugctlmsr(host[4]);
 	if (!hw_breakpoint_active())
 		return;
 	set_debugreg(host[0], 0);
@@ -268,6 +294,17 @@ void pacifica_debug_exit(const u64 *host)
 	set_debugreg(host[3], 3);
 	set_debugreg(DR6_RESERVED, 6);
 	set_debugreg(this_cpu_read(cpu_dr7), 7);
+}
+
+/* MXCSR bits that this CPU has (APM vol. 2, 11.4.4); loading any other faults. */
+u32 pacifica_mxcsr_mask(void)
+{
+	u32 image[512 / sizeof(u32)] __aligned(16) = {};
+
+	kernel_fpu_begin();
+	asm volatile("fxsaveq %0" : "=m" (image));
+	kernel_fpu_end();
+	return image[28 / sizeof(u32)] ?: 0xffbf;
 }
 
 /* The guest's x87 and SSE state, a checked 512-byte FXSAVE image, in place of the task's. */
@@ -410,7 +447,23 @@ void pacifica_real_time(u64 *sec, u32 *nsec)
 	*nsec = t.tv_nsec;
 }
 
-/* ---- spinlocks that interrupt handlers take too ---------------------------------------------- */
+/* ---- locks -------------------------------------------------------------------------------------- */
+
+void pacifica_mutex_init(struct mutex *lock)
+{
+	mutex_init(lock);
+}
+
+/* -EINTR if the thread is to die. */
+int pacifica_mutex_lock(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
+}
+
+void pacifica_mutex_unlock(struct mutex *lock)
+{
+	mutex_unlock(lock);
+}
 
 void pacifica_spin_init(raw_spinlock_t *lock)
 {
@@ -473,15 +526,16 @@ int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *e
 	return !!(events & EPOLLIN);
 }
 
-/* In the call: whether there is something to read, and it is read now. */
-bool pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key)
+/* In the call: 1 if there was something to read, which is read now; 2 if the eventfd is closed. */
+int pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key)
 {
 	u64 count;
 
-	if (!(key_to_poll(key) & EPOLLIN))
-		return false;
-	eventfd_ctx_do_read(ctx, &count);
-	return true;
+	if (key_to_poll(key) & EPOLLIN) {
+		eventfd_ctx_do_read(ctx, &count);
+		return 1;
+	}
+	return key_to_poll(key) & EPOLLHUP ? 2 : 0;
 }
 
 /* Returns when `call` will not be called any more. */

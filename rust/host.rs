@@ -68,8 +68,8 @@ pub(crate) struct Host {
     cpus: KVec<CpuState>,
     /// What this host's SVM can do.
     pub(crate) features: SvmFeatures,
-    /// Number of ASIDs, that of the host included.
-    asids: u32,
+    /// MXCSR bits that the host's CPUs have.
+    pub(crate) mxcsr_mask: u32,
     /// The permission maps, the same for all guests.
     msrpm: Pages<[u8; msrpm::SIZE]>,
     iopm: Pages<[u8; iopm::SIZE]>,
@@ -150,7 +150,7 @@ pub(crate) fn init() -> Result {
         HOST = Some(Host {
             cpus,
             features,
-            asids,
+            mxcsr_mask: ffi::mxcsr_mask(),
             msrpm,
             iopm,
             debugfs,
@@ -231,7 +231,7 @@ impl Host {
             };
             if ret < 0 {
                 let error = Error::from_errno(ret);
-                if error == EBUSY {
+                if error == EBUSY && ffi::may_report() {
                     pr_err!("SVM is held by kvm_amd: run `modprobe -r kvm_amd`\n");
                 }
                 return Err(error);
@@ -339,9 +339,10 @@ fn cpu_on() -> Result {
     // SAFETY: The page is this CPU's, and lives as long as SVM is on.
     unsafe { ffi::wrmsr(MSR_VM_HSAVE_PA, cpu.hsave.phys()) }?;
     // What the TLB holds of earlier days must not be met again.
-    local.asids = AsidPool::new(host.asids);
+    local.asids.restart();
     local.last_vcpu = 0;
     local.tsc_aux = ffi::rdmsr(MSR_TSC_AUX).unwrap_or(0);
+    ffi::reduce_speculation(true);
     local.on = true;
     Ok(())
 }
@@ -356,6 +357,7 @@ fn cpu_off() {
     if !core::mem::take(&mut local.on) {
         return;
     }
+    ffi::reduce_speculation(false);
     // SAFETY: Nobody runs a guest here: interrupts are off, and the flag is down. If an MSR write
     // fails, SVM is off already.
     let _ = unsafe { ffi::wrmsr(MSR_VM_HSAVE_PA, 0) };

@@ -36,13 +36,12 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
         inner.asid = None;
         inner.vmcb.set_all_dirty();
     }
-    let identity = core::ptr::from_ref(vcpu) as u64;
-    if local.last_vcpu != identity {
+    if local.last_vcpu != vcpu.serial {
         // What another guest has trained must not steer this one.
         if local.last_vcpu != 0 {
             ffi::flush_predictors();
         }
-        local.last_vcpu = identity;
+        local.last_vcpu = vcpu.serial;
     }
     let mut flush = TlbControl::Nothing;
     if inner.parts.deferred & deferred::FLUSH != 0 {
@@ -53,7 +52,11 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
         }
     }
     let (asid, control) = local.asids.assign(inner.asid);
-    inner.asid = Some(asid);
+    if inner.asid != Some(asid) {
+        // A new generation may have begun with a CPU that has forgotten everything.
+        inner.asid = Some(asid);
+        inner.vmcb.set_all_dirty();
+    }
     inner.vmcb.set_asid(asid.number);
     inner
         .vmcb
@@ -79,7 +82,8 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
 }
 
 /// Puts the host's own state back.
-pub(crate) fn unload(inner: &mut Inner, local: &Local) {
+pub(crate) fn unload(inner: &mut Inner, local: &mut Local) {
+    keep_flush(inner, local);
     ffi::fpu_exit(&mut inner.parts.fpu);
     ffi::debug_exit(&inner.host_breakpoints);
     if inner
@@ -91,6 +95,21 @@ pub(crate) fn unload(inner: &mut Inner, local: &Local) {
     }
     ffi::guest_was_here();
     ffi::guest_timing_exit();
+}
+
+/// A flush that no VMRUN has done is still due.
+fn keep_flush(inner: &mut Inner, local: &mut Local) {
+    let due = inner.vmcb.tlb_control();
+    if due == TlbControl::Nothing as u8 {
+        return;
+    }
+    if due == TlbControl::AllAsids as u8 {
+        local.asids.restart();
+        inner.asid = None;
+    } else {
+        inner.parts.deferred |= deferred::FLUSH;
+    }
+    inner.vmcb.set_tlb_control(TlbControl::Nothing);
 }
 
 fn uses_tsc_aux(inner: &Inner) -> bool {

@@ -66,14 +66,16 @@ module! {
 }
 
 struct Pacifica {
-    _device: device::Registration,
+    device: Option<device::Registration>,
 }
 
 impl kernel::Module for Pacifica {
     fn init(module: &'static ThisModule) -> Result<Self> {
         host::init()?;
         match device::Registration::new(module) {
-            Ok(device) => Ok(Self { _device: device }),
+            Ok(device) => Ok(Self {
+                device: Some(device),
+            }),
             Err(error) => {
                 host::exit();
                 Err(error)
@@ -84,8 +86,8 @@ impl kernel::Module for Pacifica {
 
 impl Drop for Pacifica {
     fn drop(&mut self) {
-        // The node goes first, by its own drop, before this module's memory does; no file is
-        // open, or the module could not be unloaded.
+        // The node goes first. No file is open, or the module could not be unloaded.
+        self.device = None;
         host::exit();
     }
 }

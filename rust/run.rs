@@ -31,6 +31,7 @@ use svm::vmcb::TlbControl;
 use x86::regs::vector;
 
 /// Runs the guest until the VMM is needed, or a signal comes.
+#[inline(never)]
 pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
     let old_mask = inner.signal_mask.as_ref().map(ffi::set_signal_mask);
     let result = run_unmasked(vcpu, inner);
@@ -100,7 +101,9 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             if ffi::signal_pending() {
                 return Ok(Some(Leave::Interrupted));
             }
-            ffi::handle_work()?;
+            if ffi::handle_work().is_err() {
+                return Ok(Some(Leave::Interrupted));
+            }
         }
         if vcpu.vm.is_dead() {
             return Err(EIO);
@@ -163,8 +166,9 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 
 /// Enters the guest as often as its exits can be handled right here.
 ///
-/// Whoever wants this thread from outside sends an interrupt, which ends the guest as soon as it is
-/// entered. So only what the handlers themselves may have asked for is looked at.
+/// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as it
+/// is entered. So only what the handlers themselves may have caused is looked at: requests to this
+/// vCPU, and threads that they woke on this CPU.
 fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<Exit>)> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
@@ -186,7 +190,6 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, and interrupts are off.
         unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) }?;
-        inner.vmcb.set_tlb_control(TlbControl::Nothing);
         if features.contains(SvmFeatures::VMCB_CLEAN) {
             inner.vmcb.set_clean();
         }
@@ -199,6 +202,10 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         }
 
         let exit = Exit::decode(&inner.vmcb);
+        if exit != Exit::Invalid {
+            // Done. A VMRUN that was refused may have flushed nothing.
+            inner.vmcb.set_tlb_control(TlbControl::Nothing);
+        }
         vcpu.stats.exit(&exit);
         if tracing {
             trace_exit(vcpu, inner);
@@ -221,14 +228,24 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             _ => {}
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
+        if exit == Exit::Pause {
+            // The guest waits for another of its CPUs, which may wait for this one.
+            return Ok((action, None));
+        }
         if action != Action::Resume
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()
             || is_stale(inner, &exit)
+            || (may_wake(&exit) && ffi::work_pending())
         {
             return Ok((action, Some(exit)));
         }
     }
+}
+
+/// Whether the handler of such an exit can wake another thread: a doorbell, an IPI.
+fn may_wake(exit: &Exit) -> bool {
+    matches!(exit, Exit::Io(_) | Exit::Msr { .. })
 }
 
 #[cold]

@@ -50,7 +50,6 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_SET_TSS_ADDR
         | abi::KVM_CAP_EXT_CPUID
         | abi::KVM_CAP_NOP_IO_DELAY
-        | abi::KVM_CAP_PIT
         | abi::KVM_CAP_PIT2
         | abi::KVM_CAP_PIT_STATE2
         | abi::KVM_CAP_MP_STATE
@@ -59,7 +58,6 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_IRQ_INJECT_STATUS
         | abi::KVM_CAP_SET_IDENTITY_MAP_ADDR
         | abi::KVM_CAP_SET_BOOT_CPU_ID
-        | abi::KVM_CAP_ADJUST_CLOCK
         | abi::KVM_CAP_INTERNAL_ERROR_DATA
         | abi::KVM_CAP_VCPU_EVENTS
         | abi::KVM_CAP_DEBUGREGS
@@ -79,6 +77,8 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_CHECK_EXTENSION_VM
         | abi::KVM_CAP_ENABLE_CAP_VM
         | abi::KVM_CAP_IMMEDIATE_EXIT => 1,
+        // The flags that KVM_GET_CLOCK and KVM_SET_CLOCK know.
+        abi::KVM_CAP_ADJUST_CLOCK => abi::KVM_CLOCK_TSC_STABLE as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
         abi::KVM_CAP_NR_VCPUS | abi::KVM_CAP_MAX_VCPUS | abi::KVM_CAP_MAX_VCPU_ID => {
             MAX_VCPUS as c_long

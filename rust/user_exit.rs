@@ -81,7 +81,7 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
             gpa,
         } => page.set_internal_error(
             abi::KVM_INTERNAL_ERROR_DELIVERY_EV,
-            &[event, exit_code, info, gpa],
+            &[event, exit_code, info, gpa, u64::from(ffi::cpu())],
         ),
         InternalError::UnexpectedExit { exit_code } => {
             vcpu.vm
@@ -98,8 +98,8 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
 pub(crate) fn set_common(vcpu: &Vcpu, inner: &Inner) {
     let lapic = inner.parts.lapic.as_ref();
     vcpu.run_page.set_common(&Common {
-        ready_for_interrupt: lapic.is_none()
-            && inject::ready_for_interrupt(&inner.vmcb, &inner.state),
+        ready_for_interrupt: lapic.is_some()
+            || inject::ready_for_interrupt(&inner.vmcb, &inner.state),
         if_flag: inner.vmcb.rflags().contains(Rflags::IF),
         cr8: lapic.map_or(u64::from(inner.parts.user_cr8), |lapic| lapic.cr8()),
         apic_base: lapic.map_or(crate::world::APIC_BASE_RESET, |lapic| lapic.base()),

@@ -4,7 +4,7 @@
 
 use crate::abi::{self, Arg};
 use crate::device::FileObject;
-use crate::ffi::{Pages, Timer};
+use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::host::host;
 use crate::kick::Mailbox;
 use crate::memory::VcpuMemory;
@@ -18,12 +18,17 @@ use irqchip::Lapic;
 use kernel::bindings;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::{Arc, ArcBorrow, Mutex};
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{Arc, ArcBorrow};
 use svm::asid::Asid;
 use svm::cpu::Guest;
+use svm::features::SvmFeatures;
 use svm::state::{MpState, VcpuState};
 use svm::vmcb::Vmcb;
 use x86::fxsave::Fxsave;
+
+/// Numbers the vCPUs of this boot.
+static SERIAL: Atomic<u64> = Atomic::new(1);
 
 /// A virtual CPU. Its file holds the only reference.
 #[pin_data]
@@ -34,11 +39,13 @@ pub(crate) struct Vcpu {
     pub(crate) mailbox: Arc<Mailbox>,
     /// What the VMM maps.
     pub(crate) run_page: RunPage,
+    /// Which vCPU this is, of all that ever were; never 0.
+    pub(crate) serial: u64,
     /// Counters.
     pub(crate) stats: Arc<Stats>,
     /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
     #[pin]
-    inner: Mutex<Inner>,
+    inner: KillableMutex<Inner>,
     /// Last, so that it outlives everything that belongs to it.
     pub(crate) vm: Arc<Vm>,
 }
@@ -46,14 +53,14 @@ pub(crate) struct Vcpu {
 /// What only one thread at a time may touch.
 pub(crate) struct Inner {
     pub(crate) vmcb: Pages<Vmcb>,
-    pub(crate) state: VcpuState,
+    pub(crate) state: KBox<VcpuState>,
     pub(crate) parts: Parts,
     /// The ASID on `cpu`.
     pub(crate) asid: Option<Asid>,
     /// The CPU that it ran on last.
     pub(crate) cpu: u32,
-    /// DR0 to DR3 of the host, while the guest is in the CPU.
-    pub(crate) host_breakpoints: [u64; 4],
+    /// Debug registers of the host, while the guest is in the CPU.
+    pub(crate) host_breakpoints: HostDebug,
     /// TSC_AUX of the guest, while it is in the CPU and the guest can read it.
     pub(crate) tsc_aux: Option<u32>,
     /// Signals that are let through during KVM_RUN.
@@ -87,6 +94,14 @@ impl Inner {
     }
 }
 
+/// The state after power-up, in memory of its own: it is too large for frames that hold copies.
+#[inline(never)]
+fn new_state(vmcb: &mut Vmcb, features: SvmFeatures) -> Result<KBox<VcpuState>> {
+    let mut state = KBox::new(VcpuState::new(), GFP_KERNEL_ACCOUNT)?;
+    state.reset(vmcb, features, 0);
+    Ok(state)
+}
+
 impl Vcpu {
     /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
     pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
@@ -104,7 +119,7 @@ impl Vcpu {
         }
 
         let mut vmcb = Pages::<Vmcb>::new()?;
-        vmcb.reset(vm.features);
+        let mut state = new_state(&mut vmcb, vm.features)?;
         let (iopm, msrpm) = host.permission_maps();
         vmcb.set_iopm_base(iopm);
         vmcb.set_msrpm_base(msrpm);
@@ -112,7 +127,6 @@ impl Vcpu {
         // The guest's TSC begins at zero.
         vmcb.set_tsc_offset(vm.clock.tsc_offset());
 
-        let mut state = VcpuState::new();
         if lapic.is_some() && id != vm.boot_cpu() {
             state.mp_state = MpState::Uninitialized;
         }
@@ -136,7 +150,7 @@ impl Vcpu {
             },
             asid: None,
             cpu: u32::MAX,
-            host_breakpoints: [0; 4],
+            host_breakpoints: HostDebug::default(),
             tsc_aux: None,
             signal_mask: None,
             has_run: false,
@@ -153,9 +167,10 @@ impl Vcpu {
             try_pin_init!(Self {
                 timer,
                 mailbox: its_mailbox,
+                serial: SERIAL.fetch_add(1, Relaxed),
                 run_page: RunPage::new()?,
                 stats: its_stats,
-                inner <- kernel::new_mutex!(inner),
+                inner <- KillableMutex::new(inner),
                 vm: vm.into(),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -168,7 +183,7 @@ impl Vcpu {
 
     /// An ioctl that has the vCPU for itself.
     fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.inner.lock()?;
         let inner = &mut *inner;
         match cmd {
             abi::PACIFICA_RUN => {

@@ -26,6 +26,8 @@ fn caps() -> Caps {
         tsc_adjust: true,
         tsc_aux: true,
         invariant_tsc: stable,
+        // What nested tables of four levels can map; five are there on some hosts only.
+        max_gpa_bits: 48,
         pv,
         ..Caps::default()
     }

@@ -13,16 +13,24 @@ use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch;
 use svm::event::QueuedInterrupt;
+use svm::inject;
 use svm::state::MpState;
 use x86::msr::Origin;
 use x86::paging;
 use x86::regs::{gpr, Rflags};
 
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
+#[inline(never)] // Its frame must not lie under the guest's.
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
     // What others have sent belongs to the state that is read or set.
     if vcpu.mailbox.is_asked() {
         requests::serve(vcpu, inner);
+    }
+    if matches!(
+        cmd,
+        abi::PACIFICA_GET_VCPU_EVENTS | abi::PACIFICA_GET_SREGS | abi::PACIFICA_GET_DEBUGREGS
+    ) {
+        inject::expose_exception(&mut inner.vmcb, &mut inner.state);
     }
     match cmd {
         abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,

@@ -55,6 +55,7 @@ impl AsidPool {
     /// Begins a new generation at the next assignment: the TLB may hold anything. The number of the
     /// generation goes on, so that no vCPU takes an ASID of before for one of now.
     pub fn restart(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
         self.next = self.max.saturating_add(1);
     }
 

@@ -111,10 +111,10 @@ impl VcpuState {
 
     /// RESET. `signature` is CPUID leaf 1, EAX, which RDX then holds. CPUID stays.
     pub fn reset(&mut self, vmcb: &mut Vmcb, host: SvmFeatures, signature: u32) {
-        *self = Self {
-            features: self.features,
-            ..Self::new()
-        };
+        // In steps: the whole value twice would be much for a kernel's stack.
+        let features = self.features;
+        *self = Self::new();
+        self.features = features;
         self.regs.set(gpr::RDX, u64::from(signature));
         vmcb.reset(host);
         set_hidden_intercepts(vmcb, self);

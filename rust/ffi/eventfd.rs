@@ -49,6 +49,10 @@ impl Drop for Eventfd {
     }
 }
 
+/// What `pacifica_eventfd_take` answers.
+const EVENTFD_WRITTEN: c_int = 1;
+const EVENTFD_CLOSED: c_int = 2;
+
 /// Calls `target` whenever an eventfd is written, for as long as this lives.
 #[pin_data(PinnedDrop)]
 pub(crate) struct EventfdWaiter<T: Expire> {
@@ -57,6 +61,8 @@ pub(crate) struct EventfdWaiter<T: Expire> {
     eventfd: Eventfd,
     /// Not zero once `entry` is in the eventfd's queue.
     queued: Atomic<u32>,
+    /// Not zero once the last descriptor of the eventfd was closed.
+    closed: Atomic<u32>,
     target: T,
 }
 
@@ -73,6 +79,7 @@ impl<T: Expire> EventfdWaiter<T> {
                 entry <- Opaque::uninit(),
                 eventfd,
                 queued: Atomic::new(0),
+                closed: Atomic::new(0),
                 target,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -106,8 +113,10 @@ impl<T: Expire> EventfdWaiter<T> {
         // SAFETY: Only entries inside an `EventfdWaiter<T>` have this function, at that field.
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(entry), Self, entry) };
         // SAFETY: The queue's lock is held by whoever wakes us.
-        if unsafe { pacifica_eventfd_take(this.eventfd.0.as_ptr(), key) } {
-            this.target.expire();
+        match unsafe { pacifica_eventfd_take(this.eventfd.0.as_ptr(), key) } {
+            EVENTFD_WRITTEN => this.target.expire(),
+            EVENTFD_CLOSED => this.closed.store(1, Relaxed),
+            _ => {}
         }
         0
     }
@@ -115,6 +124,11 @@ impl<T: Expire> EventfdWaiter<T> {
     /// Whether it waits for this eventfd.
     pub(crate) fn is_for(&self, eventfd: &Eventfd) -> bool {
         self.eventfd.is_same(eventfd)
+    }
+
+    /// Whether nobody can write the eventfd any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed) != 0
     }
 
     /// What is called.

@@ -6,6 +6,64 @@ use super::*;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 
+/// A value behind a mutex that may be held for long: whoever waits for it can be killed.
+#[pin_data]
+pub(crate) struct KillableMutex<T> {
+    #[pin]
+    lock: Opaque<bindings::mutex>,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: The lock gives access to one thread at a time.
+unsafe impl<T: Send> Sync for KillableMutex<T> {}
+// SAFETY: The lock holds no reference to the thread that made it.
+unsafe impl<T: Send> Send for KillableMutex<T> {}
+
+impl<T> KillableMutex<T> {
+    /// A mutex around `value`.
+    pub(crate) fn new(value: T) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The C function initialises the lock.
+            lock <- Opaque::ffi_init(|p| unsafe { pacifica_mutex_init(p) }),
+            value: UnsafeCell::new(value),
+        })
+    }
+
+    /// Waits for the mutex; `EINTR` if the thread is killed meanwhile.
+    pub(crate) fn lock(&self) -> Result<KillableGuard<'_, T>> {
+        // SAFETY: The lock was initialised.
+        to_result(unsafe { pacifica_mutex_lock(self.lock.get()) })?;
+        Ok(KillableGuard { lock: self })
+    }
+}
+
+/// Proof that a [`KillableMutex`] is held.
+pub(crate) struct KillableGuard<'a, T> {
+    lock: &'a KillableMutex<T>,
+}
+
+impl<T> Deref for KillableGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: The lock is held.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for KillableGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: The lock is held.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for KillableGuard<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: `lock` took it, in this thread.
+        unsafe { pacifica_mutex_unlock(self.lock.lock.get()) };
+    }
+}
+
 /// A value behind a spinlock that interrupt handlers take, too.
 #[pin_data]
 pub(crate) struct IrqLock<T> {
