@@ -93,7 +93,7 @@ check: all ## all tests: crates, self-tests in the emulated host
 .PHONY: check-crates
 check-crates: lab $(build)/vendor/.stamp ## the tests of the pure crates and of the tool
 	@$(enter) cargo --config /pacifica/selftests/lab/cargo.toml test --quiet --locked --offline \
-		--workspace --target-dir build/crates
+		--no-fail-fast --workspace --target-dir build/crates
 
 .PHONY: check-hosts
 check-hosts: all ## the self-tests on every emulated host
