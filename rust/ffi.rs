@@ -28,6 +28,13 @@ extern "C" {
     fn pacifica_guest_timing_exit();
     fn pacifica_guest_was_here();
     fn pacifica_reduce_speculation(on: bool);
+    fn pacifica_debugfs_dir(name: *const c_char) -> *mut c_void;
+    fn pacifica_debugfs_file(
+        dir: *mut c_void,
+        name: *const c_char,
+        stats: *mut c_void,
+    ) -> *mut c_void;
+    fn pacifica_debugfs_remove(entry: *mut c_void);
     fn pacifica_flush_predictors();
     fn pacifica_irq_disable();
     fn pacifica_irq_enable();
@@ -342,4 +349,38 @@ pub(crate) unsafe fn map_pages(
 ) -> Result {
     // SAFETY: As promised by the caller.
     to_result(unsafe { pacifica_map_pages(vma, pages.as_ptr(), pages.len()) })
+}
+
+/// A directory or a file in debugfs, for as long as this lives. If debugfs has failed, it is an
+/// error pointer, which debugfs takes without complaint.
+pub(crate) struct DebugfsEntry(*mut c_void);
+
+// SAFETY: debugfs has its own locks.
+unsafe impl Send for DebugfsEntry {}
+// SAFETY: Likewise.
+unsafe impl Sync for DebugfsEntry {}
+
+impl DebugfsEntry {
+    /// A directory at the top.
+    pub(crate) fn dir(name: &CStr) -> Self {
+        // SAFETY: The name is copied.
+        Self(unsafe { pacifica_debugfs_dir(name.as_char_ptr()) })
+    }
+
+    /// A file in this directory that `pacifica_stats_show` fills from `stats`.
+    ///
+    /// # Safety
+    ///
+    /// `stats` is what that function expects, and outlives the entry.
+    pub(crate) unsafe fn stats_file(&self, name: &CStr, stats: *mut c_void) -> Self {
+        // SAFETY: As promised by the caller; the name is copied.
+        Self(unsafe { pacifica_debugfs_file(self.0, name.as_char_ptr(), stats) })
+    }
+}
+
+impl Drop for DebugfsEntry {
+    fn drop(&mut self) {
+        // SAFETY: The entry is ours.
+        unsafe { pacifica_debugfs_remove(self.0) };
+    }
 }

@@ -6,6 +6,7 @@
 #include <linux/anon_inodes.h>
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
+#include <linux/debugfs.h>
 #include <linux/entry-virt.h>
 #include <linux/eventfd.h>
 #include <linux/gfp.h>
@@ -15,6 +16,7 @@
 #include <linux/mm.h>
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
+#include <linux/seq_file.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
 #include <linux/timekeeping.h>
@@ -481,6 +483,41 @@ unsigned long pacifica_spin_lock(raw_spinlock_t *lock)
 void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags)
 {
 	raw_spin_unlock_irqrestore(lock, flags);
+}
+
+/* ---- debugfs ----------------------------------------------------------------------------------- */
+
+/*
+ * Not with the kernel crate's debugfs: its files do not hold the module, so one that is open could
+ * outlive it.
+ */
+static int pacifica_stats_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, pacifica_stats_show, inode->i_private);
+}
+
+static const struct file_operations pacifica_stats_fops = {
+	.owner = THIS_MODULE,
+	.open = pacifica_stats_open,
+	.read = seq_read,
+	.llseek = seq_lseek,
+	.release = single_release,
+};
+
+void *pacifica_debugfs_dir(const char *name)
+{
+	return debugfs_create_dir(name, NULL);
+}
+
+void *pacifica_debugfs_file(void *dir, const char *name, void *stats)
+{
+	return debugfs_create_file(name, 0400, dir, stats, &pacifica_stats_fops);
+}
+
+/* Returns when nobody reads it any more. */
+void pacifica_debugfs_remove(void *entry)
+{
+	debugfs_remove(entry);
 }
 
 /* ---- event descriptors ----------------------------------------------------------------------- */

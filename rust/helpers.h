@@ -11,6 +11,7 @@ struct file;
 struct file_operations;
 struct hrtimer;
 struct mutex;
+struct seq_file;
 struct vm_area_struct;
 struct wait_queue_head;
 
@@ -21,7 +22,13 @@ int pacifica_vmrun(u64 vmcb, u64 host_save, u64 *gpr);
 void pacifica_cpu_on(void *unused);
 void pacifica_cpu_off(void *unused);
 
+/* stats.rs: writes the counters of a VM. */
+int pacifica_stats_show(struct seq_file *file, void *unused);
+
 /* helpers.c; described there. */
+void *pacifica_debugfs_dir(const char *name);
+void *pacifica_debugfs_file(void *dir, const char *name, void *stats);
+void pacifica_debugfs_remove(void *entry);
 int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr);
 void pacifica_guest_timing_enter(void);
 void pacifica_guest_timing_exit(void);

@@ -19,7 +19,6 @@ use crate::ffi;
 use crate::ffi::Pages;
 use core::cell::UnsafeCell;
 use kernel::bindings;
-use kernel::debugfs::Dir;
 use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
@@ -74,7 +73,7 @@ pub(crate) struct Host {
     msrpm: Pages<[u8; msrpm::SIZE]>,
     iopm: Pages<[u8; iopm::SIZE]>,
     /// `pacifica` in debugfs.
-    pub(crate) debugfs: Dir,
+    pub(crate) debugfs: ffi::DebugfsEntry,
     /// VMs alive; SVM is on while this is not zero.
     users: Pin<KBox<Mutex<usize>>>,
     /// Not zero while there are users; for the resume path, which may not sleep.
@@ -144,7 +143,7 @@ pub(crate) fn init() -> Result {
     let (mut msrpm, mut iopm) = (Pages::new()?, Pages::new()?);
     msrpm::init(&mut msrpm);
     iopm::init(&mut iopm);
-    let debugfs = Dir::new(c"pacifica");
+    let debugfs = ffi::DebugfsEntry::dir(c"pacifica");
     // SAFETY: The module's initialisation runs once, before anything of ours can be called.
     unsafe {
         HOST = Some(Host {

@@ -2,9 +2,12 @@
 
 //! Counters of a vCPU and of a VM, and their files in debugfs: `pacifica/PID-N`.
 
-use kernel::debugfs::{Dir, File};
-use kernel::fmt;
+use crate::ffi::DebugfsEntry;
+use kernel::bindings;
+use kernel::ffi::{c_int, c_void};
 use kernel::prelude::*;
+use kernel::seq_file::SeqFile;
+use kernel::seq_print;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, Mutex};
 use svm::exit::Exit;
@@ -87,11 +90,10 @@ impl Stats {
         });
     }
 
-    fn show(&self, id: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn show(&self, id: u32, file: &SeqFile) {
         for (name, counter) in NAMES.iter().zip(&self.0) {
-            writeln!(f, "vcpu{id} {name} {}", counter.load(Relaxed))?;
+            seq_print!(file, "vcpu{id} {name} {}\n", counter.load(Relaxed));
         }
-        Ok(())
     }
 }
 
@@ -117,20 +119,35 @@ impl VmStats {
     }
 }
 
-/// The file in debugfs, for as long as this lives.
-pub(crate) type StatsFile = Pin<KBox<File<Arc<VmStats>>>>;
-
-/// Shows the counters of a VM as `pacifica/NAME`.
-pub(crate) fn show(root: &Dir, name: &CStr, stats: Arc<VmStats>) -> Result<StatsFile> {
-    KBox::pin_init(
-        root.read_callback_file(name, stats, &show_vm),
-        GFP_KERNEL_ACCOUNT,
-    )
+/// The file `pacifica/NAME` in debugfs, for as long as this lives.
+pub(crate) struct StatsFile {
+    /// First, so that nobody reads the counters when they go.
+    _entry: DebugfsEntry,
+    _stats: Arc<VmStats>,
 }
 
-fn show_vm(stats: &Arc<VmStats>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for (id, stats) in stats.vcpus.lock().iter() {
-        stats.show(*id, f)?;
+impl StatsFile {
+    /// Shows the counters of a VM.
+    pub(crate) fn new(root: &DebugfsEntry, name: &CStr, stats: Arc<VmStats>) -> Self {
+        let shown: *const VmStats = &*stats;
+        // SAFETY: `pacifica_stats_show` expects a `VmStats`, and this one outlives the entry.
+        let entry = unsafe { root.stats_file(name, shown.cast_mut().cast()) };
+        Self {
+            _entry: entry,
+            _stats: stats,
+        }
     }
-    Ok(())
+}
+
+/// Called by debugfs when the file is read.
+#[no_mangle]
+unsafe extern "C" fn pacifica_stats_show(file: *mut bindings::seq_file, _: *mut c_void) -> c_int {
+    // SAFETY: The file is open, and was opened with a `VmStats` that outlives its entry.
+    let stats = unsafe { &*(*file).private.cast::<VmStats>() };
+    // SAFETY: The caller's file, which nobody else uses during the call.
+    let file = unsafe { SeqFile::from_raw(file) };
+    for (id, stats) in stats.vcpus.lock().iter() {
+        stats.show(*id, file);
+    }
+    0
 }

@@ -11,7 +11,7 @@ use crate::ffi;
 use crate::host::{host, Svm};
 use crate::kick::{Mailboxes, MAX_VCPUS};
 use crate::memory::{Region, VmMemory};
-use crate::stats::{self, StatsFile, VmStats};
+use crate::stats::{StatsFile, VmStats};
 use crate::system;
 use crate::vcpu::Vcpu;
 use kernel::ffi::c_long;
@@ -57,7 +57,7 @@ impl Vm {
         let stats = VmStats::new()?;
         let (pid, serial) = (ffi::pid(), SERIAL.fetch_add(1, Relaxed));
         let name = CString::try_from_fmt(fmt!("{pid}-{serial}"))?;
-        let stats_file = stats::show(&host.debugfs, &name, stats.clone())?;
+        let stats_file = StatsFile::new(&host.debugfs, &name, stats.clone());
         let memory = VmMemory::new(mailboxes.clone())?;
         let chips = Chips::new(mailboxes.clone())?;
         let vm = Arc::pin_init(
