@@ -105,11 +105,12 @@ lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler
 
 # ---- install -------------------------------------------------------------------------------------
 
-release = $(shell uname -r)
+# The kernel that the module was built for.
+release = $(firstword $(shell $(enter) modinfo -F vermagic $(module)))
 prefix ?= /usr/local
 
 .PHONY: install
-install: all ## install module, program, udev rule and man page for the running kernel (root)
+install: all ## install module, program, udev rule and man page (root)
 	install -D -m 644 $(module) $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
 	install -D -m 755 $(tool) $(DESTDIR)$(prefix)/bin/pacifica
 	install -D -m 644 userspace-tool/99-pacifica.rules $(DESTDIR)/etc/udev/rules.d/99-pacifica.rules

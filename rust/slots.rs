@@ -223,6 +223,21 @@ impl Entry {
     }
 }
 
+/// How many items at the start of a sorted slice fulfil a condition, by bisection. That of `core`
+/// could panic, as far as the compiler can tell, and this is on the path of every exit.
+#[inline]
+fn count_while<T>(items: &[T], condition: impl Fn(&T) -> bool) -> usize {
+    let (mut low, mut high) = (0, items.len());
+    while low < high {
+        let middle = low.wrapping_add(high) / 2;
+        match items.get(middle) {
+            Some(item) if condition(item) => low = middle.wrapping_add(1),
+            _ => high = middle,
+        }
+    }
+    low
+}
+
 impl SlotList {
     /// No slots.
     pub(crate) fn new() -> Self {
@@ -241,7 +256,7 @@ impl SlotList {
         }
         let chunk = self.chunk_of(gpa);
         let slots = self.chunks.get(chunk)?.slots();
-        let after = slots.partition_point(|slot| slot.gpa <= gpa);
+        let after = count_while(slots, |slot| slot.gpa <= gpa);
         let index = after.checked_sub(1)?;
         let slot = slots.get(index).filter(|slot| slot.contains(gpa))?;
         *hint = chunk.wrapping_mul(Chunk::ROOM).wrapping_add(index);
@@ -250,7 +265,7 @@ impl SlotList {
 
     /// Which chunk a slot at `gpa` is in, or would be.
     fn chunk_of(&self, gpa: u64) -> usize {
-        let after = self.chunks.partition_point(|entry| entry.gpa <= gpa);
+        let after = count_while(&self.chunks, |entry| entry.gpa <= gpa);
         after.saturating_sub(1)
     }
 

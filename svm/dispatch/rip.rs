@@ -114,7 +114,7 @@ fn find<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<u64, St
     let linear = linear_rip(guest, size);
     let offset = linear % PAGE;
     let length = opcode.0.len() as u64;
-    if length != 0 && offset + length <= PAGE {
+    if length != 0 && offset.wrapping_add(length) <= PAGE {
         // EIP wraps.
         let next = match size {
             CodeSize::Bits64 => guest.vmcb.rip().wrapping_add(length),
