@@ -111,14 +111,8 @@ pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
     }
     if wall {
         let (sec, nsec) = ffi::real_time();
-        let boot = sec
-            .wrapping_mul(NS_PER_SEC)
-            .wrapping_add(u64::from(nsec))
-            .wrapping_sub(system_time);
-        let clock = WallClock {
-            sec: (boot / NS_PER_SEC) as u32,
-            nsec: (boot % NS_PER_SEC) as u32,
-        };
+        let now = sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec));
+        let clock = WallClock::at_boot(now, system_time);
         let at = inner.state.msrs.pv_wall_clock;
         write(inner, at, &clock.bytes(1));
         write(inner, at, &clock.bytes(2));

@@ -105,9 +105,6 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
                 return Ok(Some(Leave::Interrupted));
             }
         }
-        if vcpu.vm.is_dead() {
-            return Err(EIO);
-        }
         if vcpu.mailbox.is_asked() {
             serve(vcpu, inner);
         }
@@ -189,7 +186,11 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, and interrupts are off.
-        unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) }?;
+        let entered = unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) };
+        if let Err(error) = entered {
+            inject::cancel(&mut inner.vmcb, &mut inner.state);
+            return Err(error);
+        }
         if features.contains(SvmFeatures::VMCB_CLEAN) {
             inner.vmcb.set_clean();
         }

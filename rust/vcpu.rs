@@ -200,7 +200,7 @@ impl Vcpu {
 
 impl FileObject for Vcpu {
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
-        if !this.vm.memory.is_current() || this.vm.is_dead() {
+        if !this.vm.memory.is_current() {
             return Err(EIO);
         }
         this.locked_ioctl(cmd, arg)

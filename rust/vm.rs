@@ -40,8 +40,6 @@ pub(crate) struct Vm {
     /// What the host's AMD-V can do.
     pub(crate) features: SvmFeatures,
     boot_cpu: Atomic<u32>,
-    /// Nothing of the guest runs any more.
-    dead: Atomic<u32>,
     pid: i32,
     serial: u64,
     /// Last: SVM is given back after everything else.
@@ -71,7 +69,6 @@ impl Vm {
                 eventfds <- Eventfds::new(),
                 features: host.features,
                 boot_cpu: Atomic::new(0),
-                dead: Atomic::new(0),
                 pid,
                 serial,
                 _svm: svm,
@@ -79,11 +76,6 @@ impl Vm {
             GFP_KERNEL_ACCOUNT,
         )?;
         device::new_fd(c"pacifica-vm", vm)
-    }
-
-    /// Whether the VM cannot go on.
-    pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Relaxed) != 0
     }
 
     /// The vCPU that starts the guest.
@@ -145,7 +137,7 @@ impl Vm {
 
 impl FileObject for Vm {
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
-        if !this.memory.is_current() || this.is_dead() {
+        if !this.memory.is_current() {
             return Err(EIO);
         }
         match cmd {

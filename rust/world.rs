@@ -119,11 +119,7 @@ impl World<'_> {
     /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
     fn apic_offset(&self, gpa: u64) -> Option<u32> {
         let lapic = self.parts.lapic.as_ref()?;
-        // Enabled, and not in x2APIC mode (APM vol. 2, 16.9).
-        if lapic.base() & APIC_BASE_MODE != APIC_BASE_XAPIC {
-            return None;
-        }
-        let page = lapic.base() & APIC_BASE_ADDRESS;
+        let page = lapic.mmio_base()?;
         (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
     }
 }
@@ -325,12 +321,6 @@ impl Platform for World<'_> {
 
 /// `IA32_APIC_BASE` after reset: enabled, the boot processor (APM vol. 2, 16.3.1).
 pub(crate) const APIC_BASE_RESET: u64 = 0xfee0_0900;
-/// The two mode bits, AE and EXTD.
-const APIC_BASE_MODE: u64 = 3 << 10;
-/// AE alone: xAPIC.
-const APIC_BASE_XAPIC: u64 = 1 << 11;
-/// The address of the registers.
-const APIC_BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// First MSR of the x2APIC (APM vol. 2, 16.11).
 const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
 
