@@ -163,8 +163,8 @@ impl Mock {
 
     pub fn peek(&self, linear: u64, size: usize) -> u64 {
         let mut bytes = [0; 8];
-        for (at, byte) in (linear..).zip(bytes.iter_mut().take(size)) {
-            *byte = self.byte(at);
+        for (index, byte) in bytes.iter_mut().take(size).enumerate() {
+            *byte = self.byte(linear.wrapping_add(index as u64));
         }
         u64::from_le_bytes(bytes)
     }
