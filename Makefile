@@ -103,6 +103,10 @@ check-crates: lab $(build)/vendor/.stamp ## the tests of the pure crates and of 
 check-hosts: all ## the self-tests on every emulated host
 	@selftests/run --all
 
+.PHONY: bench
+bench: all ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
+	@selftests/bench/run
+
 .PHONY: lint
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
 	@selftests/lint

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A QEMU plugin that counts the instructions which the emulated machine executes, of host and guests
- * together, and writes the number to a file when QEMU ends: -plugin count.so,out=FILE
+ * together, and those among them that switch worlds or cost far more than others on silicon:
+ * -plugin count.so,out=FILE
+ *
+ * When QEMU ends, the file has a line of numbers for the whole run, and one for each time that a
+ * program executed the two marks (see `begin` and `end` of selftests/src/bin/measure/machine.rs).
+ * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV.
  *
  * Debian's package has no header for plugins, so what is used of version 7 is declared here.
  */
@@ -11,44 +16,106 @@
 #include <string.h>
 
 struct qemu_plugin_tb;
+struct qemu_plugin_insn;
 
 void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, void (*call)(struct qemu_plugin_tb *, void *),
 					   void *data);
 void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, void (*call)(unsigned, void *),
 					  int flags, void *data);
+void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, void (*call)(unsigned, void *),
+					    int flags, void *data);
 void qemu_plugin_register_atexit_cb(uint64_t id, void (*call)(void *), void *data);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *insn, void *dest, size_t length);
 
 int qemu_plugin_version = 7;
 
-/* A counter for each emulated CPU, on a cache line of its own. */
-static struct {
-	uint64_t count;
-	uint64_t pad[7];
-} cpus[64];
+enum { INSTRUCTIONS, VMRUN, VMLOAD, VMSAVE, WRMSR, XSETBV, KINDS, BEGIN = KINDS, END, ALL };
+
+static const struct {
+	uint8_t length, bytes[8];
+} code[ALL] = {
+	[VMRUN] = { 3, { 0x0f, 0x01, 0xd8 } },
+	[VMLOAD] = { 3, { 0x0f, 0x01, 0xda } },
+	[VMSAVE] = { 3, { 0x0f, 0x01, 0xdb } },
+	[WRMSR] = { 2, { 0x0f, 0x30 } },
+	[XSETBV] = { 3, { 0x0f, 0x01, 0xd1 } },
+	[BEGIN] = { 8, { 0x0f, 0x1f, 0x84, 0x00, 0x01, 0x00, 0x4d, 0x4d } },
+	[END] = { 8, { 0x0f, 0x1f, 0x84, 0x00, 0x02, 0x00, 0x4d, 0x4d } },
+};
+
+/* The counters of each emulated CPU, on cache lines of their own. */
+static uint64_t cpus[64][16];
+static uint64_t spans[256][KINDS];
+static size_t ended_spans;
 static char out[4096];
+
+static void sum(uint64_t *all)
+{
+	memset(all, 0, KINDS * sizeof(*all));
+	for (size_t i = 0; i < 64; i++)
+		for (size_t kind = 0; kind < KINDS; kind++)
+			all[kind] += cpus[i][kind];
+}
+
+static void mark(size_t kind)
+{
+	uint64_t now[KINDS];
+
+	if (ended_spans == 256)
+		return;
+	sum(now);
+	for (size_t i = 0; i < KINDS; i++)
+		spans[ended_spans][i] = kind == BEGIN ? now[i] : now[i] - spans[ended_spans][i];
+	ended_spans += kind == END;
+}
 
 static void executed(unsigned cpu, void *instructions)
 {
-	cpus[cpu % 64].count += (uintptr_t)instructions;
+	cpus[cpu % 64][INSTRUCTIONS] += (uintptr_t)instructions;
+}
+
+static void special(unsigned cpu, void *kind)
+{
+	if ((uintptr_t)kind < KINDS)
+		cpus[cpu % 64][(uintptr_t)kind]++;
+	else
+		mark((uintptr_t)kind);
 }
 
 static void translated(struct qemu_plugin_tb *tb, void *unused)
 {
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, (void *)qemu_plugin_tb_n_insns(tb));
+	size_t n = qemu_plugin_tb_n_insns(tb);
+
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, (void *)n);
+	for (size_t i = 0; i < n; i++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		uint8_t bytes[16];
+		size_t length = qemu_plugin_insn_data(insn, bytes, sizeof(bytes));
+
+		for (size_t kind = VMRUN; kind < ALL; kind++)
+			if (code[kind].length && length == code[kind].length &&
+			    !memcmp(bytes, code[kind].bytes, length))
+				qemu_plugin_register_vcpu_insn_exec_cb(insn, special, 0, (void *)kind);
+	}
 }
 
 static void ended(void *unused)
 {
-	uint64_t all = 0;
+	uint64_t all[KINDS];
 	FILE *file = fopen(out, "w");
 
-	for (size_t i = 0; i < 64; i++)
-		all += cpus[i].count;
-	if (file) {
-		fprintf(file, "%llu\n", (unsigned long long)all);
-		fclose(file);
+	if (!file)
+		return;
+	sum(all);
+	for (size_t span = 0; span <= ended_spans; span++) {
+		const uint64_t *line = span ? spans[span - 1] : all;
+
+		for (size_t kind = 0; kind < KINDS; kind++)
+			fprintf(file, "%llu%c", (unsigned long long)line[kind], kind + 1 < KINDS ? ' ' : '\n');
 	}
+	fclose(file);
 }
 
 int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)

@@ -520,8 +520,8 @@ fn page_tables() -> Vec<u64> {
     words
 }
 
-/// Brings the first CPU into the guest's initial state.
-fn set_up(vcpu: &Handle, ram: &Mapping, mode: Mode) -> Answer {
+/// Brings a CPU into the initial state of a guest of this mode.
+pub fn set_up(vcpu: &Handle, ram: &Mapping, mode: Mode) -> Answer {
     const PE: u64 = 1;
     const MP_ET_NE_WP: u64 = 0x1_0032;
     const PG: u64 = 1 << 31;
