@@ -58,6 +58,8 @@ abi!(
     kvm_debugregs,
     kvm_xsave,
     kvm_xcrs,
+    kvm_device_attr,
+    kvm_stats_header,
 );
 
 /// The argument of an ioctl: an address in user space.

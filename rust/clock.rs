@@ -3,73 +3,204 @@
 //! The paravirtual clock, and the clock of a VM (Documentation/virt/kvm/x86/msr.rst, api.rst).
 
 use crate::abi::{self, Arg};
-use crate::ffi;
+use crate::ffi::{self, IrqLock};
+use crate::host;
 use crate::kick::{request, Mailboxes};
 use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu_state::touch_time;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
 use x86::cpu::GuestMemory;
 use x86::pvclock::{PvClock, Scale, WallClock};
 
 /// Bit 0 of the MSR that places the vCPU's clock: it is on.
 const SYSTEM_TIME_ON: u64 = 1;
 
-/// The clock of a VM: host time since boot, and what the guest's is ahead.
+/// The clock of a VM and the TSC that its vCPUs share.
+///
+/// While the host's TSC is stable the guest's time is a function of it alone, the same for
+/// KVM_GET_CLOCK and for what every vCPU computes from its page: nanoseconds at [`Base::tsc`], and
+/// from there on ticks of the TSC.
+#[pin_data]
 pub(crate) struct VmClock {
-    /// Nanoseconds; wraps.
-    offset: Atomic<u64>,
-    /// The TSC offset with which a vCPU's TSC began at zero when the VM was made.
+    #[pin]
+    state: IrqLock<State>,
+}
+
+struct State {
+    base: Base,
+    /// The TSC offset of new vCPUs, and of those whose TSC is set to nearly the same.
     tsc_offset: u64,
+    /// The VMM has set the TSC.
+    tsc_is_set: bool,
+}
+
+/// The guest's time at one instant.
+#[derive(Clone, Copy)]
+struct Base {
+    /// The host's TSC.
+    tsc: u64,
+    /// The guest's nanoseconds.
+    ns: u64,
+    /// The host's nanoseconds since boot.
+    boot: u64,
+    /// How often the host had been suspended: since then the TSC may have stopped.
+    resumes: u32,
+}
+
+impl Base {
+    /// The guest's time is `ns` now.
+    fn new(ns: u64) -> Self {
+        Self {
+            tsc: ffi::rdtsc(),
+            ns,
+            boot: ffi::boot_ns(),
+            resumes: host::resumes(),
+        }
+    }
+
+    /// The guest's nanoseconds when the host's TSC is `tsc`.
+    fn ns_at(&self, tsc: u64) -> u64 {
+        let passed = ticks_to_ns(tsc.saturating_sub(self.tsc));
+        self.ns.wrapping_add(passed)
+    }
+}
+
+impl State {
+    /// The base to compute with: another one where the TSC cannot tell the time since the last.
+    fn base(&mut self) -> Base {
+        if !ffi::tsc_stable() || self.base.resumes != host::resumes() {
+            let passed = ffi::boot_ns().wrapping_sub(self.base.boot);
+            self.base = Base::new(self.base.ns.wrapping_add(passed));
+        }
+        self.base
+    }
 }
 
 impl VmClock {
-    /// A clock that begins at zero.
-    pub(crate) fn new() -> Self {
-        Self {
-            offset: Atomic::new(ffi::boot_ns().wrapping_neg()),
-            tsc_offset: ffi::rdtsc().wrapping_neg(),
-        }
+    /// A clock and a TSC that begin at zero.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        let base = Base::new(0);
+        let state = State {
+            base,
+            tsc_offset: base.tsc.wrapping_neg(),
+            tsc_is_set: false,
+        };
+        pin_init!(Self { state <- IrqLock::new(state) })
     }
 
     /// The TSC offset of a new vCPU: all begin together.
     pub(crate) fn tsc_offset(&self) -> u64 {
-        self.tsc_offset
+        self.state.lock().tsc_offset
+    }
+
+    /// The VMM sets a vCPU's TSC offset, and the coming ones follow.
+    pub(crate) fn set_tsc_offset(&self, offset: u64) {
+        let mut state = self.state.lock();
+        state.tsc_offset = offset;
+        state.tsc_is_set = true;
+    }
+
+    /// The offset for a TSC that the VMM sets to `value`, which exactly would be `offset`. A VMM
+    /// that sets one vCPU after the other means them to be equal: less than a second apart counts
+    /// as that, and so does zero.
+    pub(crate) fn sync_tsc(&self, value: u64, offset: u64) -> u64 {
+        let second = u64::from(ffi::tsc_khz()).wrapping_mul(1000);
+        let mut state = self.state.lock();
+        let ahead = offset.wrapping_sub(state.tsc_offset);
+        let near = ahead.wrapping_add(second) < second.wrapping_mul(2);
+        if value != 0 && !(state.tsc_is_set && near) {
+            state.tsc_offset = offset;
+            state.tsc_is_set = true;
+        }
+        state.tsc_offset
     }
 
     /// The guest's nanoseconds.
     fn now(&self) -> u64 {
-        ffi::boot_ns().wrapping_add(self.offset.load(Relaxed))
+        let base = self.state.lock().base();
+        base.ns_at(ffi::rdtsc())
     }
 
     /// KVM_GET_CLOCK.
     pub(crate) fn get(&self, arg: Arg) -> Result<c_long> {
-        let stable = if ffi::tsc_stable() {
-            abi::KVM_CLOCK_TSC_STABLE
-        } else {
-            0
-        };
-        let data = abi::kvm_clock_data {
-            clock: self.now(),
-            flags: stable,
-            ..Default::default()
-        };
+        let mut data = abi::kvm_clock_data::default();
+        let base = self.state.lock().base();
+        match ffi::real_at_tsc() {
+            Some((tsc, real)) if ffi::tsc_stable() => {
+                data.flags =
+                    abi::KVM_CLOCK_TSC_STABLE | abi::KVM_CLOCK_REALTIME | abi::KVM_CLOCK_HOST_TSC;
+                (data.host_tsc, data.realtime) = (tsc, real);
+                data.clock = base.ns_at(tsc);
+            }
+            _ => data.clock = base.ns_at(ffi::rdtsc()),
+        }
         arg.write(&data)?;
         Ok(0)
     }
 
-    /// KVM_SET_CLOCK.
+    /// KVM_SET_CLOCK. With the real time of the value, what has passed since is added.
     pub(crate) fn set(&self, arg: Arg, vcpus: &Mailboxes) -> Result<c_long> {
         let data: abi::kvm_clock_data = arg.read()?;
-        // What KVM_GET_CLOCK reports may come back; it has no effect.
-        if data.flags & !abi::KVM_CLOCK_TSC_STABLE != 0 {
+        // The others come from KVM_GET_CLOCK and have no effect.
+        if data.flags & !FLAGS != 0 {
             return Err(EINVAL);
         }
-        self.offset
-            .store(data.clock.wrapping_sub(ffi::boot_ns()), Relaxed);
+        let passed = match data.flags & abi::KVM_CLOCK_REALTIME {
+            0 => 0,
+            _ => real_ns().saturating_sub(data.realtime),
+        };
+        self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
         vcpus.each(|vcpu| vcpu.ask(request::CLOCK));
         Ok(0)
     }
+}
+
+/// The flags of KVM_GET_CLOCK and KVM_SET_CLOCK.
+pub(crate) const FLAGS: u32 =
+    abi::KVM_CLOCK_TSC_STABLE | abi::KVM_CLOCK_REALTIME | abi::KVM_CLOCK_HOST_TSC;
+
+/// Nanoseconds since 1970.
+fn real_ns() -> u64 {
+    let (sec, nsec) = ffi::real_time();
+    sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec))
+}
+
+/// Whether a guest's TSC can have this frequency: the host's, with KVM's tolerance of 250 ppm.
+pub(crate) fn is_own_rate(khz: usize) -> bool {
+    let host = ffi::tsc_khz() as usize;
+    khz == 0 || khz.abs_diff(host) <= host / 4000
+}
+
+/// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
+pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+    let attr: abi::kvm_device_attr = arg.read()?;
+    if attr.group != abi::KVM_VCPU_TSC_CTRL || attr.attr != u64::from(abi::KVM_VCPU_TSC_OFFSET) {
+        return Err(ENXIO);
+    }
+    let value = Arg(attr.addr as usize);
+    match cmd {
+        abi::PACIFICA_GET_DEVICE_ATTR => value.write(&inner.vmcb.tsc_offset())?,
+        abi::PACIFICA_SET_DEVICE_ATTR => {
+            let offset = value.read()?;
+            vcpu.vm.clock.set_tsc_offset(offset);
+            inner.vmcb.set_tsc_offset(offset);
+            touch_time(inner);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The host was suspended: the guest's TSC goes on from where it was.
+#[cold]
+pub(crate) fn after_suspend(inner: &mut Inner) {
+    let lost = host::tsc_lost();
+    let more = lost.wrapping_sub(inner.tsc_lost);
+    inner.tsc_lost = lost;
+    let offset = inner.vmcb.tsc_offset().wrapping_add(more);
+    inner.vmcb.set_tsc_offset(offset);
+    touch_time(inner);
 }
 
 /// Nanoseconds in so many ticks of the TSC.
@@ -90,17 +221,14 @@ pub(crate) fn pause_notice(inner: &mut Inner) -> Result<c_long> {
 /// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
 /// as on any write to an address without memory.
 pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
-    let (tsc, system_time) = (
-        ffi::rdtsc().wrapping_add(inner.vmcb.tsc_offset()),
-        vcpu.vm.clock.now(),
-    );
+    let base = vcpu.vm.clock.state.lock().base();
     let at = inner.state.msrs.pv_system_time;
     if at & SYSTEM_TIME_ON != 0 {
         inner.parts.clock_version = inner.parts.clock_version.wrapping_add(2) & !1;
         let version = inner.parts.clock_version;
         let clock = PvClock {
-            tsc,
-            system_time,
+            tsc: base.tsc.wrapping_add(inner.vmcb.tsc_offset()),
+            system_time: base.ns,
             scale: Scale::new(ffi::tsc_khz()),
             stable: ffi::tsc_stable(),
             guest_stopped: core::mem::take(&mut inner.parts.guest_stopped),
@@ -110,9 +238,7 @@ pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
         write(inner, at & !SYSTEM_TIME_ON, &clock.bytes(version));
     }
     if wall {
-        let (sec, nsec) = ffi::real_time();
-        let now = sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec));
-        let clock = WallClock::at_boot(now, system_time);
+        let clock = WallClock::at_boot(real_ns(), vcpu.vm.clock.now());
         let at = inner.state.msrs.pv_wall_clock;
         write(inner, at, &clock.bytes(1));
         write(inner, at, &clock.bytes(2));

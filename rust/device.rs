@@ -7,7 +7,7 @@ use crate::ffi;
 use core::marker::PhantomData;
 use kernel::bindings;
 use kernel::error::to_result;
-use kernel::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::ForeignOwnable;
@@ -24,6 +24,11 @@ pub(crate) trait FileObject: Sized + Send + Sync + 'static {
     /// `vma` comes from an `mmap` call that is under way.
     unsafe fn mmap(_this: ArcBorrow<'_, Self>, _vma: *mut bindings::vm_area_struct) -> Result {
         Err(ENODEV)
+    }
+
+    /// Reads what the object has at `offset`; answers how much it is.
+    fn read(_this: ArcBorrow<'_, Self>, _to: Arg, _length: usize, _offset: usize) -> Result<usize> {
+        Err(EINVAL)
     }
 
     /// The last descriptor is gone.
@@ -46,6 +51,7 @@ impl<T: FileObject> Operations<T> {
         unlocked_ioctl: Some(Self::ioctl),
         compat_ioctl: bindings::compat_ptr_ioctl,
         mmap: Some(Self::mmap),
+        read: Some(Self::read),
         release: Some(Self::release),
         llseek: Some(bindings::noop_llseek),
         // SAFETY: All zeroes is a table without functions.
@@ -71,6 +77,29 @@ impl<T: FileObject> Operations<T> {
         match unsafe { T::mmap(this, vma) } {
             Ok(()) => 0,
             Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn read(
+        file: *mut bindings::file,
+        to: *mut c_char,
+        length: usize,
+        at: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: Files with this table hold an `Arc<T>`, until `release`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        // SAFETY: The kernel's own variable.
+        let offset = unsafe { *at };
+        let result = usize::try_from(offset)
+            .map_err(|_| EINVAL)
+            .and_then(|offset| T::read(this, Arg(to as usize), length, offset));
+        match result {
+            Ok(count) => {
+                // SAFETY: As above.
+                unsafe { *at = offset.saturating_add(count as bindings::loff_t) };
+                count as isize
+            }
+            Err(error) => error.to_errno() as isize,
         }
     }
 

@@ -59,6 +59,7 @@ extern "C" {
     fn pacifica_rdmsr(msr: u32, value: *mut u64) -> c_int;
     fn pacifica_wrmsr(msr: u32, value: u64) -> c_int;
     fn pacifica_rdtsc() -> u64;
+    fn pacifica_real_at_tsc(tsc: *mut u64, real: *mut u64) -> bool;
     fn pacifica_tsc_khz() -> u32;
     fn pacifica_tsc_stable() -> bool;
     fn pacifica_host_is_amd() -> bool;
@@ -265,6 +266,14 @@ pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, host: &mut HostDebug) {
 pub(crate) fn debug_exit(host: &HostDebug) {
     // SAFETY: The registers that `debug_enter` put aside.
     unsafe { pacifica_debug_exit(host.as_ptr()) };
+}
+
+/// The TSC, and the real time in nanoseconds since 1970 when it had this value; `None` if the host
+/// does not keep its time by the TSC.
+pub(crate) fn real_at_tsc() -> Option<(u64, u64)> {
+    let (mut tsc, mut real) = (0, 0);
+    // SAFETY: Both are valid for the write.
+    unsafe { pacifica_real_at_tsc(&mut tsc, &mut real) }.then_some((tsc, real))
 }
 
 /// Real time as seconds and nanoseconds since 1970.

@@ -19,6 +19,7 @@
 #include <linux/seq_file.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
+#include <linux/clocksource_ids.h>
 #include <linux/timekeeping.h>
 #include <linux/wait.h>
 
@@ -222,6 +223,17 @@ u64 pacifica_rdtsc(void)
 	return rdtsc_ordered();
 }
 
+/* The TSC and real time in nanoseconds, of one instant; false if the clock is not the TSC. */
+bool pacifica_real_at_tsc(u64 *tsc, u64 *real)
+{
+	struct system_time_snapshot now;
+
+	ktime_get_snapshot_id(CLOCK_REALTIME, &now);
+	*tsc = now.cycles;
+	*real = ktime_to_ns(now.systime);
+	return now.valid && now.cs_id == CSID_X86_TSC;
+}
+
 u32 pacifica_tsc_khz(void)
 {
 	return tsc_khz;
@@ -384,7 +396,12 @@ void pacifica_syscore_unregister(void)
 
 struct file *pacifica_anon_file(const char *name, const struct file_operations *fops, void *priv)
 {
-	return anon_inode_getfile(name, fops, priv, O_RDWR | O_CLOEXEC);
+	struct file *file = anon_inode_getfile(name, fops, priv, O_RDWR | O_CLOEXEC);
+
+	/* Statistics are read at an offset. */
+	if (!IS_ERR(file))
+		file->f_mode |= FMODE_PREAD;
+	return file;
 }
 
 bool pacifica_is_err(const void *p)

@@ -54,6 +54,7 @@ bool pacifica_may_report(void);
 int pacifica_rdmsr(u32 msr, u64 *value);
 int pacifica_wrmsr(u32 msr, u64 value);
 u64 pacifica_rdtsc(void);
+bool pacifica_real_at_tsc(u64 *tsc, u64 *real);
 u32 pacifica_tsc_khz(void);
 bool pacifica_tsc_stable(void);
 bool pacifica_host_is_amd(void);

@@ -297,9 +297,31 @@ unsafe extern "C" fn offline(_cpu: c_uint) -> c_int {
     0
 }
 
-/// Turns SVM on, on this CPU, if any VM is alive (resume).
+/// How often the host was suspended.
+static RESUMES: Atomic<u32> = Atomic::new(0);
+/// The TSC when the boot CPU went to rest.
+static TSC_AT_REST: Atomic<u64> = Atomic::new(0);
+/// By how much the host's TSC went back while it was suspended, all times together.
+static TSC_LOST: Atomic<u64> = Atomic::new(0);
+
+/// How often the host was suspended.
+pub(crate) fn resumes() -> u32 {
+    RESUMES.load(Relaxed)
+}
+
+/// By how much the TSC offset of a guest that lives since the module was loaded must have grown, so
+/// that the guest's TSC never goes back.
+#[inline]
+pub(crate) fn tsc_lost() -> u64 {
+    TSC_LOST.load(Relaxed)
+}
+
+/// Turns SVM on, on this CPU, if any VM is alive (resume). No other CPU is online.
 #[no_mangle]
 unsafe extern "C" fn pacifica_cpu_on(_: *mut c_void) {
+    let back = TSC_AT_REST.load(Relaxed).saturating_sub(ffi::rdtsc());
+    TSC_LOST.store(tsc_lost().wrapping_add(back), Relaxed);
+    RESUMES.store(resumes().wrapping_add(1), Relaxed);
     if host().is_some_and(|host| host.held.load(Relaxed) != 0) {
         if let Err(error) = cpu_on() {
             pr_err!("SVM could not be turned on again: {error:?}\n");
@@ -310,6 +332,7 @@ unsafe extern "C" fn pacifica_cpu_on(_: *mut c_void) {
 /// Turns SVM off, on this CPU, if it is on. Called with interrupts off.
 #[no_mangle]
 unsafe extern "C" fn pacifica_cpu_off(_: *mut c_void) {
+    TSC_AT_REST.store(ffi::rdtsc(), Relaxed);
     cpu_off();
 }
 

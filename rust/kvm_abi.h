@@ -41,6 +41,7 @@ enum pacifica_ioctl_nr {
 	NR(GET_CLOCK),
 	NR(ENABLE_CAP),
 	NR(SET_BOOT_CPU_ID),
+	NR(GET_STATS_FD), /* a vCPU, too */
 	/* a vCPU */
 	NR(RUN),
 	NR(GET_REGS),
@@ -74,6 +75,9 @@ enum pacifica_ioctl_nr {
 	NR(GET_XCRS),
 	NR(SET_XCRS),
 	NR(KVMCLOCK_CTRL),
+	NR(SET_DEVICE_ATTR),
+	NR(GET_DEVICE_ATTR),
+	NR(HAS_DEVICE_ATTR),
 };
 
 /* Flags that are shifts by a member of an enum, likewise. */

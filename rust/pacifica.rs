@@ -45,6 +45,7 @@ mod run;
 mod run_page;
 mod slots;
 mod stats;
+mod stats_fd;
 mod system;
 mod tables;
 mod user_exit;

@@ -20,7 +20,7 @@ macro_rules! counters {
         pub(crate) enum Count { $($(#[$doc])* $name,)* }
 
         /// The names in the file, in the same order.
-        const NAMES: &[&str] = &[$($text,)*];
+        pub(crate) const NAMES: &[&str] = &[$($text,)*];
     };
 }
 
@@ -90,6 +90,11 @@ impl Stats {
         });
     }
 
+    /// The counter of this number.
+    pub(crate) fn value(&self, counter: usize) -> u64 {
+        self.0.get(counter).map_or(0, |counter| counter.load(Relaxed))
+    }
+
     fn show(&self, id: u32, file: &SeqFile) {
         for (name, counter) in NAMES.iter().zip(&self.0) {
             seq_print!(file, "vcpu{id} {name} {}\n", counter.load(Relaxed));
@@ -116,6 +121,16 @@ impl VmStats {
     /// Adds the counters of a vCPU; without memory they are not shown.
     pub(crate) fn add(&self, id: u32, stats: Arc<Stats>) {
         let _ = self.vcpus.lock().push((id, stats), GFP_KERNEL_ACCOUNT);
+    }
+}
+
+impl VmStats {
+    /// The sum of one counter over all vCPUs.
+    pub(crate) fn sum(&self, counter: usize) -> u64 {
+        let vcpus = self.vcpus.lock();
+        vcpus
+            .iter()
+            .fold(0, |sum, (_, stats)| sum.wrapping_add(stats.value(counter)))
     }
 }
 

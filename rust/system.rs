@@ -3,14 +3,18 @@
 //! Ioctls of the node itself, and what KVM_CHECK_EXTENSION answers.
 
 use crate::abi::{self, Arg};
+use crate::clock;
+use crate::ffi;
 use crate::kick::MAX_VCPUS;
 use crate::run_page;
 use crate::slots;
 use crate::vcpu_cpuid;
+use crate::vcpu_state;
 use crate::vm::Vm;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use x86::msr::{FEATURE_MSRS, SAVED_MSRS};
+use x86::msr::index::PATCH_LEVEL;
+use x86::msr::{feature, FEATURE_MSRS, SAVED_MSRS};
 
 /// Dispatches on the number. Any process that may open the node.
 pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
@@ -30,6 +34,7 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
         abi::PACIFICA_GET_SUPPORTED_CPUID => vcpu_cpuid::get_supported(arg),
         abi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
         abi::PACIFICA_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
+        abi::PACIFICA_GET_MSRS => get_feature_msrs(arg),
         abi::PACIFICA_X86_GET_MCE_CAP_SUPPORTED => {
             arg.write(&x86::msr::Mce::CAP_SUPPORTED).map(|()| 0)
         }
@@ -76,9 +81,11 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_XCRS
         | abi::KVM_CAP_CHECK_EXTENSION_VM
         | abi::KVM_CAP_ENABLE_CAP_VM
+        | abi::KVM_CAP_GET_MSR_FEATURES
+        | abi::KVM_CAP_BINARY_STATS_FD
+        | abi::KVM_CAP_VCPU_ATTRIBUTES
         | abi::KVM_CAP_IMMEDIATE_EXIT => 1,
-        // The flags that KVM_GET_CLOCK and KVM_SET_CLOCK know.
-        abi::KVM_CAP_ADJUST_CLOCK => abi::KVM_CLOCK_TSC_STABLE as c_long,
+        abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
         abi::KVM_CAP_NR_VCPUS | abi::KVM_CAP_MAX_VCPUS | abi::KVM_CAP_MAX_VCPU_ID => {
             MAX_VCPUS as c_long
@@ -87,6 +94,23 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         abi::KVM_CAP_MCE => x86::msr::MAX_BANKS as c_long,
         _ => 0,
     }
+}
+
+/// KVM_GET_MSRS on the node: what can be had of the feature MSRs. Answers how many are known.
+fn get_feature_msrs(arg: Arg) -> Result<c_long> {
+    let mut entries = vcpu_state::read_msrs(arg)?;
+    let mut done = 0;
+    for entry in entries.iter_mut() {
+        // Where there is none, a hypervisor keeps the microcode to itself.
+        let patch_level = ffi::rdmsr(PATCH_LEVEL).unwrap_or(0);
+        let Some(value) = feature(entry.index, patch_level) else {
+            break;
+        };
+        entry.data = value;
+        done += 1;
+    }
+    arg.after::<abi::kvm_msrs>().write_array(&entries)?;
+    Ok(done)
 }
 
 /// Gives a list of MSR numbers: `E2BIG`, and how many there are, if there is too little room.

@@ -5,11 +5,12 @@
 use crate::abi::{self, Arg};
 use crate::device::FileObject;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
-use crate::host::host;
+use crate::host::{host, tsc_lost};
 use crate::kick::Mailbox;
 use crate::memory::VcpuMemory;
 use crate::run_page::RunPage;
 use crate::stats::Stats;
+use crate::stats_fd::StatsFd;
 use crate::vm::Vm;
 use crate::world::{Parts, World};
 use crate::{clock, run, vcpu_state};
@@ -67,6 +68,8 @@ pub(crate) struct Inner {
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// KVM_RUN was called at least once.
     pub(crate) has_run: bool,
+    /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
+    pub(crate) tsc_lost: u64,
 }
 
 impl Inner {
@@ -154,6 +157,7 @@ impl Vcpu {
             tsc_aux: None,
             signal_mask: None,
             has_run: false,
+            tsc_lost: crate::host::tsc_lost(),
         };
         let target: *const Mailbox = &*mailbox;
         let timer = KBox::pin_init(
@@ -185,6 +189,9 @@ impl Vcpu {
     fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
         let mut inner = self.inner.lock()?;
         let inner = &mut *inner;
+        if inner.tsc_lost != tsc_lost() {
+            clock::after_suspend(inner);
+        }
         match cmd {
             abi::PACIFICA_RUN => {
                 if arg.0 != 0 {
@@ -192,6 +199,7 @@ impl Vcpu {
                 }
                 run::run(self, inner)
             }
+            abi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
             abi::PACIFICA_KVMCLOCK_CTRL => clock::pause_notice(inner),
             _ => vcpu_state::ioctl(self, inner, cmd, arg),
         }

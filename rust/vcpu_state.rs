@@ -4,6 +4,7 @@
 //! pure crates.
 
 use crate::abi::{self, Arg};
+use crate::clock;
 use crate::ffi;
 use crate::requests;
 use crate::vcpu::{Inner, Vcpu};
@@ -50,7 +51,9 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         }
         abi::PACIFICA_SET_MP_STATE => set_mp_state(vcpu, inner, &arg.read()?)?,
         abi::PACIFICA_GET_TSC_KHZ => return Ok(ffi::tsc_khz() as c_long),
-        abi::PACIFICA_SET_TSC_KHZ => set_tsc_khz(arg)?,
+        // The TSC runs at the host's rate, always.
+        abi::PACIFICA_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
+        abi::PACIFICA_SET_TSC_KHZ => {}
         abi::PACIFICA_GET_FPU
         | abi::PACIFICA_SET_FPU
         | abi::PACIFICA_GET_XSAVE
@@ -65,6 +68,9 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         | abi::PACIFICA_GET_LAPIC
         | abi::PACIFICA_SET_LAPIC
         | abi::PACIFICA_SET_VAPIC_ADDR => vcpu_events::ioctl(vcpu, inner, cmd, arg)?,
+        abi::PACIFICA_HAS_DEVICE_ATTR
+        | abi::PACIFICA_GET_DEVICE_ATTR
+        | abi::PACIFICA_SET_DEVICE_ATTR => clock::attribute(vcpu, inner, cmd, arg)?,
         abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(inner, arg)?,
         abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(inner, arg)?,
         _ => return Err(ENOTTY),
@@ -150,20 +156,19 @@ fn interrupt(inner: &mut Inner, interrupt: &abi::kvm_interrupt) -> Result {
 /// Most MSRs of one call, as KVM has it.
 const MAX_MSRS: u32 = 256;
 
-fn read_msr_header(arg: Arg) -> Result<usize> {
+/// The MSRs that a call is about.
+pub(crate) fn read_msrs(arg: Arg) -> Result<KVec<abi::kvm_msr_entry>> {
     let header: abi::kvm_msrs = arg.read()?;
     if header.nmsrs >= MAX_MSRS {
         return Err(E2BIG);
     }
-    Ok(header.nmsrs as usize)
+    arg.after::<abi::kvm_msrs>()
+        .read_array(header.nmsrs as usize)
 }
 
 /// Answers how many could be read.
 fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
-    let count = read_msr_header(arg)?;
-    let mut entries = arg
-        .after::<abi::kvm_msrs>()
-        .read_array::<abi::kvm_msr_entry>(count)?;
+    let mut entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
         let index = entry.index;
@@ -182,10 +187,7 @@ fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
 
 /// Answers how many could be set.
 fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
-    let count = read_msr_header(arg)?;
-    let entries = arg
-        .after::<abi::kvm_msrs>()
-        .read_array::<abi::kvm_msr_entry>(count)?;
+    let entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter() {
         let (index, value) = (entry.index, entry.data);
@@ -232,16 +234,6 @@ fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &abi::kvm_mp_state) -> Re
         _ => return Err(EINVAL),
     };
     inner.state.mp_state = new;
-    Ok(())
-}
-
-/// The TSC runs at the host's rate, always.
-fn set_tsc_khz(arg: Arg) -> Result {
-    let host = ffi::tsc_khz() as usize;
-    // KVM tolerates 250 ppm.
-    if arg.0 != 0 && arg.0.abs_diff(host) > host / 4000 {
-        return Err(EINVAL);
-    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
-use crate::clock::VmClock;
+use crate::clock::{self, VmClock};
 use crate::device::{self, FileObject};
 use crate::eventfd::Eventfds;
 use crate::ffi;
@@ -12,6 +12,7 @@ use crate::host::{host, Svm};
 use crate::kick::{Mailboxes, MAX_VCPUS};
 use crate::memory::{Region, VmMemory};
 use crate::stats::{StatsFile, VmStats};
+use crate::stats_fd::StatsFd;
 use crate::system;
 use crate::vcpu::Vcpu;
 use kernel::ffi::c_long;
@@ -33,6 +34,7 @@ pub(crate) struct Vm {
     pub(crate) memory: Arc<VmMemory>,
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) chips: Arc<Chips>,
+    #[pin]
     pub(crate) clock: VmClock,
     /// Interrupt lines and doorbells; the former use `chips`.
     #[pin]
@@ -40,8 +42,8 @@ pub(crate) struct Vm {
     /// What the host's AMD-V can do.
     pub(crate) features: SvmFeatures,
     boot_cpu: Atomic<u32>,
-    pid: i32,
-    serial: u64,
+    pub(crate) pid: i32,
+    pub(crate) serial: u64,
     /// Last: SVM is given back after everything else.
     _svm: Svm,
 }
@@ -65,7 +67,7 @@ impl Vm {
                 memory,
                 chips,
                 mailboxes,
-                clock: VmClock::new(),
+                clock <- VmClock::new(),
                 eventfds <- Eventfds::new(),
                 features: host.features,
                 boot_cpu: Atomic::new(0),
@@ -180,6 +182,11 @@ impl FileObject for Vm {
             abi::PACIFICA_IRQFD => this.eventfds.irqfd(&this.chips, arg),
             abi::PACIFICA_IOEVENTFD => this.eventfds.ioeventfd(arg),
             abi::PACIFICA_GET_TSC_KHZ => Ok(ffi::tsc_khz() as c_long),
+            abi::PACIFICA_SET_TSC_KHZ => match this.mailboxes.count() {
+                0 if clock::is_own_rate(arg.0) => Ok(0),
+                _ => Err(EINVAL),
+            },
+            abi::PACIFICA_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
             abi::PACIFICA_CREATE_IRQCHIP => {
                 if this.mailboxes.count() != 0 {
                     return Err(EINVAL);

@@ -286,6 +286,10 @@ impl Platform for World<'_> {
         }
     }
 
+    fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
+        self.vm.clock.sync_tsc(value, offset)
+    }
+
     fn tsc_changed(&mut self) {
         self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
     }

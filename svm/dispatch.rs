@@ -79,6 +79,13 @@ pub trait Platform: GuestMemory {
     /// (`KVM_EXIT_SET_TPR`): its own controller's priority fell.
     fn cr8_written(&mut self, old: u8, new: u8) -> bool;
 
+    /// The VMM sets the TSC to `value`, which exactly would be this offset. Answers the offset that
+    /// the vCPU gets, which may be that of another one that was set to the same.
+    fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
+        let _ = value;
+        offset
+    }
+
     /// The guest changed its TSC offset: timers are to be computed anew.
     fn tsc_changed(&mut self);
     /// XCR0 or XSS was changed; `xcr0` and `xss` have been checked against CPUID.

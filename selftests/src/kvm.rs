@@ -131,6 +131,10 @@ pub mod number {
     pub const SET_XSAVE: Number = Number::set::<Xsave>(0xa5);
     pub const GET_XCRS: Number = Number::get::<kvm_xcrs>(0xa6);
     pub const SET_XCRS: Number = Number::set::<kvm_xcrs>(0xa7);
+    pub const GET_STATS_FD: Number = Number::plain(0xce);
+    pub const SET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe1);
+    pub const GET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe2);
+    pub const HAS_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe3);
     pub const SIGNAL_MSI: Number = Number::set::<kvm_msi>(0xa5);
 }
 

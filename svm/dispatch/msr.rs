@@ -114,10 +114,14 @@ impl<P: Platform> Guest<'_, P> {
 
 /// A guest that writes the TSC changes TSC_ADJUST by the same amount (APM vol. 2, 13.2.4).
 fn write_tsc<P: Platform>(guest: &mut Guest<'_, P>, value: u64, origin: Origin) {
-    let difference = value.wrapping_sub(guest.tsc());
+    let mut difference = value.wrapping_sub(guest.tsc());
     if origin == Origin::Guest {
         let adjust = &mut guest.state.msrs.tsc_adjust;
         *adjust = adjust.wrapping_add(difference);
+    } else {
+        let old = guest.vmcb.tsc_offset();
+        let offset = old.wrapping_add(difference);
+        difference = guest.platform.sync_tsc(value, offset).wrapping_sub(old);
     }
     move_tsc(guest, difference);
 }

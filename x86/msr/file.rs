@@ -137,7 +137,7 @@ impl MsrFile {
             misc_enable: MISC_ENABLE_PMU,
             platform_info: 0,
             patch_level: PATCH_LEVEL_RESET,
-            hwcr: HWCR_TSC_FREQ_SEL,
+            hwcr: 0,
             de_cfg: 0,
         }
     }

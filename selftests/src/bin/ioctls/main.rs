@@ -11,6 +11,7 @@ mod pointers;
 mod slots;
 mod state;
 mod system;
+mod time;
 mod vm;
 
 use std::process::ExitCode;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 8] = [
+    let groups: [&[Test]; 9] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         state::TESTS,
         events::TESTS,
         irqchip::TESTS,
+        time::TESTS,
         pointers::TESTS,
     ];
     let mut tap = Tap::start();

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest's TSC and clock as the VMM sets them, feature MSRs, and files of statistics.
+
+use std::io;
+
+use kvm_bindings::*;
+use selftests::kvm::{msrs, number, Handle, Number};
+use selftests::tap::{equal, skipped};
+
+use crate::bare::{vm, Bare, OUT};
+use crate::{refused, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("KVM_SET_CLOCK takes the real time into account", real_time),
+    ("KVM_VCPU_TSC_OFFSET sets the TSC", tsc_offset),
+    ("TSCs that are set to nearly the same are equal", tsc_sync),
+    ("KVM_SET_TSC_KHZ on a VM takes the host's rate", tsc_khz),
+    (
+        "feature MSRs can be read on the device",
+        feature_msrs,
+    ),
+    ("KVM_GET_STATS_FD describes and counts", statistics),
+];
+
+const TSC: u32 = 0x10;
+const SECOND: u64 = 1_000_000_000;
+
+fn real_time(path: &str) -> Result<(), String> {
+    let (device, vm) = vm(path)?;
+    if device.extension(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME as i32 == 0 {
+        return skipped("no KVM_CLOCK_REALTIME");
+    }
+    let first: kvm_clock_data = vm.get(number::GET_CLOCK)?;
+    if first.flags & KVM_CLOCK_REALTIME == 0 {
+        return skipped("the host's clock is not the TSC");
+    }
+    let mut old = kvm_clock_data {
+        clock: 5 * SECOND,
+        realtime: first.realtime - 100 * SECOND,
+        flags: first.flags,
+        ..Default::default()
+    };
+    vm.set(number::SET_CLOCK, &old)?;
+    let second: kvm_clock_data = vm.get(number::GET_CLOCK)?;
+    let (passed, real) = (second.clock - 105 * SECOND, second.realtime - first.realtime);
+    equal("100 seconds later", passed.abs_diff(real) < SECOND / 10, true)?;
+    equal("TSC", second.host_tsc > first.host_tsc, true)?;
+    old.realtime = first.realtime + 100 * SECOND;
+    vm.set(number::SET_CLOCK, &old)?;
+    let third: kvm_clock_data = vm.get(number::GET_CLOCK)?;
+    equal("not backwards", third.clock < 6 * SECOND, true)
+}
+
+fn attribute(vcpu: &Handle, number: Number, attr: u64, value: &mut u64) -> Result<i32, String> {
+    let attr = kvm_device_attr {
+        group: 0, // KVM_VCPU_TSC_CTRL
+        attr,
+        addr: std::ptr::from_mut(value) as u64,
+        ..Default::default()
+    };
+    Ok(vcpu.set(number, &attr)?)
+}
+
+fn tsc_offset(path: &str) -> Result<(), String> {
+    let (_device, vm) = vm(path)?;
+    let first = vm.open_with(number::CREATE_VCPU, 0)?;
+    let (mut old, mut new) = (0, 1 << 50);
+    attribute(&first, number::HAS_DEVICE_ATTR, 0, &mut old)?;
+    equal(
+        "another attribute",
+        attribute(&first, number::HAS_DEVICE_ATTR, 1, &mut old).is_err(),
+        true,
+    )?;
+    attribute(&first, number::GET_DEVICE_ATTR, 0, &mut old)?;
+    let before = tsc(&first)?;
+    new += old;
+    attribute(&first, number::SET_DEVICE_ATTR, 0, &mut new)?;
+    let moved = tsc(&first)?.wrapping_sub(before);
+    equal("moved by 2^50", moved >> 50, 1)?;
+    // Those that come later are set like the first.
+    let second = vm.open_with(number::CREATE_VCPU, 1)?;
+    let mut its = 0;
+    attribute(&second, number::GET_DEVICE_ATTR, 0, &mut its)?;
+    equal("the next one", its, new)
+}
+
+fn tsc(vcpu: &Handle) -> Result<u64, String> {
+    let mut pair = [(TSC, 0)];
+    equal("read TSC", msrs(vcpu, number::GET_MSRS, &mut pair)?, 1)?;
+    Ok(pair[0].1)
+}
+
+fn tsc_sync(path: &str) -> Result<(), String> {
+    let (_device, vm) = vm(path)?;
+    let vcpus = [0, 1].map(|id| vm.open_with(number::CREATE_VCPU, id));
+    let [Ok(a), Ok(b)] = vcpus else {
+        return Err("two vCPUs".into());
+    };
+    let offset = |vcpu: &Handle| -> Result<u64, String> {
+        let mut offset = 0;
+        attribute(vcpu, number::GET_DEVICE_ATTR, 0, &mut offset)?;
+        Ok(offset)
+    };
+    let set = |vcpu: &Handle, value| msrs(vcpu, number::SET_MSRS, &mut [(TSC, value)]);
+    equal("both begin together", offset(&a)?, offset(&b)?)?;
+    set(&a, 1 << 40)?;
+    equal("the first write counts", offset(&a)? != offset(&b)?, true)?;
+    set(&b, (1 << 40) + 1000)?;
+    equal("nearly the same", offset(&a)?, offset(&b)?)?;
+    set(&b, 1 << 45)?;
+    equal("far away", offset(&a)? != offset(&b)?, true)?;
+    set(&a, 0)?;
+    equal("zero joins the last", offset(&a)?, offset(&b)?)
+}
+
+fn tsc_khz(path: &str) -> Result<(), String> {
+    let (device, vm) = vm(path)?;
+    let khz = vm.call(number::GET_TSC_KHZ, 0)? as u64;
+    equal("set", vm.call(number::SET_TSC_KHZ, khz), Ok(0))?;
+    equal("zero means the same", vm.call(number::SET_TSC_KHZ, 0), Ok(0))?;
+    let vcpu = vm.open_with(number::CREATE_VCPU, 0)?;
+    equal("of the vCPU", vcpu.call(number::GET_TSC_KHZ, 0)? as u64, khz)?;
+    refused("too late", vm.call(number::SET_TSC_KHZ, khz), libc::EINVAL)?;
+    if device.extension(KVM_CAP_TSC_CONTROL) == 0 {
+        let double = vcpu.call(number::SET_TSC_KHZ, 2 * khz);
+        // KVM makes up for a faster TSC with pauses, and refuses a slower one only.
+        let half = vcpu.call(number::SET_TSC_KHZ, khz / 2);
+        equal("half", half.is_err() || double.is_err(), true)?;
+    }
+    Ok(())
+}
+
+fn feature_msrs(path: &str) -> Result<(), String> {
+    let (device, _vm) = vm(path)?;
+    if device.extension(KVM_CAP_GET_MSR_FEATURES) == 0 {
+        return skipped("no KVM_CAP_GET_MSR_FEATURES");
+    }
+    let mut words = [0_u64; 64];
+    words[0] = 100;
+    device.array(number::GET_MSR_FEATURE_INDEX_LIST, &mut words, 8 + 400)?;
+    let count = words[0] as usize & 0xffff;
+    for n in 0..count {
+        let index = (words[(4 + 4 * n) / 8] >> (32 * ((n + 1) % 2))) as u32;
+        let answer = msrs(&device, number::GET_MSRS, &mut [(index, 0)])?;
+        equal(&format!("MSR {index:#x}"), answer, 1)?;
+    }
+    equal(
+        "an unknown one",
+        msrs(&device, number::GET_MSRS, &mut [(0x1234_5678, 0)])?,
+        0,
+    )
+}
+
+/// Bytes of a file at an offset.
+fn read(file: &Handle, offset: u32, length: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; length];
+    // SAFETY: The buffer has `length` bytes.
+    let got = unsafe {
+        libc::pread(
+            file.fd(),
+            bytes.as_mut_ptr().cast(),
+            length,
+            i64::from(offset),
+        )
+    };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error().to_string())?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let word = bytes.get(at..at + 4).map(TryInto::try_into);
+    word.and_then(Result::ok).map_or(0, u32::from_ne_bytes)
+}
+
+fn statistics(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &[&OUT[..], &OUT[..]].concat())?;
+    if bare.device.extension(KVM_CAP_BINARY_STATS_FD) == 0 {
+        return skipped("no KVM_CAP_BINARY_STATS_FD");
+    }
+    let of_vcpu = bare.vcpu.handle.open_with(number::GET_STATS_FD, 0)?;
+    let of_vm = bare.vm.open_with(number::GET_STATS_FD, 0)?;
+    let exits = |file: &Handle| -> Result<u64, String> {
+        let header = read(file, 0, 24)?;
+        let [name, count, id, descriptors, data] = [4, 8, 12, 16, 20].map(|at| word(&header, at));
+        let id = read(file, id, name as usize)?;
+        equal("name", id.starts_with(b"kvm-"), true)?;
+        for n in 0..count {
+            let size = 16 + name;
+            let descriptor = read(file, descriptors + n * size, size as usize)?;
+            if descriptor[16..].starts_with(b"exits\0") {
+                let value = read(file, data + word(&descriptor, 8), 8)?;
+                return Ok(value.try_into().map_or(0, u64::from_ne_bytes));
+            }
+        }
+        equal("behind the end", read(file, u32::MAX, 8)?.len(), 0)?;
+        Ok(0)
+    };
+    equal("none yet", exits(&of_vcpu)?, 0)?;
+    bare.byte()?;
+    equal("exits", exits(&of_vcpu)? > 0, true)?;
+    // KVM's own counts for a VM have no exits.
+    let sum = exits(&of_vm)?;
+    drop(bare);
+    equal("the file outlives the VM", exits(&of_vm)?, sum)?;
+    equal("and that of the vCPU, too", exits(&of_vcpu)? > 0, true)
+}
