@@ -35,7 +35,7 @@
     setne %al
     movzx %al, %eax
     report_eax
-    cmpl $0, page + 8           // the TSC when it was taken
+    cmpl $0, page               // written: the version is not that of an empty page
     setne %al
     movzx %al, %eax
     report_eax

@@ -16,10 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("KVM_VCPU_TSC_OFFSET sets the TSC", tsc_offset),
     ("TSCs that are set to nearly the same are equal", tsc_sync),
     ("KVM_SET_TSC_KHZ on a VM takes the host's rate", tsc_khz),
-    (
-        "feature MSRs can be read on the device",
-        feature_msrs,
-    ),
+    ("feature MSRs can be read on the device", feature_msrs),
     ("KVM_GET_STATS_FD describes and counts", statistics),
 ];
 
@@ -43,8 +40,15 @@ fn real_time(path: &str) -> Result<(), String> {
     };
     vm.set(number::SET_CLOCK, &old)?;
     let second: kvm_clock_data = vm.get(number::GET_CLOCK)?;
-    let (passed, real) = (second.clock - 105 * SECOND, second.realtime - first.realtime);
-    equal("100 seconds later", passed.abs_diff(real) < SECOND / 10, true)?;
+    let (passed, real) = (
+        second.clock - 105 * SECOND,
+        second.realtime - first.realtime,
+    );
+    equal(
+        "100 seconds later",
+        passed.abs_diff(real) < SECOND / 10,
+        true,
+    )?;
     equal("TSC", second.host_tsc > first.host_tsc, true)?;
     old.realtime = first.realtime + 100 * SECOND;
     vm.set(number::SET_CLOCK, &old)?;
@@ -118,9 +122,17 @@ fn tsc_khz(path: &str) -> Result<(), String> {
     let (device, vm) = vm(path)?;
     let khz = vm.call(number::GET_TSC_KHZ, 0)? as u64;
     equal("set", vm.call(number::SET_TSC_KHZ, khz), Ok(0))?;
-    equal("zero means the same", vm.call(number::SET_TSC_KHZ, 0), Ok(0))?;
+    equal(
+        "zero means the same",
+        vm.call(number::SET_TSC_KHZ, 0),
+        Ok(0),
+    )?;
     let vcpu = vm.open_with(number::CREATE_VCPU, 0)?;
-    equal("of the vCPU", vcpu.call(number::GET_TSC_KHZ, 0)? as u64, khz)?;
+    equal(
+        "of the vCPU",
+        vcpu.call(number::GET_TSC_KHZ, 0)? as u64,
+        khz,
+    )?;
     refused("too late", vm.call(number::SET_TSC_KHZ, khz), libc::EINVAL)?;
     if device.extension(KVM_CAP_TSC_CONTROL) == 0 {
         let double = vcpu.call(number::SET_TSC_KHZ, 2 * khz);
