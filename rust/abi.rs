@@ -32,6 +32,7 @@ abi!(
     kvm_dirty_log,
     kvm_regs,
     kvm_sregs,
+    kvm_sregs2,
     kvm_fpu,
     kvm_lapic_state,
     kvm_irqchip,

@@ -19,7 +19,6 @@ use kernel::error::to_result;
 use kernel::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use kernel::prelude::*;
 use kernel::types::Opaque;
-use x86::fxsave::Fxsave;
 
 #[expect(improper_ctypes, reason = "kernel structures with empty lock classes")]
 extern "C" {
@@ -69,8 +68,10 @@ extern "C" {
     fn pacifica_debug_enter(guest: *const u64, host: *mut u64);
     fn pacifica_debug_exit(host: *const u64);
     fn pacifica_mxcsr_mask() -> u32;
-    fn pacifica_fpu_enter(image: *const c_void);
-    fn pacifica_fpu_exit(image: *mut c_void);
+    fn pacifica_host_xstate(xcr0: *mut u64, xss: *mut u64, has_pku: *mut bool) -> bool;
+    fn pacifica_fpu_enter(area: *const c_void, components: u64);
+    fn pacifica_fpu_exit(area: *mut c_void, components: u64);
+    fn pacifica_xsetbv(value: u64);
     fn pacifica_alloc_pages(order: c_uint) -> *mut c_void;
     fn pacifica_free_pages(pages: *mut c_void, order: c_uint);
     fn pacifica_phys(address: *const c_void) -> u64;
@@ -284,23 +285,72 @@ pub(crate) fn real_time() -> (u64, u32) {
     (sec, nsec)
 }
 
-/// Puts the guest's x87 and SSE state in place of the thread's. Interrupts are off until
+/// XCR0 (0 without XSAVE), XSS if there is one, and whether the kernel uses protection keys.
+pub(crate) fn host_xstate() -> (u64, Option<u64>, bool) {
+    let (mut xcr0, mut xss, mut has_pku) = (0, 0, false);
+    // SAFETY: All three are valid for the write.
+    let has_xss = unsafe { pacifica_host_xstate(&mut xcr0, &mut xss, &mut has_pku) };
+    (xcr0, has_xss.then_some(xss), has_pku)
+}
+
+/// Puts the guest's extended registers in place of the thread's. Interrupts are off until
 /// [`fpu_exit`].
 ///
 /// # Safety
 ///
-/// `image` is an FXSAVE image whose MXCSR has no reserved bit set.
+/// `area` is an XSAVE image that XRSTOR takes for `components`, which are in the host's XCR0; if
+/// there are none, an FXSAVE image.
 #[inline]
-pub(crate) unsafe fn fpu_enter(image: &Fxsave) {
-    // SAFETY: As promised by the caller; the image has the size and alignment of FXRSTOR.
-    unsafe { pacifica_fpu_enter(core::ptr::from_ref(image).cast()) };
+pub(crate) unsafe fn fpu_enter(area: *const c_void, components: u64) {
+    // SAFETY: As promised by the caller.
+    unsafe { pacifica_fpu_enter(area, components) };
 }
 
-/// Takes the guest's x87 and SSE state out of the CPU.
+/// Takes the guest's extended registers out of the CPU.
+///
+/// # Safety
+///
+/// `area` has room for `components`, and the alignment of XSAVE.
 #[inline]
-pub(crate) fn fpu_exit(image: &mut Fxsave) {
-    // SAFETY: The image has the size and alignment of FXSAVE.
-    unsafe { pacifica_fpu_exit(core::ptr::from_mut(image).cast()) };
+pub(crate) unsafe fn fpu_exit(area: *mut c_void, components: u64) {
+    // SAFETY: As promised by the caller.
+    unsafe { pacifica_fpu_exit(area, components) };
+}
+
+/// Sets XCR0.
+///
+/// # Safety
+///
+/// The CPU takes the value, and the kernel uses no extended state until it gets its own back.
+pub(crate) unsafe fn xsetbv(value: u64) {
+    // SAFETY: As promised by the caller.
+    unsafe { pacifica_xsetbv(value) };
+}
+
+/// PKRU. Only where the kernel uses protection keys.
+#[inline]
+pub(crate) fn rdpkru() -> u32 {
+    let value: u32;
+    // SAFETY: CR4.PKE is set, and ECX is 0: it reads a register and nothing else.
+    unsafe {
+        core::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _,
+            options(nomem, nostack, preserves_flags))
+    };
+    value
+}
+
+/// Sets PKRU, likewise.
+///
+/// # Safety
+///
+/// Until the thread's own value is back, no user memory is accessed.
+#[inline]
+pub(crate) unsafe fn wrpkru(value: u32) {
+    // SAFETY: CR4.PKE is set, ECX and EDX are 0; the rest as promised by the caller.
+    unsafe {
+        core::arch::asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0,
+            options(nostack, preserves_flags))
+    };
 }
 
 /// The signals of a word as user space has it.

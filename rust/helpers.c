@@ -29,6 +29,7 @@
 #include <asm/cpuid/api.h>
 #include <asm/debugreg.h>
 #include <asm/fpu/api.h>
+#include <asm/fpu/xcr.h>
 #include <asm/mce.h>
 #include <asm/msr.h>
 #include <asm/nospec-branch.h>
@@ -321,19 +322,45 @@ u32 pacifica_mxcsr_mask(void)
 	return image[28 / sizeof(u32)] ?: 0xffbf;
 }
 
-/* The guest's x87 and SSE state, a checked 512-byte FXSAVE image, in place of the task's. */
-void pacifica_fpu_enter(const void *image)
+/* XCR0, or 0 if the kernel does not use XSAVE; XSS, if true is returned. They never change. */
+bool pacifica_host_xstate(u64 *xcr0, u64 *xss, bool *has_pku)
+{
+	*xcr0 = cpu_feature_enabled(X86_FEATURE_XSAVE) ? xgetbv(XCR_XFEATURE_ENABLED_MASK) : 0;
+	*has_pku = cpu_feature_enabled(X86_FEATURE_OSPKE);
+	return cpu_feature_enabled(X86_FEATURE_XSAVES) && !rdmsrq_safe(MSR_IA32_XSS, xss);
+}
+
+/*
+ * The guest's extended registers in place of the task's. area: an XSAVE image that was checked,
+ * without components an FXSAVE image.
+ */
+void pacifica_fpu_enter(const void *area, u64 components)
 {
 	kernel_fpu_begin_mask(0);
 	if (static_cpu_has_bug(X86_BUG_FXSAVE_LEAK))
-		asm volatile("fnclex; emms; fildl %0" : : "m" (*(const u32 *)image));
-	asm volatile("fxrstorq %0" : : "m" (*(const char (*)[512])image));
+		asm volatile("fnclex; emms; fildl %0" : : "m" (*(const u32 *)area));
+	if (components)
+		asm volatile("xrstor64 (%0)"
+			     : : "r" (area), "a" ((u32)components), "d" ((u32)(components >> 32))
+			     : "memory");
+	else
+		asm volatile("fxrstorq %0" : : "m" (*(const char (*)[512])area));
 }
 
-void pacifica_fpu_exit(void *image)
+void pacifica_fpu_exit(void *area, u64 components)
 {
-	asm volatile("fxsaveq %0" : "=m" (*(char (*)[512])image));
+	if (components)
+		asm volatile("xsave64 (%0)"
+			     : : "r" (area), "a" ((u32)components), "d" ((u32)(components >> 32))
+			     : "memory");
+	else
+		asm volatile("fxsaveq %0" : "=m" (*(char (*)[512])area));
 	kernel_fpu_end();
+}
+
+void pacifica_xsetbv(u64 value)
+{
+	xsetbv(XCR_XFEATURE_ENABLED_MASK, value);
 }
 
 /* ---- memory of the kernel ------------------------------------------------------------------ */

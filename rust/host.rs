@@ -17,6 +17,7 @@
 
 use crate::ffi;
 use crate::ffi::Pages;
+use crate::fpu::HostState;
 use core::cell::UnsafeCell;
 use kernel::bindings;
 use kernel::ffi::{c_int, c_uint, c_void};
@@ -67,8 +68,8 @@ pub(crate) struct Host {
     cpus: KVec<CpuState>,
     /// What this host's SVM can do.
     pub(crate) features: SvmFeatures,
-    /// MXCSR bits that the host's CPUs have.
-    pub(crate) mxcsr_mask: u32,
+    /// Extended state.
+    pub(crate) fpu: HostState,
     /// The permission maps, the same for all guests.
     msrpm: Pages<[u8; msrpm::SIZE]>,
     iopm: Pages<[u8; iopm::SIZE]>,
@@ -149,7 +150,7 @@ pub(crate) fn init() -> Result {
         HOST = Some(Host {
             cpus,
             features,
-            mxcsr_mask: ffi::mxcsr_mask(),
+            fpu: HostState::new(),
             msrpm,
             iopm,
             debugfs,

@@ -4,8 +4,8 @@
 //!
 //! Interrupts are off from [`load`] to [`unload`].
 
-use crate::ffi;
-use crate::host::{Local, MSR_TSC_AUX};
+use crate::host::{Host, Local, MSR_TSC_AUX};
+use crate::{ffi, fpu};
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
 use svm::asid;
@@ -15,9 +15,10 @@ use svm::vmcb::TlbControl;
 use x86::features::Feature;
 
 /// Whether the handler changed what [`load`] has put into the CPU.
-pub(crate) fn is_stale(inner: &Inner, exit: &Exit) -> bool {
+pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
     match exit {
         Exit::Dr(_) => true,
+        Exit::Xsetbv | Exit::Cr(_) => fpu::is_stale(inner, &host.fpu),
         Exit::Msr { write } => {
             *write
                 && inner
@@ -29,7 +30,7 @@ pub(crate) fn is_stale(inner: &Inner, exit: &Exit) -> bool {
 }
 
 /// Puts the guest into this CPU.
-pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
+pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Local) {
     let cpu = ffi::cpu();
     if inner.cpu != cpu {
         inner.cpu = cpu;
@@ -77,14 +78,13 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, local: &mut Local) {
     let guest = VcpuState::breakpoints_enabled(&inner.vmcb).then_some(&inner.state.db);
     ffi::debug_enter(guest, &mut inner.host_breakpoints);
     ffi::guest_timing_enter();
-    // SAFETY: Whoever writes the image (KVM_SET_FPU, XMM accesses) keeps MXCSR legal.
-    unsafe { ffi::fpu_enter(&inner.parts.fpu) };
+    fpu::enter(inner, &host.fpu);
 }
 
 /// Puts the host's own state back.
-pub(crate) fn unload(inner: &mut Inner, local: &mut Local) {
+pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
     keep_flush(inner, local);
-    ffi::fpu_exit(&mut inner.parts.fpu);
+    fpu::exit(inner, &host.fpu);
     ffi::debug_exit(&inner.host_breakpoints);
     if inner
         .tsc_aux

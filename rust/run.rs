@@ -13,10 +13,12 @@
 
 use crate::abi;
 use crate::ffi;
+use crate::fpu;
 use crate::host::{host, Host};
 use crate::load::{is_stale, load, unload};
 use crate::requests::{do_deferred, is_runnable, serve};
 use crate::stats::Count;
+use crate::sync_regs;
 use crate::user_exit::{set_common, to_user};
 use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
@@ -33,12 +35,14 @@ use x86::regs::vector;
 /// Runs the guest until the VMM is needed, or a signal comes.
 #[inline(never)]
 pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
+    sync_regs::take(vcpu, inner)?;
     let old_mask = inner.signal_mask.as_ref().map(ffi::set_signal_mask);
     let result = run_unmasked(vcpu, inner);
     if let Some(mask) = &old_mask {
         ffi::set_signal_mask(mask);
     }
     set_common(vcpu, inner);
+    sync_regs::show(vcpu, inner);
     match result {
         Ok(Leave::ToUser) => Ok(0),
         Ok(Leave::Interrupted) => {
@@ -140,9 +144,9 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<(Action, Option<Exit>)> {
         // The CPU is going offline or down. The thread will be moved, or it dies.
         Some(local) if !local.is_on() => Ok((Action::Resume, None)),
         Some(local) if !must_leave(vcpu) => {
-            load(vcpu, inner, local);
+            load(vcpu, inner, host, local);
             let result = turns(vcpu, inner, host);
-            unload(inner, local);
+            unload(inner, host, local);
             result
         }
         _ => Ok((Action::Resume, None)),
@@ -183,10 +187,12 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         if tracing && inner.vmcb.event_inj() != 0 {
             ffi::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
         }
+        fpu::pkru_enter(inner);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, and interrupts are off.
         let entered = unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) };
+        fpu::pkru_exit(inner);
         if let Err(error) = entered {
             inject::cancel(&mut inner.vmcb, &mut inner.state);
             return Err(error);
@@ -236,7 +242,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         if action != Action::Resume
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()
-            || is_stale(inner, &exit)
+            || is_stale(inner, host, &exit)
             || (may_wake(&exit) && ffi::work_pending())
         {
             return Ok((action, Some(exit)));

@@ -85,6 +85,49 @@ impl RunPage {
         field!(write self, 0, flags);
     }
 
+    /// The sets of registers that the VMM wants to see, and those that it has changed.
+    pub(crate) fn sync_fields(&self) -> (u64, u64) {
+        (
+            field!(read self, kvm_valid_regs),
+            field!(read self, kvm_dirty_regs),
+        )
+    }
+
+    /// What the VMM has changed is taken.
+    pub(crate) fn clear_dirty(&self) {
+        field!(write self, 0, kvm_dirty_regs);
+    }
+
+    /// The VMM's general registers.
+    pub(crate) fn sync_regs(&self) -> abi::kvm_regs {
+        field!(read self, s.regs.regs)
+    }
+
+    /// The VMM's special registers.
+    pub(crate) fn sync_sregs(&self) -> abi::kvm_sregs {
+        field!(read self, s.regs.sregs)
+    }
+
+    /// The VMM's events.
+    pub(crate) fn sync_events(&self) -> abi::kvm_vcpu_events {
+        field!(read self, s.regs.events)
+    }
+
+    /// Shows the general registers.
+    pub(crate) fn show_regs(&self, regs: abi::kvm_regs) {
+        field!(write self, regs, s.regs.regs);
+    }
+
+    /// Shows the special registers.
+    pub(crate) fn show_sregs(&self, sregs: abi::kvm_sregs) {
+        field!(write self, sregs, s.regs.sregs);
+    }
+
+    /// Shows the events.
+    pub(crate) fn show_events(&self, events: abi::kvm_vcpu_events) {
+        field!(write self, events, s.regs.events);
+    }
+
     /// Sets the exit reason.
     pub(crate) fn set_reason(&self, reason: u32) {
         field!(write self, reason, exit_reason);

@@ -5,9 +5,11 @@
 use crate::abi::{self, Arg};
 use crate::clock;
 use crate::ffi;
+use crate::host::host;
 use crate::kick::MAX_VCPUS;
 use crate::run_page;
 use crate::slots;
+use crate::sync_regs;
 use crate::vcpu_cpuid;
 use crate::vcpu_state;
 use crate::vm::Vm;
@@ -35,6 +37,7 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
         abi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
         abi::PACIFICA_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
         abi::PACIFICA_GET_MSRS => get_feature_msrs(arg),
+        abi::PACIFICA_HAS_DEVICE_ATTR | abi::PACIFICA_GET_DEVICE_ATTR => attribute(cmd, arg),
         abi::PACIFICA_X86_GET_MCE_CAP_SUPPORTED => {
             arg.write(&x86::msr::Mce::CAP_SUPPORTED).map(|()| 0)
         }
@@ -79,11 +82,15 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_GET_TSC_KHZ
         | abi::KVM_CAP_XSAVE
         | abi::KVM_CAP_XCRS
+        | abi::KVM_CAP_SREGS2
+        | abi::KVM_CAP_EXCEPTION_PAYLOAD
+        | abi::KVM_CAP_X86_TRIPLE_FAULT_EVENT
         | abi::KVM_CAP_CHECK_EXTENSION_VM
         | abi::KVM_CAP_ENABLE_CAP_VM
         | abi::KVM_CAP_GET_MSR_FEATURES
         | abi::KVM_CAP_BINARY_STATS_FD
         | abi::KVM_CAP_VCPU_ATTRIBUTES
+        | abi::KVM_CAP_SYS_ATTRIBUTES
         | abi::KVM_CAP_IMMEDIATE_EXIT => 1,
         abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
@@ -91,9 +98,24 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
             MAX_VCPUS as c_long
         }
         abi::KVM_CAP_NR_MEMSLOTS => slots::SLOT_LIMIT as c_long,
+        abi::KVM_CAP_SYNC_REGS => sync_regs::FIELDS as c_long,
+        abi::KVM_CAP_XSAVE2 => x86::xsave::IMAGE_SIZE as c_long,
         abi::KVM_CAP_MCE => x86::msr::MAX_BANKS as c_long,
         _ => 0,
     }
+}
+
+/// The one attribute: the components of extended state that a guest can have.
+fn attribute(cmd: u32, arg: Arg) -> Result<c_long> {
+    let attr: abi::kvm_device_attr = arg.read()?;
+    if attr.group != 0 || attr.attr != u64::from(abi::KVM_X86_XCOMP_GUEST_SUPP) {
+        return Err(ENXIO);
+    }
+    if cmd == abi::PACIFICA_GET_DEVICE_ATTR {
+        let host = host().ok_or(ENODEV)?;
+        Arg(attr.addr as usize).write(&host.fpu.layout.components)?;
+    }
+    Ok(0)
 }
 
 /// KVM_GET_MSRS on the node: what can be had of the feature MSRs. Answers how many are known.

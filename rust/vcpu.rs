@@ -4,6 +4,7 @@
 
 use crate::abi::{self, Arg};
 use crate::device::FileObject;
+use crate::fpu;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::host::{host, tsc_lost};
 use crate::kick::Mailbox;
@@ -26,7 +27,6 @@ use svm::cpu::Guest;
 use svm::features::SvmFeatures;
 use svm::state::{MpState, VcpuState};
 use svm::vmcb::Vmcb;
-use x86::fxsave::Fxsave;
 
 /// Numbers the vCPUs of this boot.
 static SERIAL: Atomic<u64> = Atomic::new(1);
@@ -64,6 +64,10 @@ pub(crate) struct Inner {
     pub(crate) host_breakpoints: HostDebug,
     /// TSC_AUX of the guest, while it is in the CPU and the guest can read it.
     pub(crate) tsc_aux: Option<u32>,
+    /// Extended state that is the guest's, while it is in the CPU.
+    pub(crate) reach: fpu::Reach,
+    /// PKRU of the host meanwhile.
+    pub(crate) host_pkru: u32,
     /// Signals that are let through during KVM_RUN.
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// KVM_RUN was called at least once.
@@ -141,7 +145,7 @@ impl Vcpu {
                 user_cr8: 0,
                 memory: VcpuMemory::new(vm.memory.clone())?,
                 cpuid: KVec::new(),
-                fpu: Fxsave::new(),
+                fpu: fpu::Area::new(&host.fpu.layout)?,
                 deferred: 0,
                 ext_int: false,
                 user_window: false,
@@ -155,6 +159,8 @@ impl Vcpu {
             cpu: u32::MAX,
             host_breakpoints: HostDebug::default(),
             tsc_aux: None,
+            reach: fpu::Reach::default(),
+            host_pkru: 0,
             signal_mask: None,
             has_run: false,
             tsc_lost: crate::host::tsc_lost(),

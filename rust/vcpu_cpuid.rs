@@ -4,10 +4,12 @@
 
 use crate::abi::{self, Arg};
 use crate::ffi;
-use crate::vcpu::Inner;
+use crate::host::host;
+use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use x86::cpuid::{self, Caps, Entry, PvFeatures};
+use svm::dispatch;
+use x86::cpuid::{self, Caps, Dynamic, Entry, PvFeatures};
 use x86::features::{Feature, Features};
 
 /// Most entries of a list, as KVM has it.
@@ -15,6 +17,7 @@ const MAX_ENTRIES: u32 = 256;
 
 /// What works in this version.
 fn caps() -> Caps {
+    let host = host();
     let stable = ffi::tsc_stable();
     let mut pv = PvFeatures::CLOCKSOURCE | PvFeatures::CLOCKSOURCE2 | PvFeatures::NOP_IO_DELAY;
     if stable {
@@ -26,6 +29,8 @@ fn caps() -> Caps {
         tsc_adjust: true,
         tsc_aux: true,
         invariant_tsc: stable,
+        xcr0: host.map_or(0, |host| host.fpu.layout.components),
+        xsaves: host.is_some_and(|host| host.fpu.has_xsaves()),
         // What nested tables of four levels can map; five are there on some hosts only.
         max_gpa_bits: 48,
         pv,
@@ -49,7 +54,7 @@ pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
 }
 
 /// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
-pub(crate) fn set(inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     let header: abi::kvm_cpuid2 = arg.read()?;
     if header.nent > MAX_ENTRIES {
         return Err(E2BIG);
@@ -62,11 +67,11 @@ pub(crate) fn set(inner: &mut Inner, arg: Arg) -> Result {
         entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
     }
     if inner.has_run {
-        return if entries[..] == inner.parts.cpuid[..] {
-            Ok(())
-        } else {
-            Err(EINVAL)
-        };
+        // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.
+        let dynamic = dynamic(vcpu, inner);
+        let now = |entry: &Entry| refreshed(entry, &dynamic);
+        let same = entries.iter().map(now).eq(inner.parts.cpuid.iter().map(now));
+        return if same { Ok(()) } else { Err(EINVAL) };
     }
     if !cpuid::valid(&entries) {
         return Err(EINVAL);
@@ -86,9 +91,23 @@ pub(crate) fn signature(inner: &Inner) -> u32 {
     eax
 }
 
-/// KVM_GET_CPUID2.
-pub(crate) fn get(inner: &Inner, arg: Arg) -> Result {
+/// What shows through CPUID now.
+fn dynamic(vcpu: &Vcpu, inner: &mut Inner) -> Dynamic {
+    inner.with_guest(vcpu, true, |guest| {
+        dispatch::dynamic(guest, cpuid::function::XSTATE)
+    })
+}
+
+fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
+    let mut entry = *entry;
+    cpuid::refresh(&mut entry, dynamic);
+    entry
+}
+
+/// KVM_GET_CPUID2: what the guest would read now.
+pub(crate) fn get(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     let header: abi::kvm_cpuid2 = arg.read()?;
+    let dynamic = dynamic(vcpu, inner);
     let entries = &inner.parts.cpuid;
     let count = entries.len() as u32;
     if header.nent < count {
@@ -98,7 +117,7 @@ pub(crate) fn get(inner: &Inner, arg: Arg) -> Result {
         let size = core::mem::size_of::<abi::kvm_cpuid_entry2>();
         arg.after::<abi::kvm_cpuid2>()
             .offset(i * size)
-            .write(&to_abi(entry))?;
+            .write(&to_abi(&refreshed(entry, &dynamic)))?;
     }
     arg.write(&count)
 }

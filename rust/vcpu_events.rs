@@ -6,6 +6,7 @@ use crate::abi::{self, Arg};
 use crate::kick::request;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_state::touch_time;
+use crate::vm::option;
 use crate::world;
 use irqchip::lapic::STATE_SIZE;
 use kernel::prelude::*;
@@ -15,7 +16,7 @@ use x86::regs::{vector, Exception};
 /// Dispatches on the number.
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
     match cmd {
-        abi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(inner)),
+        abi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(vcpu, inner)),
         abi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, inner, &arg.read()?),
         abi::PACIFICA_GET_DEBUGREGS => arg.write(&abi::kvm_debugregs {
             db: inner.state.db,
@@ -36,15 +37,19 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
     }
 }
 
-fn get_events(inner: &Inner) -> abi::kvm_vcpu_events {
+pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> abi::kvm_vcpu_events {
     let events = &inner.state.events;
     let mut out = abi::kvm_vcpu_events {
         flags: abi::KVM_VCPUEVENT_VALID_NMI_PENDING | abi::KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
     };
     if let Some(queued) = &events.exception {
-        // Without KVM_CAP_EXCEPTION_PAYLOAD a pending exception is shown as injected.
-        out.exception.injected = 1;
+        // Without KVM_CAP_EXCEPTION_PAYLOAD there are no pending ones any more.
+        let payload = queued.exception.payload.filter(|_| !queued.injected);
+        out.exception.injected = u8::from(queued.injected);
+        out.exception.pending = u8::from(!queued.injected);
+        out.exception_has_payload = u8::from(payload.is_some());
+        out.exception_payload = payload.unwrap_or(0);
         out.exception.nr = queued.exception.vector;
         out.exception.has_error_code = u8::from(queued.exception.error_code.is_some());
         out.exception.error_code = queued.exception.error_code.unwrap_or(0);
@@ -61,28 +66,48 @@ fn get_events(inner: &Inner) -> abi::kvm_vcpu_events {
     out.nmi.injected = u8::from(events.nmi_injected);
     out.nmi.pending = events.nmi_pending;
     out.nmi.masked = u8::from(events.nmi_masked);
+    if vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
+        out.flags |= abi::KVM_VCPUEVENT_VALID_PAYLOAD;
+    }
+    if vcpu.vm.has_option(option::TRIPLE_FAULT) {
+        out.flags |= abi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+        out.triple_fault.pending = u8::from(events.triple_fault);
+    }
     out
 }
 
-fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_events) -> Result {
-    let known = abi::KVM_VCPUEVENT_VALID_NMI_PENDING
+pub(crate) fn set_events(
+    vcpu: &Vcpu,
+    inner: &mut Inner,
+    new: &abi::kvm_vcpu_events,
+) -> Result {
+    let mut known = abi::KVM_VCPUEVENT_VALID_NMI_PENDING
         | abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | abi::KVM_VCPUEVENT_VALID_SHADOW;
+    if vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
+        known |= abi::KVM_VCPUEVENT_VALID_PAYLOAD;
+    }
+    if vcpu.vm.has_option(option::TRIPLE_FAULT) {
+        known |= abi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    }
     if new.flags & !known != 0 {
         return Err(EINVAL);
     }
     let exception = new.exception;
-    if exception.injected != 0 && (exception.nr > 31 || exception.nr == vector::NMI) {
+    let has_pending = new.flags & abi::KVM_VCPUEVENT_VALID_PAYLOAD != 0;
+    let pending = has_pending && exception.pending != 0;
+    let queued = pending || exception.injected != 0;
+    if queued && (exception.nr > 31 || exception.nr == vector::NMI) {
         return Err(EINVAL);
     }
     let events = &mut inner.state.events;
-    events.exception = (exception.injected != 0).then(|| QueuedException {
+    events.exception = queued.then(|| QueuedException {
         exception: Exception {
             vector: exception.nr,
             error_code: (exception.has_error_code != 0).then_some(exception.error_code),
-            payload: None,
+            payload: (pending && new.exception_has_payload != 0).then_some(new.exception_payload),
         },
-        injected: true,
+        injected: !pending,
     });
     events.interrupt =
         (new.interrupt.injected != 0 || new.interrupt.soft != 0).then_some(QueuedInterrupt {
@@ -94,6 +119,9 @@ fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_events) -> Res
     }
     events.nmi_injected = new.nmi.injected != 0;
     events.set_nmi_masked(new.nmi.masked != 0);
+    if new.flags & abi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT != 0 {
+        events.triple_fault = new.triple_fault.pending != 0;
+    }
     if new.flags & abi::KVM_VCPUEVENT_VALID_SHADOW != 0 {
         inner.vmcb.set_interrupt_shadow(new.interrupt.shadow != 0);
     }

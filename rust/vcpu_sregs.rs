@@ -10,6 +10,7 @@ use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
 use svm::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4};
 use svm::vmcb::Vmcb;
+use x86::cpu::GuestMemory;
 use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
 use x86::sregs::{self, ControlRegs};
@@ -64,6 +65,91 @@ pub(crate) fn get(inner: &Inner) -> abi::kvm_sregs {
         sregs.interrupt_bitmap[vector / 64] |= 1 << (vector % 64);
     }
     sregs
+}
+
+/// Whether the guest's page tables are those of PAE mode.
+fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
+    cr0.contains(Cr0::PG) && cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA)
+}
+
+/// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging the
+/// CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
+pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> abi::kvm_sregs2 {
+    /// Where CR3 has the table in PAE mode (APM vol. 2, figure 5-9).
+    const TABLE: u64 = 0xffff_ffe0;
+    let old = get(inner);
+    let mut sregs = abi::kvm_sregs2 {
+        cs: old.cs,
+        ds: old.ds,
+        es: old.es,
+        fs: old.fs,
+        gs: old.gs,
+        ss: old.ss,
+        tr: old.tr,
+        ldt: old.ldt,
+        gdt: old.gdt,
+        idt: old.idt,
+        cr0: old.cr0,
+        cr2: old.cr2,
+        cr3: old.cr3,
+        cr4: old.cr4,
+        cr8: old.cr8,
+        efer: old.efer,
+        apic_base: old.apic_base,
+        flags: 0,
+        pdptrs: [0; 4],
+    };
+    let vmcb = &inner.vmcb;
+    if !is_pae(vmcb.cr0(), vmcb.cr4(), vmcb.efer()) {
+        return sregs;
+    }
+    let mut table = [0; 32];
+    let read = inner.with_guest(vcpu, true, |guest| {
+        guest.platform.read_gpa(old.cr3 & TABLE, &mut table)
+    });
+    if read.is_ok() {
+        sregs.flags = u64::from(abi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
+        for (entry, bytes) in sregs.pdptrs.iter_mut().zip(table.chunks_exact(8)) {
+            *entry = bytes.iter().rev().fold(0, |all, b| all << 8 | u64::from(*b));
+        }
+    }
+    sregs
+}
+
+/// KVM_SET_SREGS2. The page-directory-pointer entries stay in memory.
+pub(crate) fn set2(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs2) -> Result {
+    let has_entries = new.flags & u64::from(abi::KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    let pae = is_pae(
+        Cr0::from_bits_retain(new.cr0),
+        Cr4::from_bits_retain(new.cr4),
+        Efer::from_bits_retain(new.efer),
+    );
+    let unknown = new.flags & !u64::from(abi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
+    if unknown != 0 || (has_entries && !pae) {
+        return Err(EINVAL);
+    }
+    let old = abi::kvm_sregs {
+        cs: new.cs,
+        ds: new.ds,
+        es: new.es,
+        fs: new.fs,
+        gs: new.gs,
+        ss: new.ss,
+        tr: new.tr,
+        ldt: new.ldt,
+        gdt: new.gdt,
+        idt: new.idt,
+        cr0: new.cr0,
+        cr2: new.cr2,
+        cr3: new.cr3,
+        cr4: new.cr4,
+        cr8: new.cr8,
+        efer: new.efer,
+        apic_base: new.apic_base,
+        // There is no place for a queued interrupt: it stays.
+        interrupt_bitmap: [0; 4],
+    };
+    set(vcpu, inner, &old)
 }
 
 /// KVM_SET_SREGS. Nothing is changed if anything is wrong.

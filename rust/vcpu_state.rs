@@ -8,6 +8,7 @@ use crate::clock;
 use crate::ffi;
 use crate::requests;
 use crate::vcpu::{Inner, Vcpu};
+use crate::vm::option;
 use crate::world::deferred;
 use crate::{vcpu_cpuid, vcpu_events, vcpu_fpu, vcpu_sregs};
 use kernel::ffi::c_long;
@@ -23,21 +24,24 @@ use x86::regs::{gpr, Rflags};
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
 #[inline(never)] // Its frame must not lie under the guest's.
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
-    // What others have sent belongs to the state that is read or set.
-    if vcpu.mailbox.is_asked() {
-        requests::serve(vcpu, inner);
-    }
     if matches!(
         cmd,
-        abi::PACIFICA_GET_VCPU_EVENTS | abi::PACIFICA_GET_SREGS | abi::PACIFICA_GET_DEBUGREGS
+        abi::PACIFICA_GET_VCPU_EVENTS
+            | abi::PACIFICA_GET_SREGS
+            | abi::PACIFICA_GET_SREGS2
+            | abi::PACIFICA_GET_DEBUGREGS
     ) {
-        inject::expose_exception(&mut inner.vmcb, &mut inner.state);
+        settle(vcpu, inner);
+    } else if vcpu.mailbox.is_asked() {
+        requests::serve(vcpu, inner);
     }
     match cmd {
         abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,
         abi::PACIFICA_SET_REGS => set_regs(inner, &arg.read()?),
         abi::PACIFICA_GET_SREGS => arg.write(&vcpu_sregs::get(inner))?,
         abi::PACIFICA_SET_SREGS => vcpu_sregs::set(vcpu, inner, &arg.read()?)?,
+        abi::PACIFICA_GET_SREGS2 => arg.write(&vcpu_sregs::get2(vcpu, inner))?,
+        abi::PACIFICA_SET_SREGS2 => vcpu_sregs::set2(vcpu, inner, &arg.read()?)?,
         abi::PACIFICA_TRANSLATE => translate(vcpu, inner, arg)?,
         abi::PACIFICA_INTERRUPT => interrupt(inner, &arg.read()?)?,
         abi::PACIFICA_NMI => inner.state.events.raise_nmi(),
@@ -57,6 +61,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_GET_FPU
         | abi::PACIFICA_SET_FPU
         | abi::PACIFICA_GET_XSAVE
+        | abi::PACIFICA_GET_XSAVE2
         | abi::PACIFICA_SET_XSAVE
         | abi::PACIFICA_GET_XCRS
         | abi::PACIFICA_SET_XCRS => vcpu_fpu::ioctl(inner, cmd, arg)?,
@@ -71,14 +76,25 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_HAS_DEVICE_ATTR
         | abi::PACIFICA_GET_DEVICE_ATTR
         | abi::PACIFICA_SET_DEVICE_ATTR => clock::attribute(vcpu, inner, cmd, arg)?,
-        abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(inner, arg)?,
-        abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(inner, arg)?,
+        abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(vcpu, inner, arg)?,
+        abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(vcpu, inner, arg)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)
 }
 
-fn get_regs(inner: &Inner) -> abi::kvm_regs {
+/// Brings the state into the form in which it is shown. What others have sent belongs to it, and so
+/// does what comes with a pending exception, if the VMM does not take it apart.
+pub(crate) fn settle(vcpu: &Vcpu, inner: &mut Inner) {
+    if vcpu.mailbox.is_asked() {
+        requests::serve(vcpu, inner);
+    }
+    if !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
+        inject::expose_exception(&mut inner.vmcb, &mut inner.state);
+    }
+}
+
+pub(crate) fn get_regs(inner: &Inner) -> abi::kvm_regs {
     let r = &inner.state.regs;
     abi::kvm_regs {
         rax: r.get(gpr::RAX),
@@ -102,7 +118,7 @@ fn get_regs(inner: &Inner) -> abi::kvm_regs {
     }
 }
 
-fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
+pub(crate) fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
     inner.state.regs.gpr = [
         regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
         regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,

@@ -42,10 +42,20 @@ pub(crate) struct Vm {
     /// What the host's AMD-V can do.
     pub(crate) features: SvmFeatures,
     boot_cpu: Atomic<u32>,
+    /// What KVM_ENABLE_CAP has turned on: see [`option`].
+    options: Atomic<u32>,
     pub(crate) pid: i32,
     pub(crate) serial: u64,
     /// Last: SVM is given back after everything else.
     _svm: Svm,
+}
+
+/// What a VMM can turn on. One bit each.
+pub(crate) mod option {
+    /// `KVM_CAP_EXCEPTION_PAYLOAD`: a pending exception is told from an injected one.
+    pub(crate) const EXCEPTION_PAYLOAD: u32 = 1 << 0;
+    /// `KVM_CAP_X86_TRIPLE_FAULT_EVENT`: a triple fault is an event.
+    pub(crate) const TRIPLE_FAULT: u32 = 1 << 1;
 }
 
 impl Vm {
@@ -71,6 +81,7 @@ impl Vm {
                 eventfds <- Eventfds::new(),
                 features: host.features,
                 boot_cpu: Atomic::new(0),
+                options: Atomic::new(0),
                 pid,
                 serial,
                 _svm: svm,
@@ -104,9 +115,29 @@ impl Vm {
         match cap.cap {
             // A second set of interrupt controllers, of whatever kind.
             abi::KVM_CAP_SPLIT_IRQCHIP if self.chips.has_lapics() => Err(EEXIST),
-            // There is nothing yet that could be enabled.
+            _ if cap.flags != 0 => Err(EINVAL),
+            abi::KVM_CAP_EXCEPTION_PAYLOAD => self.set_option(option::EXCEPTION_PAYLOAD, &cap),
+            abi::KVM_CAP_X86_TRIPLE_FAULT_EVENT => self.set_option(option::TRIPLE_FAULT, &cap),
             _ => Err(EINVAL),
         }
+    }
+
+    /// Turns an option on or off, as the first argument says.
+    fn set_option(&self, bit: u32, cap: &abi::kvm_enable_cap) -> Result<c_long> {
+        let mut old = self.options.load(Relaxed);
+        loop {
+            let new = if cap.args[0] != 0 { old | bit } else { old & !bit };
+            match self.options.cmpxchg(old, new, Relaxed) {
+                Ok(_) => return Ok(0),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Whether one of [`option`] is on.
+    #[inline]
+    pub(crate) fn has_option(&self, bit: u32) -> bool {
+        self.options.load(Relaxed) & bit != 0
     }
 
     fn set_boot_cpu(&self, id: usize) -> Result<c_long> {

@@ -4,6 +4,7 @@
 
 use crate::chips::Chips;
 use crate::ffi;
+use crate::fpu::Area;
 use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::{Outcome, VcpuMemory};
 use crate::vm::Vm;
@@ -15,9 +16,9 @@ use svm::exit::NestedError;
 use svm::inject::InterruptSource;
 use x86::cpu::{GuestMemory, MemError};
 use x86::cpuid::{self, Dynamic, Entry};
-use x86::fxsave::Fxsave;
 use x86::msr::Origin;
 use x86::regs::Exception;
+use x86::{fxsave, xsave};
 
 /// Work that a handler leaves to the run loop, which has the whole vCPU at hand. One bit each.
 pub(crate) mod deferred {
@@ -41,8 +42,8 @@ pub(crate) struct Parts {
     pub(crate) memory: VcpuMemory,
     /// What CPUID answers.
     pub(crate) cpuid: KVec<Entry>,
-    /// x87 and SSE registers, while the guest is not in the CPU.
-    pub(crate) fpu: Fxsave,
+    /// x87, SSE and extended registers, while the guest is not in the CPU.
+    pub(crate) fpu: Area,
     /// See [`deferred`].
     pub(crate) deferred: u32,
     /// The PIC's output is up, and this vCPU takes it.
@@ -294,16 +295,14 @@ impl Platform for World<'_> {
         self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
     }
 
-    fn set_xcr0(&mut self, _xcr0: u64, _xss: u64) {
-        // XSAVE is not offered, so there is nothing to switch.
-    }
-
     fn xmm(&mut self, index: u8) -> u128 {
-        self.parts.fpu.xmm(index)
+        fxsave::xmm(self.parts.fpu.bytes(), index)
     }
 
     fn set_xmm(&mut self, index: u8, value: u128) {
-        self.parts.fpu.set_xmm(index, value);
+        let area = self.parts.fpu.bytes_mut();
+        fxsave::set_xmm(area, index, value);
+        xsave::mark(area, xsave::SSE);
     }
 
     fn flush_tlb(&mut self) {

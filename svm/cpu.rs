@@ -48,6 +48,7 @@ impl<P: Platform> Guest<'_, P> {
             efer: self.vmcb.efer(),
             cpl: self.vmcb.cpl(),
             rflags_ac: self.vmcb.rflags().contains(Rflags::AC),
+            pkru: self.state.pkru,
             max_phys_bits: self.state.features.max_phys_bits,
             gbpages: self.state.features.has(Feature::GBPAGES),
         }

@@ -11,7 +11,7 @@ mod rip;
 mod task;
 
 pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
-pub use instruction::set_xcr0;
+pub use instruction::{dynamic, set_xcr0};
 pub use msr::{read_msr, write_msr};
 
 use crate::cpu::Guest;
@@ -88,8 +88,6 @@ pub trait Platform: GuestMemory {
 
     /// The guest changed its TSC offset: timers are to be computed anew.
     fn tsc_changed(&mut self);
-    /// XCR0 or XSS was changed; `xcr0` and `xss` have been checked against CPUID.
-    fn set_xcr0(&mut self, xcr0: u64, xss: u64);
     /// Reads XMM register `index`.
     fn xmm(&mut self, index: u8) -> u128;
     /// Writes XMM register `index`.

@@ -172,13 +172,15 @@ pub fn expose_exception(vmcb: &mut Vmcb, state: &mut VcpuState) {
 fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {
     /// General detect enable in DR7.
     const DR7_GD: u64 = 1 << 13;
-    /// The breakpoint conditions in DR6, which every #DB sets anew.
+    /// The breakpoint conditions in DR6, which every #DB sets anew, ...
     const DR6_BREAKPOINTS: u64 = 0xf;
+    /// ... and BD, BS and BT. A VMM may ask for anything.
+    const DR6_CAUSES: u64 = DR6_BREAKPOINTS | 0b111 << 13;
     match (exception.vector, exception.payload) {
         (vector::PF, Some(address)) => vmcb.set_cr2(address),
         (vector::DB, payload) => {
             if let Some(bits) = payload {
-                vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits);
+                vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits & DR6_CAUSES);
             }
             if vmcb.dr7() & DR7_GD != 0 {
                 vmcb.set_dr7(vmcb.dr7() & !DR7_GD);

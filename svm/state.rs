@@ -72,8 +72,8 @@ pub struct VcpuState {
     pub cr4_mce: bool,
     /// XCR0.
     pub xcr0: u64,
-    /// IA32_XSS.
-    pub xss: u64,
+    /// The rights of protection keys.
+    pub pkru: u32,
     /// The MSRs that are not in the VMCB.
     pub msrs: MsrFile,
     /// What the guest's CPUID offers.
@@ -99,7 +99,7 @@ impl VcpuState {
             cr0_hidden: Cr0::CD | Cr0::NW,
             cr4_mce: false,
             xcr0: XCR0_RESET,
-            xss: 0,
+            pkru: 0,
             msrs: MsrFile::new(),
             features: Features::default(),
             io: IoState::new(),

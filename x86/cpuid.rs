@@ -13,6 +13,7 @@ mod supported;
 
 use bitflags::bitflags;
 
+use crate::xsave;
 use bits::{Ext1Edx, Leaf1Ecx, Leaf1Edx, Leaf7Ecx};
 pub use supported::supported;
 
@@ -157,6 +158,8 @@ pub struct Caps {
     pub invariant_tsc: bool,
     /// The XCR0 bits whose registers are switched; 0 if XSAVE is not offered at all.
     pub xcr0: u64,
+    /// `IA32_XSS` is switched: XSAVES saves nothing but what XCR0 has.
+    pub xsaves: bool,
     /// Leaves `8000_001d` and `8000_001e` are offered; the VMM must fill the latter.
     pub topoext: bool,
     /// Most bits of a guest-physical address that nested paging can map, or 0 for no limit.
@@ -169,33 +172,25 @@ impl Caps {
     /// Bytes of an XSAVE area with nothing but x87, SSE and the header.
     pub const XSAVE_LEGACY_SIZE: u32 = 576;
 
-    /// XCR0: x87 and SSE.
-    const XCR0_SSE: u64 = 0b11;
-    /// XCR0: and AVX.
-    const XCR0_AVX: u64 = Self::XCR0_SSE | 1 << 2;
-    /// XCR0: and AVX-512.
-    const XCR0_AVX512: u64 = Self::XCR0_AVX | 0b111 << 5;
-    /// XCR0: and PKRU.
-    const XCR0_PKRU: u64 = Self::XCR0_SSE | 1 << 9;
 
     fn has_xcr0(&self, bits: u64) -> bool {
         self.xcr0 & bits == bits
     }
 
     fn has_xsave(&self) -> bool {
-        self.has_xcr0(Self::XCR0_SSE)
+        self.has_xcr0(xsave::LEGACY)
     }
 
     fn has_avx(&self) -> bool {
-        self.has_xcr0(Self::XCR0_AVX)
+        self.has_xcr0(xsave::LEGACY | xsave::AVX)
     }
 
     fn has_avx512(&self) -> bool {
-        self.has_xcr0(Self::XCR0_AVX512)
+        self.has_xcr0(xsave::LEGACY | xsave::AVX | xsave::AVX512)
     }
 
     fn has_pku(&self) -> bool {
-        self.has_xcr0(Self::XCR0_PKRU)
+        self.has_xcr0(xsave::LEGACY | xsave::PKRU)
     }
 }
 

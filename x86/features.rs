@@ -43,6 +43,7 @@ bitflags! {
         const TCE = 1 << 26;
         const PV_CLOCK = 1 << 27;
         const PV_CLOCK2 = 1 << 28;
+        const XSAVES = 1 << 29;
     }
 }
 
@@ -53,6 +54,8 @@ bitflags! {
 pub struct Features {
     /// The features it has.
     pub set: Feature,
+    /// The components that XCR0 may have.
+    pub xcr0: u64,
     /// Width of physical addresses, 32 to 52.
     pub max_phys_bits: u8,
 }
@@ -64,6 +67,7 @@ impl Default for Features {
     fn default() -> Self {
         Self {
             set: Feature::empty(),
+            xcr0: 0,
             max_phys_bits: DEFAULT_PHYS_BITS,
         }
     }
@@ -96,6 +100,7 @@ impl Features {
             features.set |= pv(eax);
         }
         features.set &= offered.set;
+        features.xcr0 &= offered.xcr0;
         features
     }
 
@@ -171,6 +176,14 @@ impl Features {
             function::FEATURES => self.set |= leaf_1(entry),
             function::STRUCTURED_FEATURES if entry.answers(function::STRUCTURED_FEATURES, 0) => {
                 self.set |= leaf_7(entry);
+            }
+            function::XSTATE if entry.answers(function::XSTATE, 0) => {
+                self.xcr0 = u64::from(entry.edx) << 32 | u64::from(entry.eax);
+            }
+            function::XSTATE if entry.answers(function::XSTATE, 1) => {
+                let eax = LeafDSub1Eax::from_bits_retain(entry.eax);
+                self.set
+                    .set(Feature::XSAVES, eax.contains(LeafDSub1Eax::XSAVES));
             }
             function::EXTENDED_FEATURES => self.set |= ext_1(entry),
             function::ADDRESS_SIZES => {

@@ -12,7 +12,7 @@
 //! page-directory-pointer entries, which are read from memory at CR3 and not from registers that a
 //! write of CR3 has loaded: APM vol. 2, 15.25.10, has the CPU do so, too, under nested paging.
 //!
-//! Protection keys and shadow stacks are not known here: they are not offered to guests.
+//! Shadow stacks are not known here: they are not offered to guests.
 
 mod format;
 
@@ -35,6 +35,8 @@ pub struct PagingState {
     pub cpl: u8,
     /// RFLAGS.AC, which lifts SMAP for explicit accesses.
     pub rflags_ac: bool,
+    /// PKRU: what each protection key forbids, while CR4.PKE is set.
+    pub pkru: u32,
     /// Width of physical addresses in the guest's CPUID (leaf `8000_0008`).
     pub max_phys_bits: u8,
     /// The guest's CPUID offers 1 GiB pages.
@@ -147,6 +149,7 @@ mod code {
     pub(super) const U: u32 = 1 << 2;
     pub(super) const RSVD: u32 = 1 << 3;
     pub(super) const ID: u32 = 1 << 4;
+    pub(super) const PK: u32 = 1 << 5;
 }
 
 /// What stops a descent.
@@ -386,10 +389,35 @@ fn checked<M: GuestMemory>(
     trace: &mut impl Trace,
 ) -> Result<Page, WalkError> {
     match descend(mem, state, linear, trace) {
-        Ok(page) if permits(state, &page.translation, access) => Ok(page),
-        Ok(_) => Err(page_fault(state, linear, access, code::P)),
+        Ok(page) => {
+            let key = if key_forbids(state, &page, access) {
+                code::PK
+            } else {
+                0
+            };
+            if key == 0 && permits(state, &page.translation, access) {
+                Ok(page)
+            } else {
+                Err(page_fault(state, linear, access, code::P | key))
+            }
+        }
         Err(obstacle) => Err(obstacle.into_error(state, linear, access)),
     }
+}
+
+/// Protection keys of user pages in long mode (APM vol. 2, 5.6.7): they are for data only.
+#[inline]
+fn key_forbids(state: &PagingState, page: &Page, access: Access) -> bool {
+    const ACCESS_DISABLE: u32 = 1 << 0;
+    const WRITE_DISABLE: u32 = 1 << 1;
+    let has_key = state.cr4.contains(Cr4::PKE) && state.cr0.contains(Cr0::PG);
+    if !has_key || !format::is_long(state) || access == Access::Fetch || !page.translation.user {
+        return false;
+    }
+    let key = (page.leaf >> entry::KEY_SHIFT) as u32 & entry::KEY_MASK;
+    let rights = state.pkru.wrapping_shr(2 * key);
+    let is_bound = is_user(state, access) || state.cr0.contains(Cr0::WP);
+    rights & ACCESS_DISABLE != 0 || (rights & WRITE_DISABLE != 0 && is_write(access) && is_bound)
 }
 
 /// Page-protection checks (APM vol. 2, 5.6).

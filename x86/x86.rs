@@ -18,3 +18,4 @@ pub mod paging;
 pub mod pvclock;
 pub mod regs;
 pub mod sregs;
+pub mod xsave;

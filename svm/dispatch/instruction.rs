@@ -5,13 +5,14 @@
 use super::rip::{advance, next_rip, skip, Opcode};
 use super::{Action, Platform};
 use crate::cpu::Guest;
-use crate::state::guest_cr4;
+use crate::state::{guest_cr4, VcpuState};
 use x86::cpu::{Cpu, Stop};
 use x86::cpuid::Dynamic;
 use x86::decode::CodeSize;
 use x86::emulate::code_size;
 use x86::features::Feature;
 use x86::regs::{gpr, Cr4, Exception};
+use x86::xsave::is_valid_xcr0;
 
 /// The CPUID leaf that describes XSAVE.
 const LEAF_XSAVE: u32 = 0xd;
@@ -34,9 +35,9 @@ pub(super) fn cpuid<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Sto
     Ok(Action::Resume)
 }
 
-/// What shows through CPUID now.
+/// What of the state shows through CPUID leaf `function` now.
 #[inline]
-fn dynamic<P: Platform>(guest: &Guest<'_, P>, function: u32) -> Dynamic {
+pub fn dynamic<P: Platform>(guest: &Guest<'_, P>, function: u32) -> Dynamic {
     /// Global enable in `IA32_APIC_BASE`.
     const APIC_ENABLE: u64 = 1 << 11;
     let cr4 = guest.vmcb.cr4();
@@ -54,8 +55,7 @@ fn dynamic<P: Platform>(guest: &Guest<'_, P>, function: u32) -> Dynamic {
     dynamic
 }
 
-/// Bytes of the XSAVE area for the guest's XCR0, and compacted for XCR0 and XSS (APM vol. 2,
-/// 11.5.3).
+/// Bytes of the XSAVE area for the guest's XCR0, and compacted (APM vol. 2, 11.5.3): XSS is always 0.
 fn xsave_sizes<P: Platform>(guest: &Guest<'_, P>) -> (u32, u32) {
     /// The legacy area and the header.
     const BASE: u32 = 512 + 64;
@@ -65,20 +65,16 @@ fn xsave_sizes<P: Platform>(guest: &Guest<'_, P>) -> (u32, u32) {
     const COMPONENTS: u32 = 63;
     /// In ECX: in the compacted form the component begins at a multiple of 64 bytes.
     const ALIGNED: u32 = 1 << 1;
-    let (xcr0, xss) = (guest.state.xcr0, guest.state.xss);
     let (mut standard, mut compacted) = (BASE, BASE);
     for component in FIRST..COMPONENTS {
-        let bit = 1_u64 << component;
-        if (xcr0 | xss) & bit == 0 {
+        if guest.state.xcr0 >> component & 1 == 0 {
             continue;
         }
         let [size, offset, flags, _] =
             guest
                 .platform
                 .cpuid(LEAF_XSAVE, component, &Dynamic::default());
-        if xcr0 & bit != 0 {
-            standard = standard.max(offset.wrapping_add(size));
-        }
+        standard = standard.max(offset.wrapping_add(size));
         if flags & ALIGNED != 0 {
             compacted = compacted.wrapping_add(63) & !63;
         }
@@ -183,32 +179,18 @@ pub(super) fn xsetbv<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, St
     }
     let next = next_rip(guest, Opcode::XSETBV)?;
     let value = guest.state.regs.edx_eax();
-    set_xcr0(guest, value)?;
+    set_xcr0(guest.state, value)?;
     advance(guest, next);
     Ok(Action::Resume)
 }
 
 /// Sets XCR0, for XSETBV and `KVM_SET_XCRS`: #GP(0) for what the guest's CPUID does not offer, and
 /// for combinations that no CPU has (APM vol. 2, 11.5.2).
-pub fn set_xcr0<P: Platform>(guest: &mut Guest<'_, P>, value: u64) -> Result<(), Exception> {
-    const X87: u64 = 1 << 0;
-    const SSE: u64 = 1 << 1;
-    const AVX: u64 = 1 << 2;
-    const AVX512: u64 = 7 << 5;
-    let [low, _, _, high] = guest.platform.cpuid(LEAF_XSAVE, 0, &Dynamic::default());
-    let offered = u64::from(high) << 32 | u64::from(low) | X87;
-    let all_or_none = |bits: u64| value & bits == 0 || value & bits == bits;
-    let needs = |bits: u64, base: u64| value & bits == 0 || value & base == base;
-    let valid = value & X87 != 0
-        && value & !offered == 0
-        && needs(AVX, SSE)
-        && all_or_none(AVX512)
-        && needs(AVX512, AVX);
-    if !valid {
+pub fn set_xcr0(state: &mut VcpuState, value: u64) -> Result<(), Exception> {
+    if !is_valid_xcr0(value, state.features.xcr0) {
         return Err(Exception::GP0);
     }
-    guest.state.xcr0 = value;
-    guest.platform.set_xcr0(value, guest.state.xss);
+    state.xcr0 = value;
     Ok(())
 }
 

@@ -159,6 +159,6 @@ proptest! {
                 prop_assert!(written.is_err() || index == 0x49 || index == 0x10b, "write-only {index:x}");
             }
         }
-        let _ = set_xcr0(&mut machine.guest(), value);
+        let _ = set_xcr0(&mut machine.state, value);
     }
 }

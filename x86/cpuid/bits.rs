@@ -157,6 +157,7 @@ bitflags! {
         const XSAVEOPT = 1 << 0;
         const XSAVEC = 1 << 1;
         const XGETBV1 = 1 << 2;
+        const XSAVES = 1 << 3;
         const _ = !0;
     }
 }

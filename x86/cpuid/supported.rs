@@ -206,7 +206,8 @@ fn leaf_d<E>(
     let answer = [xcr0 as u32, standard, standard, (xcr0 >> 32) as u32];
     emit(Entry::indexed(leaf, 0, answer))?;
 
-    let native = LeafDSub1Eax::XSAVEOPT | LeafDSub1Eax::XSAVEC | LeafDSub1Eax::XGETBV1;
+    let mut native = LeafDSub1Eax::XSAVEOPT | LeafDSub1Eax::XSAVEC | LeafDSub1Eax::XGETBV1;
+    native.set(LeafDSub1Eax::XSAVES, caps.xsaves);
     let [eax, ..] = host(leaf, 1);
     let eax = eax & native.bits();
     let has_compacted = eax & LeafDSub1Eax::XSAVEC.bits() != 0;

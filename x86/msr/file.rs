@@ -83,6 +83,8 @@ fn constant(index: u32) -> Option<Constant> {
         index::IC_CFG | index::DC_CFG | index::TW_CFG => WriteIgnored(0),
         index::BU_CFG2 | index::EX_CFG | index::NB_CFG => WriteIgnored(0),
         index::PATCH_LOADER => WriteIgnored(0),
+        // No supervisor component is offered, so XSAVES has none to save.
+        index::XSS => Fixed(0),
         // The four counters of old count nothing.
         index::PERF_LEGACY_FIRST..=index::PERF_LEGACY_LAST => WriteIgnored(0),
         _ => return None,
@@ -118,6 +120,7 @@ fn is_present(index: u32, features: &Features) -> bool {
     match index {
         index::TSC_AUX => features.has(Feature::RDTSCP) || features.has(Feature::RDPID),
         index::TSC_ADJUST => features.has(Feature::TSC_ADJUST),
+        index::XSS => features.has(Feature::XSAVES),
         index::PV_WALL_CLOCK_OLD | index::PV_SYSTEM_TIME_OLD => features.has(Feature::PV_CLOCK),
         index::PV_WALL_CLOCK | index::PV_SYSTEM_TIME => features.has(Feature::PV_CLOCK2),
         _ => true,

@@ -45,6 +45,7 @@ pub const MC_LAST: u32 = 0x47f;
 pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8ff;
+pub const XSS: u32 = 0xda0;
 
 pub const PV_WALL_CLOCK: u32 = 0x4b56_4d00;
 pub const PV_SYSTEM_TIME: u32 = 0x4b56_4d01;

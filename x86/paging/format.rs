@@ -15,6 +15,9 @@ pub(super) mod entry {
     pub(in crate::paging) const PS: u64 = 1 << 7;
     pub(in crate::paging) const G: u64 = 1 << 8;
     pub(in crate::paging) const NX: u64 = 1 << 63;
+    /// The protection key, in the entry of a page (APM vol. 2, 5.4.1).
+    pub(in crate::paging) const KEY_SHIFT: u32 = 59;
+    pub(in crate::paging) const KEY_MASK: u32 = 0xf;
     /// Where a table or a page begins, before the width of physical addresses is applied.
     pub(in crate::paging) const ADDRESS: u64 = bits(12, 51);
     /// Reserved in a PAE page-directory-pointer entry (APM vol. 2, 5.2.3): bits 1, 2 and 5 to 8.

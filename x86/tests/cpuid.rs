@@ -74,6 +74,7 @@ fn caps() -> Caps {
         tsc_aux: true,
         invariant_tsc: true,
         xcr0: 0,
+        xsaves: false,
         topoext: false,
         max_gpa_bits: 48,
         pv: PvFeatures::all(),

@@ -16,6 +16,7 @@ const HOST: Origin = Origin::Host;
 
 fn full() -> Features {
     Features {
+        xcr0: 0,
         set: Feature::all(),
         max_phys_bits: 40,
     }
@@ -83,7 +84,7 @@ fn classes() {
         (0xe8, MsrClass::Unknown),
         (0x48, MsrClass::Unknown),
         (0x49, MsrClass::Unknown),
-        (0xda0, MsrClass::Unknown),
+        (0xda0, MsrClass::File),
         (0xc001_0114, MsrClass::Unknown),
         (0xc001_1020, MsrClass::Unknown),
         (0, MsrClass::Unknown),
@@ -445,7 +446,7 @@ proptest! {
         set: u64,
         max_phys_bits: u8,
     ) {
-        let features = Features { set: Feature::from_bits_truncate(set), max_phys_bits };
+        let features = Features { set: Feature::from_bits_truncate(set), xcr0: 0, max_phys_bits };
         let mut file = MsrFile::new();
         for (index, value, host) in accesses {
             let origin = if host { HOST } else { GUEST };

@@ -34,6 +34,7 @@ fn long_mode() -> PagingState {
         efer: Efer::LME | Efer::LMA | Efer::NXE,
         cpl: 0,
         rflags_ac: false,
+        pkru: 0,
         max_phys_bits: 40,
         gbpages: true,
     }
@@ -75,7 +76,7 @@ prop_compose! {
             // The register has 32 bits in these modes, whatever a VMM writes.
             cr3 |= u64::from(cr3_high) << 32;
         }
-        PagingState { cr0, cr3, cr4, efer, cpl, rflags_ac, max_phys_bits, gbpages }
+        PagingState { cr0, cr3, cr4, efer, cpl, rflags_ac, pkru: 0, max_phys_bits, gbpages }
     }
 }
 
@@ -424,6 +425,7 @@ proptest! {
             efer: Efer::from_bits_retain(efer),
             cpl,
             rflags_ac,
+            pkru: cr0 as u32,
             max_phys_bits,
             gbpages,
         };
@@ -432,5 +434,51 @@ proptest! {
         let _ = probe(&mut mem, &state, linear, access);
         let _ = inspect(&mut mem, &state, linear);
         prop_assert!(mem.reads < 64);
+    }
+}
+
+/// Protection keys (APM vol. 2, 5.6.7): each of the 16 has two bits in PKRU.
+#[test]
+fn protection_keys() {
+    const US: u64 = 1 << 2;
+    const PAGE: u64 = 0x5000;
+    for key in 0..16_u64 {
+        let mut mem = Memory::zeroed();
+        for table in [0x1000, 0x2000, 0x3000_u64] {
+            mem.put(table, (table + 0x1000) | P | RW | US);
+        }
+        mem.put(0x4000, PAGE | key << 59 | P | RW | US);
+        mem.put(0x4008, PAGE | key << 59 | P | RW);
+        for (rights, cpl, wp) in (0..4_u32).flat_map(|rights| {
+            [(rights, 0, true), (rights, 0, false), (rights, 3, true), (rights, 3, false)]
+        }) {
+            let mut state = PagingState {
+                cpl,
+                cr4: Cr4::PAE | Cr4::PKE,
+                pkru: rights << (2 * key),
+                ..long_mode()
+            };
+            state.cr0.set(Cr0::WP, wp);
+            for access in ACCESSES {
+                let write = matches!(access, Access::Write | Access::SystemWrite);
+                let user = cpl == 3 && !matches!(access, Access::SystemRead | Access::SystemWrite);
+                let denied = access != Access::Fetch
+                    && (rights & 1 != 0 || (rights & 2 != 0 && write && (user || wp)));
+                let code = 0x21 | u32::from(write) << 1 | u32::from(user) << 2;
+                let expected = if denied {
+                    Err(WalkError::Fault(Exception::page_fault(0, code)))
+                } else {
+                    Ok(PAGE)
+                };
+                let result = walk(&mut mem, &state, 0, access).map(|found| found.gpa);
+                assert_eq!(result, expected, "{key} {rights} {cpl} {wp} {access:?}");
+                // A supervisor's page has no key, and neither has any without CR4.PKE.
+                if !user {
+                    assert!(walk(&mut mem, &state, 0x1000, access).is_ok());
+                }
+                let off = PagingState { cr4: Cr4::PAE, ..state };
+                assert!(walk(&mut mem, &off, 0, access).is_ok());
+            }
+        }
     }
 }

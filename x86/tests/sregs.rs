@@ -13,6 +13,7 @@ use x86::sregs::{
 fn all() -> Features {
     Features {
         set: Feature::all() - Feature::SVM,
+        xcr0: 0,
         max_phys_bits: 48,
     }
 }
@@ -22,6 +23,7 @@ fn first_version() -> Features {
     Features {
         set: Feature::all()
             - (Feature::SVM | Feature::XSAVE | Feature::PKU | Feature::CET_SS | Feature::TCE),
+        xcr0: 0,
         max_phys_bits: 48,
     }
 }

@@ -46,7 +46,6 @@ pub struct World {
     pub machine_checks: u32,
     pub cr8: Option<(u8, u8)>,
     pub set_tpr: bool,
-    pub xcr0: u64,
     pub reads: u32,
     pub monitor: bool,
     pub xmm: [u128; 16],
@@ -69,7 +68,6 @@ impl Default for World {
             machine_checks: 0,
             cr8: None,
             set_tpr: false,
-            xcr0: 1,
             reads: 0,
             monitor: false,
             xmm: [0; 16],
@@ -211,9 +209,6 @@ impl Platform for World {
         self.set_tpr
     }
     fn tsc_changed(&mut self) {}
-    fn set_xcr0(&mut self, xcr0: u64, _xss: u64) {
-        self.xcr0 = xcr0;
-    }
     fn xmm(&mut self, index: u8) -> u128 {
         self.xmm[usize::from(index)]
     }
@@ -296,6 +291,7 @@ impl Machine {
         let mut state = VcpuState::new();
         state.features = Features {
             set: Feature::all(),
+            xcr0: 0x207,
             max_phys_bits: 40,
         };
         state.reset(&mut vmcb, host, 0x00a2_0f10);
