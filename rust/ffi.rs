@@ -139,7 +139,10 @@ extern "C" {
 #[inline]
 pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> Result {
     // SAFETY: As promised by the caller.
-    to_result(unsafe { pacifica_enter_guest(vmcb, host_save, gpr) })
+    match unsafe { pacifica_enter_guest(vmcb, host_save, gpr) } {
+        0 => Ok(()),
+        _ => Err(EIO),
+    }
 }
 
 /// Makes a safe function of a C function that anybody may call at any time.

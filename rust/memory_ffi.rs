@@ -89,9 +89,12 @@ pub(crate) unsafe fn host_page_size(mm: *mut bindings::mm_struct, address: u64) 
 #[inline]
 pub(crate) fn read_user(to: &mut [u8], from: u64, may_sleep: bool) -> Result {
     // SAFETY: `to` is valid for the write; the C side checks the user address.
-    to_result(unsafe {
+    match unsafe {
         pacifica_read_user(to.as_mut_ptr().cast(), from as c_ulong, to.len(), may_sleep)
-    })
+    } {
+        0 => Ok(()),
+        _ => Err(EFAULT),
+    }
 }
 
 /// Writes memory of the current process; errors as in [`read_user`].

@@ -209,7 +209,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         }
 
         let exit = Exit::decode(&inner.vmcb);
-        if exit != Exit::Invalid {
+        if !matches!(exit, Exit::Invalid) {
             // Done. A VMRUN that was refused may have flushed nothing.
             inner.vmcb.set_tlb_control(TlbControl::Nothing);
         }
@@ -235,11 +235,11 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             _ => {}
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
-        if exit == Exit::Pause {
+        if matches!(exit, Exit::Pause) {
             // The guest waits for another of its CPUs, which may wait for this one.
             return Ok((action, None));
         }
-        if action != Action::Resume
+        if !matches!(action, Action::Resume)
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()
             || is_stale(inner, host, &exit)

@@ -3,12 +3,12 @@
 //! Counters of a vCPU and of a VM, and their files in debugfs: `pacifica/PID-N`.
 
 use crate::ffi::DebugfsEntry;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kernel::bindings;
 use kernel::ffi::{c_int, c_void};
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::seq_print;
-use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, Mutex};
 use svm::exit::Exit;
 
@@ -50,12 +50,13 @@ counters! {
     Timer = "timer",
 }
 
-/// Counters of one vCPU. Only its own thread writes them.
-pub(crate) struct Stats([Atomic<u64>; NAMES.len()]);
+/// Counters of one vCPU. Only its own thread writes them, and they order nothing: so they can be
+/// `core`'s atomics, which are an instruction where the kernel's are a call.
+pub(crate) struct Stats([AtomicU64; NAMES.len()]);
 
 impl Default for Stats {
     fn default() -> Self {
-        Self([const { Atomic::new(0) }; NAMES.len()])
+        Self([const { AtomicU64::new(0) }; NAMES.len()])
     }
 }
 
