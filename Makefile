@@ -87,7 +87,7 @@ unload: ## take it out again
 # ---- check ---------------------------------------------------------------------------------------
 
 .PHONY: check
-check: all ## all tests: crates, self-tests in the emulated host
+check: all ## all tests: crates, self-tests in the emulated host, the kernel's KVM selftests
 	@selftests/check
 
 # The random tests take the same way each time, so that a red run says something about the change;
@@ -106,6 +106,10 @@ check-hosts: all ## the self-tests on every emulated host
 .PHONY: bench
 bench: all ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
 	@selftests/bench/run
+
+.PHONY: check-upstream-all
+check-upstream-all: all ## all of the kernel's own KVM selftests, the slow ones too
+	@selftests/upstream --all
 
 .PHONY: lint
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
