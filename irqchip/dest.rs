@@ -79,6 +79,7 @@ impl Snapshot {
     const X2APIC: u64 = 1 << 42;
     const PRESENT: u64 = 1 << 43;
     const ENABLED: u64 = 1 << 44;
+    const TAKES_PIC: u64 = 1 << 45;
 
     /// An APIC that hardware has disabled: it gets nothing.
     pub const ABSENT: Self = Self(0);
@@ -97,6 +98,20 @@ impl Snapshot {
     /// An x2APIC, whose logical ID follows from its ID.
     pub const fn x2apic(id: u32, enabled: bool) -> Self {
         Self(id as u64 | Self::X2APIC | Self::PRESENT | Self::enabled_bit(enabled))
+    }
+
+    /// The same, with whether the processor listens to the 8259A.
+    pub const fn with_pic(self, takes: bool) -> Self {
+        Self(if takes {
+            self.0 | Self::TAKES_PIC
+        } else {
+            self.0 & !Self::TAKES_PIC
+        })
+    }
+
+    /// Whether the processor listens to the 8259A.
+    pub const fn takes_pic(self) -> bool {
+        self.0 & Self::TAKES_PIC != 0
     }
 
     const fn enabled_bit(enabled: bool) -> u64 {

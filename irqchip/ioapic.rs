@@ -195,6 +195,13 @@ impl Ioapic {
         }
     }
 
+    /// The vector that `pin` sends; 0 if there is no such pin.
+    pub fn vector(&self, pin: u8) -> u8 {
+        self.table
+            .get(usize::from(pin))
+            .map_or(0, |entry| entry.vector())
+    }
+
     /// The pins, one bit each, that an EOI of `vector` concerns. Those with a resampling irqfd
     /// should be released before [`Self::eoi`], and the irqfd be told after it.
     pub fn eoi_pins(&self, vector: u8) -> u32 {

@@ -171,13 +171,14 @@ impl Lapic {
 
     /// What the routing of messages needs of this APIC.
     pub const fn snapshot(&self) -> Snapshot {
-        if !self.base.is_enabled() {
+        let snapshot = if !self.base.is_enabled() {
             Snapshot::ABSENT
         } else if self.base.is_x2apic() {
             Snapshot::x2apic(self.id, self.is_enabled())
         } else {
             Snapshot::xapic(self.present_id(), self.ldr, self.dfr, self.is_enabled())
-        }
+        };
+        snapshot.with_pic(self.accepts_pic_interrupt())
     }
 
     /// Takes an interrupt in: a fixed message, or one that won the arbitration. Whether it is now

@@ -30,14 +30,15 @@ impl Source {
 }
 
 /// What became of a change of a pin; the answer of `KVM_IRQ_LINE_STATUS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a change goes several ways, the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// It went through, or it released the pin.
-    Delivered,
-    /// An earlier request of the pin was not served yet, and stands for this one also.
-    Coalesced,
     /// The pin is masked, or there is no such pin.
     Ignored,
+    /// An earlier request of the pin was not served yet, and stands for this one also.
+    Coalesced,
+    /// It went through, or it released the pin.
+    Delivered,
 }
 
 /// The levels that all sources drive into `N` pins.

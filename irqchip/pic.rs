@@ -185,7 +185,8 @@ impl Chip {
             fully_nested: self.fully_nested && needs_icw4,
             needs_icw4,
             elcr: self.elcr,
-            ended: self.ended,
+            // What was in service, or requested, will get no end of interrupt any more.
+            ended: self.ended | self.isr | self.irr & !self.elcr,
             ..Self::RESET
         };
     }

@@ -7,10 +7,12 @@
 
 mod channel;
 mod clock;
+mod ticks;
 
 use crate::wire::{Reader, Writer};
 use channel::Channel;
 pub use clock::FREQUENCY_HZ;
+pub use ticks::Ticks;
 
 /// The port of channel 0; those of channels 1 and 2 and the control word follow.
 pub const CHANNEL_PORT: u16 = 0x40;
@@ -58,6 +60,8 @@ pub struct Pit {
     reported: u64,
     /// When a rise was last reported; 0 if none was.
     last_report_ns: u64,
+    /// What [`Self::advance`] reported and no interrupt has told the guest yet. The caller's.
+    pub ticks: Ticks,
 }
 
 impl Default for Pit {
@@ -76,6 +80,7 @@ impl Pit {
             speaker_data: false,
             reported: 0,
             last_report_ns: 0,
+            ticks: Ticks::new(),
         }
     }
 
@@ -157,6 +162,7 @@ impl Pit {
 
     fn restart_reports(&mut self) {
         self.reported = 0;
+        self.ticks.restart();
     }
 
     fn write_control(&mut self, value: u8, now_ns: u64) {

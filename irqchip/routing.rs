@@ -238,6 +238,43 @@ fn position(table: &[Route], gsi: u32) -> usize {
     low
 }
 
+/// Pins of interrupt controllers, as sets: the ones whose interrupt has ended, say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Pins of the IOAPIC, one bit each.
+    pub ioapic: u32,
+    /// Inputs of both 8259A, one bit each.
+    pub pic: u16,
+}
+
+impl Pins {
+    /// Whether `target` is one of them.
+    pub const fn contains(&self, target: &Target) -> bool {
+        match *target {
+            Target::Pin {
+                chip: Chip::Ioapic,
+                pin,
+            } => self.ioapic >> (pin & 31) & 1 != 0,
+            Target::Pin {
+                chip: Chip::PicMaster,
+                pin,
+            } => self.pic >> (pin & 7) & 1 != 0,
+            Target::Pin {
+                chip: Chip::PicSlave,
+                pin,
+            } => self.pic >> 8 >> (pin & 7) & 1 != 0,
+            Target::Msi { .. } => false,
+        }
+    }
+
+    /// Whether one of the routes of `gsi` in a sorted table leads to one of them.
+    pub fn concern(&self, table: &[Route], gsi: u32) -> bool {
+        routes(table, gsi)
+            .iter()
+            .any(|route| self.contains(&route.target))
+    }
+}
+
 /// How many routes [`default_routes`] has.
 pub const DEFAULT_ROUTES: usize = 16 * 2 + 8;
 

@@ -44,6 +44,8 @@ abi!(
     kvm_msi,
     kvm_irqfd,
     kvm_ioeventfd,
+    kvm_reinject_control,
+    kvm_coalesced_mmio_zone,
     kvm_clock_data,
     kvm_enable_cap,
     kvm_translation,

@@ -6,11 +6,16 @@
 //! interrupts off, and vCPUs' mailboxes are reached while it is held; nothing else is.
 //!
 //! ```text
-//!   KVM_IRQ_LINE, PIT ─► routes ─┬─► Pic ─ output ─► request CHIPS, all vCPUs
+//!   KVM_IRQ_LINE, PIT ─► routes ─┬─► Pic ─ output ─► request CHIPS, vCPUs that listen to it
 //!                                ├─► Ioapic ─ Message ─┐
 //!                                └─► MSI ──────────────┴─► Mailboxes::deliver
 //! ```
+//!
+//! With a split irqchip there are only the LAPICs and routes of MSIs; the rest is the VMM's. What
+//! happens when an interrupt ends is in `ended.rs`.
 
+use crate::abi;
+use crate::ended::Resampler;
 use crate::ffi::{self, Expire, IrqLock, Timer};
 use crate::kick::{request, Interrupt, Mailboxes};
 use irqchip::lines::{Delivery, Source};
@@ -19,7 +24,7 @@ use irqchip::routing::{self, Chip, Route, Target};
 use irqchip::{ioapic, Ioapic, Pic, Pit};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Acquire, Atomic, Release};
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{Arc, SetOnce};
 
 /// The devices.
@@ -38,10 +43,28 @@ pub(crate) struct Chips {
     pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
     #[pin]
     devices: IrqLock<Devices>,
-    /// Not zero once the controllers exist; they never go.
+    /// Who waits for the end of interrupts. Taken before `devices`.
+    #[pin]
+    pub(crate) resamplers: IrqLock<KVec<Arc<Resampler>>>,
+    /// Which controllers exist; they never go.
     created: Atomic<u32>,
+    /// The VMM's IOAPIC has that many pins, with a split irqchip.
+    reserved_pins: Atomic<u32>,
+    /// KVM_CAP_X2APIC_API.
+    x2apic_api: Atomic<u32>,
+    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS.
+    bus_cycle_ns: Atomic<u32>,
+    /// The vector by which the PIT's last tick went to a LAPIC; 0 if none did, or nobody cares.
+    pub(crate) tick_vector: Atomic<u32>,
     pub(crate) mailboxes: Arc<Mailboxes>,
 }
+
+/// `created`: none yet.
+const NONE: u32 = 0;
+/// `created`: all of them.
+const FULL: u32 = 1;
+/// `created`: LAPICs only.
+const SPLIT: u32 = 2;
 
 impl Chips {
     /// A VM without controllers in the kernel.
@@ -56,7 +79,12 @@ impl Chips {
             pin_init!(Self {
                 pit_timer: SetOnce::new(),
                 devices <- IrqLock::new(devices),
-                created: Atomic::new(0),
+                resamplers <- IrqLock::new(KVec::new()),
+                created: Atomic::new(NONE),
+                reserved_pins: Atomic::new(0),
+                x2apic_api: Atomic::new(0),
+                bus_cycle_ns: Atomic::new(1),
+                tick_vector: Atomic::new(0),
                 mailboxes,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -72,14 +100,57 @@ impl Chips {
             return Err(EEXIST);
         }
         devices.routes = routes;
-        self.created.store(1, Release);
+        self.created.store(FULL, Release);
         Ok(0)
     }
 
-    /// Whether the controllers are in the kernel.
+    /// KVM_CAP_SPLIT_IRQCHIP: a LAPIC in each vCPU to come; the IOAPIC is the VMM's.
+    pub(crate) fn create_split(&self, reserved_pins: u32) -> Result<c_long> {
+        let _devices = self.devices.lock();
+        if self.has_lapics() {
+            return Err(EEXIST);
+        }
+        self.reserved_pins.store(reserved_pins, Relaxed);
+        self.created.store(SPLIT, Release);
+        Ok(0)
+    }
+
+    /// Whether the LAPICs are in the kernel.
     #[inline]
     pub(crate) fn has_lapics(&self) -> bool {
-        self.created.load(Acquire) != 0
+        self.created.load(Acquire) != NONE
+    }
+
+    /// Whether all controllers are in the kernel.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.created.load(Acquire) == FULL
+    }
+
+    /// Whether a vCPU tells the VMM which level-triggered interrupts end.
+    pub(crate) fn tells_vmm_of_eoi(&self) -> bool {
+        !self.is_full() && self.reserved_pins.load(Relaxed) != 0
+    }
+
+    /// Enables flags of KVM_CAP_X2APIC_API.
+    pub(crate) fn enable_x2apic_api(&self, flags: u32) {
+        self.x2apic_api
+            .store(self.x2apic_api.load(Relaxed) | flags, Relaxed);
+    }
+
+    /// Whether the interface carries APIC IDs of 32 bits.
+    pub(crate) fn has_wide_ids(&self) -> bool {
+        self.x2apic_api.load(Relaxed) & abi::PACIFICA_X2APIC_WIDE_IDS != 0
+    }
+
+    /// How long a cycle of the LAPICs' bus takes.
+    pub(crate) fn bus_cycle_ns(&self) -> u32 {
+        self.bus_cycle_ns.load(Relaxed)
+    }
+
+    /// Sets it, for vCPUs to come.
+    pub(crate) fn set_bus_cycle_ns(&self, ns: u32) {
+        self.bus_cycle_ns.store(ns, Relaxed);
     }
 
     /// The devices, for as long as the guard lives.
@@ -89,7 +160,7 @@ impl Chips {
 
     /// KVM_CREATE_PIT2.
     pub(crate) fn create_pit(&self, speaker: bool) -> Result<c_long> {
-        if !self.has_lapics() {
+        if !self.is_full() {
             return Err(ENOENT);
         }
         let target: *const Self = self;
@@ -123,13 +194,22 @@ impl Chips {
             vector: message.vector,
             level: message.level,
         };
+        let no_quirk = abi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
+        let wide_broadcast = self.x2apic_api.load(Relaxed) & no_quirk != 0;
         self.mailboxes
-            .deliver(&message.destination(false), None, &interrupt)
+            .deliver(&message.destination(wide_broadcast), None, &interrupt)
     }
 
-    /// The PIC's output may have changed: the vCPUs look at it.
+    /// The PIC's output may have changed: the vCPUs that listen to it look at it.
+    ///
+    /// One that begins to listen says so before it looks, and `devices` is held here: either it is
+    /// seen here, or it sees the change.
     pub(crate) fn pic_changed(&self) {
-        self.mailboxes.each(|mailbox| mailbox.ask(request::CHIPS));
+        self.mailboxes.each(|mailbox| {
+            if mailbox.apic().takes_pic() {
+                mailbox.ask(request::CHIPS);
+            }
+        });
     }
 
     /// A GSI's level changes. What became of it; `None` if there is no such GSI.
@@ -138,7 +218,8 @@ impl Chips {
         self.set_gsi_locked(&mut guard, gsi, source, level)
     }
 
-    fn set_gsi_locked(
+    /// The same, for whoever has the devices.
+    pub(crate) fn set_gsi_locked(
         &self,
         devices: &mut Devices,
         gsi: u32,
@@ -171,7 +252,7 @@ impl Chips {
                     let sent = level
                         && route
                             .target
-                            .message(false)
+                            .message(self.has_wide_ids())
                             .is_some_and(|message| self.send(message));
                     if sent {
                         Delivery::Delivered
@@ -180,38 +261,33 @@ impl Chips {
                     }
                 }
             };
-            if result.is_none() || delivered == Delivery::Delivered {
-                result = Some(delivered);
-            }
+            result = result.max(Some(delivered));
         }
         result
     }
 
-    /// A LAPIC ended a level-triggered interrupt.
-    pub(crate) fn end_of_interrupt(&self, vector: u8) {
-        self.devices
-            .lock()
-            .ioapic
-            .eoi(vector, &mut |message| self.send(message));
-    }
-
     /// Whether the PIC wants the processor.
     pub(crate) fn pic_output(&self) -> bool {
-        self.has_lapics() && self.devices.lock().pic.output()
+        self.is_full() && self.devices.lock().pic.output()
     }
 
     /// The processor takes the PIC's interrupt.
     pub(crate) fn acknowledge_pic(&self) -> Option<u8> {
         let mut devices = self.devices.lock();
-        devices.pic.output().then(|| devices.pic.acknowledge())
+        let vector = devices.pic.output().then(|| devices.pic.acknowledge());
+        let ended = devices.pic.take_ended();
+        drop(devices);
+        self.pic_ended(ended);
+        vector
     }
 
     /// Reads a port of PIC or PIT.
     pub(crate) fn port_in(&self, port: u16, size: u8) -> Option<u32> {
-        if !self.has_lapics() || !is_device_port(port) {
+        if !is_device_port(port) || !self.is_full() {
             return None;
         }
         let mut devices = self.devices.lock();
+        let before = devices.pic.output();
         let Devices { pic, pit, .. } = &mut *devices;
         let mut value = 0;
         for i in 0..u16::from(size.min(4)) {
@@ -226,17 +302,24 @@ impl Chips {
                 None => value |= 0xff << (8 * i),
             }
         }
+        // A poll acknowledges.
+        let ended = pic.take_ended();
+        if pic.output() != before {
+            self.pic_changed();
+        }
+        drop(devices);
+        self.pic_ended(ended);
         Some(value)
     }
 
     /// Writes a port of PIC or PIT; `false` if neither has it.
     pub(crate) fn port_out(&self, port: u16, size: u8, value: u32) -> bool {
-        if !self.has_lapics() || !is_device_port(port) {
+        if !is_device_port(port) || !self.is_full() {
             return false;
         }
         let mut taken = false;
         let mut pit_changed = false;
-        {
+        let ended = {
             let mut devices = self.devices.lock();
             let before = devices.pic.output();
             for (i, byte) in value
@@ -260,7 +343,9 @@ impl Chips {
             if pit_changed {
                 self.restart_pit(&devices);
             }
-        }
+            devices.pic.take_ended()
+        };
+        self.pic_ended(ended);
         taken
     }
 
@@ -287,7 +372,7 @@ impl Chips {
 
     fn ioapic_offset(&self, gpa: u64) -> Option<u32> {
         let offset = gpa.wrapping_sub(ioapic::DEFAULT_ADDRESS);
-        (offset < ioapic::MMIO_SIZE && self.has_lapics()).then_some(offset as u32)
+        (offset < ioapic::MMIO_SIZE && self.is_full()).then_some(offset as u32)
     }
 }
 
@@ -299,20 +384,17 @@ fn is_device_port(port: u16) -> bool {
     )
 }
 
-/// GSI of the PIT.
-const PIT_GSI: u32 = 0;
-
 impl Expire for Chips {
-    /// The PIT's output rises: an edge at its GSI.
+    /// The PIT's output rises.
     fn expire(&self) {
         let mut guard = self.devices.lock();
         let devices = &mut *guard;
         let Some(pit) = devices.pit.as_mut() else {
             return;
         };
-        if pit.advance(ffi::now()) != 0 {
-            self.set_gsi_locked(devices, PIT_GSI, Source::PIT, true);
-            self.set_gsi_locked(devices, PIT_GSI, Source::PIT, false);
+        let rises = pit.advance(ffi::now());
+        if pit.ticks.tick(rises) {
+            self.send_tick(devices);
         }
         self.restart_pit(devices);
     }

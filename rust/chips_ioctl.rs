@@ -17,13 +17,17 @@ use kernel::prelude::*;
 pub(crate) fn ioctl(chips: &Chips, cmd: u32, arg: Arg) -> Result<c_long> {
     match cmd {
         abi::PACIFICA_CREATE_PIT2 => create_pit(chips, arg),
+        abi::PACIFICA_GET_IRQCHIP
+        | abi::PACIFICA_SET_IRQCHIP
+        | abi::PACIFICA_GET_PIT2
+        | abi::PACIFICA_SET_PIT2
+        | abi::PACIFICA_REINJECT_CONTROL
+            if !chips.is_full() =>
+        {
+            Err(ENXIO)
+        }
         _ if !chips.has_lapics() => match cmd {
-            abi::PACIFICA_IRQ_LINE
-            | abi::PACIFICA_IRQ_LINE_STATUS
-            | abi::PACIFICA_GET_IRQCHIP
-            | abi::PACIFICA_SET_IRQCHIP
-            | abi::PACIFICA_GET_PIT2
-            | abi::PACIFICA_SET_PIT2 => Err(ENXIO),
+            abi::PACIFICA_IRQ_LINE | abi::PACIFICA_IRQ_LINE_STATUS => Err(ENXIO),
             abi::PACIFICA_SET_GSI_ROUTING | abi::PACIFICA_SIGNAL_MSI => Err(EINVAL),
             _ => Err(ENOTTY),
         },
@@ -33,6 +37,7 @@ pub(crate) fn ioctl(chips: &Chips, cmd: u32, arg: Arg) -> Result<c_long> {
         abi::PACIFICA_SET_IRQCHIP => set_irqchip(chips, arg),
         abi::PACIFICA_GET_PIT2 => get_pit(chips, arg),
         abi::PACIFICA_SET_PIT2 => set_pit(chips, arg),
+        abi::PACIFICA_REINJECT_CONTROL => reinject_control(chips, arg),
         abi::PACIFICA_SET_GSI_ROUTING => set_routing(chips, arg),
         abi::PACIFICA_SIGNAL_MSI => signal_msi(chips, arg),
         _ => Err(ENOTTY),
@@ -165,8 +170,8 @@ fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
         .after::<abi::kvm_irq_routing>()
         .read_array::<abi::kvm_irq_routing_entry>(header.nr as usize)?;
     let limits = Limits {
-        pins: true,
-        extended_ids: false,
+        pins: chips.is_full(),
+        extended_ids: chips.has_wide_ids(),
     };
     let mut routes = KVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT)?;
     for entry in entries.iter() {
@@ -190,6 +195,53 @@ fn signal_msi(chips: &Chips, arg: Arg) -> Result<c_long> {
         return Err(EINVAL);
     }
     let address = u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo);
-    let message = Message::from_msi(address, msi.data, false);
+    let wide_ids = chips.has_wide_ids();
+    if wide_ids && !Message::extended_address_is_legal(address) {
+        return Err(EINVAL);
+    }
+    let message = Message::from_msi(address, msi.data, wide_ids);
     Ok(c_long::from(chips.send(message)))
+}
+
+/// KVM_REINJECT_CONTROL: whether ticks of the PIT wait for each other.
+fn reinject_control(chips: &Chips, arg: Arg) -> Result<c_long> {
+    let control: abi::kvm_reinject_control = arg.read()?;
+    let mut devices = chips.devices();
+    let pit: &mut Pit = devices.pit.as_mut().ok_or(ENXIO)?;
+    pit.ticks.set_reinject(control.pit_reinject != 0);
+    Ok(0)
+}
+
+/// Flags of KVM_CAP_X2APIC_API that there are.
+pub(crate) const X2APIC_API: u32 =
+    abi::PACIFICA_X2APIC_WIDE_IDS | abi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
+
+/// KVM_ENABLE_CAP, as far as it concerns interrupts. `vcpus`: how many there are already.
+pub(crate) fn enable(chips: &Chips, cap: &abi::kvm_enable_cap, vcpus: usize) -> Result<c_long> {
+    let [value, ..] = cap.args;
+    match cap.cap {
+        abi::KVM_CAP_SPLIT_IRQCHIP if value > u64::from(MAX_GSIS) => Err(EINVAL),
+        abi::KVM_CAP_SPLIT_IRQCHIP if vcpus != 0 => Err(EEXIST),
+        abi::KVM_CAP_SPLIT_IRQCHIP => chips.create_split(value as u32),
+        abi::KVM_CAP_X2APIC_API if value & !u64::from(X2APIC_API) == 0 => {
+            chips.enable_x2apic_api(value as u32);
+            Ok(0)
+        }
+        abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => {
+            // A count of 2^32 by 128 is a time of less than 2^63 ns.
+            let ns = u32::try_from(value)
+                .ok()
+                .filter(|ns| (1..=1 << 24).contains(ns));
+            let ns = ns.ok_or(EINVAL)?;
+            if !chips.has_lapics() {
+                return Err(ENXIO);
+            }
+            if vcpus != 0 {
+                return Err(EINVAL);
+            }
+            chips.set_bus_cycle_ns(ns);
+            Ok(0)
+        }
+        _ => Err(EINVAL),
+    }
 }

@@ -9,6 +9,7 @@
 
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
+use crate::ended::Resampler;
 use crate::ffi::{Eventfd, EventfdWaiter, Expire, IrqLock};
 use irqchip::lines::Source;
 use irqchip::routing::MAX_GSIS;
@@ -20,13 +21,42 @@ use kernel::sync::{Arc, Mutex};
 struct Irqfd {
     chips: Arc<Chips>,
     gsi: u32,
+    /// With it a write raises the line, and the end of the interrupt lets it fall.
+    resampler: Option<Arc<Resampler>>,
 }
 
 impl Expire for Irqfd {
-    /// The eventfd was written: an edge.
+    /// The eventfd was written.
     fn expire(&self) {
-        self.chips.set_gsi(self.gsi, Source::EVENTFD, true);
-        self.chips.set_gsi(self.gsi, Source::EVENTFD, false);
+        if self.resampler.is_some() {
+            self.chips.set_gsi(self.gsi, Source::RESAMPLE, true);
+        } else {
+            self.chips.set_gsi(self.gsi, Source::EVENTFD, true);
+            self.chips.set_gsi(self.gsi, Source::EVENTFD, false);
+        }
+    }
+}
+
+type Irqfds = KVec<Pin<KBox<EventfdWaiter<Irqfd>>>>;
+
+/// Retires those that `which` picks.
+fn retire_all(irqfds: &mut Irqfds, which: impl Fn(&EventfdWaiter<Irqfd>) -> bool) {
+    while let Some(at) = irqfds.iter().position(|irqfd| which(irqfd)) {
+        if let Ok(irqfd) = irqfds.remove(at) {
+            retire(irqfd);
+        }
+    }
+}
+
+/// Takes an irqfd apart, once its eventfd calls it no more.
+fn retire(irqfd: Pin<KBox<EventfdWaiter<Irqfd>>>) {
+    let (chips, resampler) = {
+        let target = irqfd.target();
+        (target.chips.clone(), target.resampler.clone())
+    };
+    drop(irqfd);
+    if let Some(resampler) = resampler {
+        chips.remove_resampler(&resampler);
     }
 }
 
@@ -81,7 +111,7 @@ impl Doorbell {
 #[pin_data]
 pub(crate) struct Eventfds {
     #[pin]
-    irqfds: Mutex<KVec<Pin<KBox<EventfdWaiter<Irqfd>>>>>,
+    irqfds: Mutex<Irqfds>,
     /// Held while the list of doorbells changes.
     #[pin]
     changes: Mutex<()>,
@@ -107,33 +137,48 @@ impl Eventfds {
     /// KVM_IRQFD.
     pub(crate) fn irqfd(&self, chips: &Arc<Chips>, arg: Arg) -> Result<c_long> {
         let args: abi::kvm_irqfd = arg.read()?;
-        // Resampling is not offered (KVM_CAP_IRQFD_RESAMPLE).
-        if args.flags & !abi::KVM_IRQFD_FLAG_DEASSIGN != 0
+        let known = abi::KVM_IRQFD_FLAG_DEASSIGN | abi::KVM_IRQFD_FLAG_RESAMPLE;
+        let resamples = args.flags & abi::KVM_IRQFD_FLAG_RESAMPLE != 0;
+        if args.flags & !known != 0
             || args.gsi >= MAX_GSIS
             || !chips.has_lapics()
+            // Only controllers in the kernel tell of the end of an interrupt here.
+            || (resamples && !chips.is_full())
         {
             return Err(EINVAL);
         }
         let eventfd = Eventfd::get(args.fd)?;
         let mut irqfds = self.irqfds.lock();
         if args.flags & abi::KVM_IRQFD_FLAG_DEASSIGN != 0 {
-            irqfds.retain(|irqfd| !(irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi));
+            retire_all(&mut irqfds, |irqfd| {
+                irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi
+            });
             return Ok(0);
         }
-        if irqfds.iter().any(|irqfd| irqfd.is_for(&eventfd)) {
-            return Err(EBUSY);
-        }
         // Those whose eventfd is gone make room.
-        irqfds.retain(|irqfd| !irqfd.is_closed());
+        retire_all(&mut irqfds, EventfdWaiter::is_closed);
         if irqfds.len() >= MAX_IRQFDS {
             return Err(ENOSPC);
         }
         irqfds.reserve(1, GFP_KERNEL_ACCOUNT)?;
+        let resampler = if resamples {
+            let heard_by = Eventfd::get(args.resamplefd)?;
+            let resampler = Arc::new(Resampler::new(args.gsi, heard_by), GFP_KERNEL_ACCOUNT)?;
+            chips.add_resampler(&resampler)?;
+            Some(resampler)
+        } else {
+            None
+        };
         let irqfd = Irqfd {
             chips: chips.clone(),
             gsi: args.gsi,
+            resampler: resampler.clone(),
         };
-        let waiter = EventfdWaiter::new(args.fd, eventfd, irqfd)?;
+        let waiter = EventfdWaiter::new(args.fd, eventfd, irqfd).inspect_err(|_| {
+            if let Some(resampler) = &resampler {
+                chips.remove_resampler(resampler);
+            }
+        })?;
         irqfds.push(waiter, GFP_KERNEL_ACCOUNT)?;
         Ok(0)
     }

@@ -569,18 +569,20 @@ void pacifica_debugfs_remove(void *entry)
 struct pacifica_poll {
 	poll_table table;
 	wait_queue_entry_t *entry;
+	int error;
 };
 
 static void pacifica_poll_queue(struct file *file, wait_queue_head_t *queue, poll_table *table)
 {
 	struct pacifica_poll *poll = container_of(table, struct pacifica_poll, table);
 
-	add_wait_queue_priority(queue, poll->entry);
+	poll->error = add_wait_queue_priority_exclusive(queue, poll->entry);
 }
 
 /*
  * Has `call` called, with interrupts off, whenever the eventfd of this descriptor is written;
- * 1 if it was written already. -EINVAL if the descriptor has become another file meanwhile.
+ * 1 if it was written already. -EBADF if the descriptor has become another file meanwhile;
+ * -EBUSY if somebody else, be it another VM, has the eventfd for an interrupt line.
  */
 int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *entry,
 			  wait_queue_func_t call)
@@ -597,14 +599,14 @@ int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *e
 		if (!IS_ERR(now))
 			eventfd_ctx_put(now);
 		fput(file);
-		return -EINVAL;
+		return -EBADF;
 	}
 	eventfd_ctx_put(now);
 	init_waitqueue_func_entry(entry, call);
 	init_poll_funcptr(&poll.table, pacifica_poll_queue);
 	events = vfs_poll(file, &poll.table);
 	fput(file);
-	return !!(events & EPOLLIN);
+	return poll.error ?: !!(events & EPOLLIN);
 }
 
 /* In the call: 1 if there was something to read, which is read now; 2 if the eventfd is closed. */

@@ -189,7 +189,7 @@ impl Mailbox {
     }
 
     /// How the LAPIC is addressed, as last published.
-    fn apic(&self) -> Snapshot {
+    pub(crate) fn apic(&self) -> Snapshot {
         Snapshot::from_bits(self.apic.load(Relaxed))
     }
 }
@@ -227,31 +227,34 @@ fn clear_bits64(word: &Atomic<u64>, bits: u64) -> u64 {
 /// All mailboxes of a VM: how a device or another CPU finds its vCPUs.
 #[pin_data]
 pub(crate) struct Mailboxes {
-    /// Room for [`MAX_VCPUS`] is there from the start, so adding needs no memory.
     #[pin]
     list: IrqLock<KVec<Arc<Mailbox>>>,
 }
 
 /// Most vCPUs that a VM can have.
-pub(crate) const MAX_VCPUS: usize = 64;
+pub(crate) const MAX_VCPUS: usize = 1024;
+/// One more than the highest number of a vCPU.
+pub(crate) const MAX_VCPU_ID: u32 = 4096;
 
 impl Mailboxes {
     /// An empty list.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
-            pin_init!(Self { list <- IrqLock::new(list) }),
+            pin_init!(Self { list <- IrqLock::new(KVec::new()) }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// Adds a vCPU; `EEXIST` if there is one with its number, `EINVAL` if there are enough.
+    /// Adds a vCPU; `EEXIST` if there is one with its number, `EINVAL` if there are enough. One
+    /// thread at a time may add.
     pub(crate) fn add(&self, mailbox: Arc<Mailbox>) -> Result {
-        let mut list = self.list.lock();
-        if list.iter().any(|other| other.id == mailbox.id) {
+        if self.count() >= MAX_VCPUS {
+            return Err(EINVAL);
+        }
+        if self.list.lock().iter().any(|other| other.id == mailbox.id) {
             return Err(EEXIST);
         }
-        list.push_within_capacity(mailbox).map_err(|_| EINVAL)
+        self.list.append(&mailbox)
     }
 
     /// Takes a vCPU out again whose creation failed.

@@ -13,7 +13,9 @@
 //! | [`vm`] | a virtual machine |
 //! | [`memory`], [`slots`], [`fault`], [`access`], [`tables`], [`notifier`], [`dirty_log`] | its memory |
 //! | [`chips`], [`chips_ioctl`] | its interrupt controllers |
+//! | [`ended`] | what the end of an interrupt brings about |
 //! | [`eventfd`] | its interrupt lines and doorbells that are event descriptors |
+//! | [`coalesced`] | writes to devices that the VMM looks at later |
 //! | [`clock`] | its clock |
 //! | [`vcpu`], `vcpu_*` | a virtual CPU, and the ioctls that read or set it |
 //! | [`kick`] | how others reach it |
@@ -29,8 +31,10 @@ mod access;
 mod chips;
 mod chips_ioctl;
 mod clock;
+mod coalesced;
 mod device;
 mod dirty_log;
+mod ended;
 mod eventfd;
 mod fault;
 mod ffi;

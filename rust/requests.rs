@@ -9,7 +9,7 @@ use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_cpuid;
 use crate::world::deferred;
 use irqchip::lapic::Deadline;
-use svm::inject::InterruptSource;
+use svm::inject::{self, InterruptSource};
 use svm::state::MpState;
 use x86::regs::Rflags;
 
@@ -33,6 +33,24 @@ pub(crate) fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
         }
         MpState::Uninitialized | MpState::InitReceived => false,
     }
+}
+
+/// Whether the VMM's own controller could interrupt the guest at the next entry:
+/// `ready_for_interrupt_injection` in `struct kvm_run`.
+pub(crate) fn ready_for_user_interrupt(inner: &Inner) -> bool {
+    let wired = match &inner.parts.lapic {
+        Some(lapic) => inner.parts.user_vector.is_none() && lapic.accepts_pic_interrupt(),
+        None => true,
+    };
+    wired && inject::ready_for_interrupt(&inner.vmcb, &inner.state)
+}
+
+/// Whether the VMM waits for such a moment, which is not now: the window is to be opened.
+pub(crate) fn wants_user_window(vcpu: &Vcpu, inner: &Inner) -> bool {
+    let hears = inner.parts.lapic.as_ref();
+    hears.is_none_or(|lapic| lapic.accepts_pic_interrupt())
+        && inner.parts.user_vector.is_none()
+        && vcpu.run_page.request_interrupt_window()
 }
 
 /// Does what other CPUs have asked for.
@@ -62,7 +80,8 @@ pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
             .lapic
             .as_ref()
             .is_some_and(|l| l.accepts_pic_interrupt());
-        inner.parts.ext_int = takes && vcpu.vm.chips.pic_output();
+        inner.parts.ext_int =
+            takes && (inner.parts.user_vector.is_some() || vcpu.vm.chips.pic_output());
     }
     if requests & request::NMI != 0 {
         inner.state.events.raise_nmi();
@@ -102,10 +121,8 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
 /// Does what the handlers have put off.
 pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     let work = core::mem::take(&mut inner.parts.deferred);
-    if work & deferred::FLUSH != 0 {
-        // Kept until the CPU is known; `load` does it.
-        inner.parts.deferred |= deferred::FLUSH;
-    }
+    // Kept: until the CPU is known, where `load` flushes; and for the VMM.
+    inner.parts.deferred |= work & (deferred::FLUSH | deferred::EOI);
     if work & deferred::TIMER != 0 {
         set_timer(vcpu, inner);
     }

@@ -16,11 +16,14 @@ use crate::ffi;
 use crate::fpu;
 use crate::host::{host, Host};
 use crate::load::{is_stale, load, unload};
-use crate::requests::{do_deferred, is_runnable, serve};
+use crate::requests::{
+    do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
+};
 use crate::stats::Count;
 use crate::sync_regs;
 use crate::user_exit::{set_common, to_user};
 use crate::vcpu::{Inner, Vcpu};
+use crate::world::deferred;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
@@ -114,20 +117,29 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         }
         if inner.parts.deferred != 0 {
             do_deferred(vcpu, inner);
+            if inner.parts.deferred & deferred::EOI != 0 {
+                inner.parts.deferred &= !deferred::EOI;
+                vcpu.run_page.set_eoi(inner.parts.ended);
+                return Ok(Some(Leave::ToUser));
+            }
+        }
+        let mut window = false;
+        if inner.parts.pic_in_user {
+            // The wish for a window alone does not wake the guest.
+            inner.parts.user_window = false;
+            window = wants_user_window(vcpu, inner);
+            if window && ready_for_user_interrupt(inner) {
+                vcpu.run_page.set_reason(abi::KVM_EXIT_IRQ_WINDOW_OPEN);
+                return Ok(Some(Leave::ToUser));
+            }
         }
         if is_runnable(vcpu, inner) {
+            inner.parts.user_window = window;
             break;
         }
         vcpu.stats.count(Count::Blocked);
         if vcpu.mailbox.sleep().is_err() {
             return Ok(Some(Leave::Interrupted));
-        }
-    }
-    if inner.parts.lapic.is_none() {
-        inner.parts.user_window = vcpu.run_page.request_interrupt_window();
-        if inner.parts.user_window && inject::ready_for_interrupt(&inner.vmcb, &inner.state) {
-            vcpu.run_page.set_reason(abi::KVM_EXIT_IRQ_WINDOW_OPEN);
-            return Ok(Some(Leave::ToUser));
         }
     }
     Ok(None)

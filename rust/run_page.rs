@@ -9,16 +9,22 @@ use crate::ffi::{self, Pages};
 use kernel::bindings;
 use kernel::ffi::c_void;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// Pages that a vCPU shares with its VMM: `struct kvm_run`, port data, coalesced MMIO.
 pub(crate) const PAGES: usize = 3;
+/// Which of them is the ring of coalesced accesses.
+pub(crate) const RING_PAGE: usize = 2;
 /// Where the data of KVM_EXIT_IO is, from the start of `struct kvm_run`.
 const PIO_DATA: usize = 4096;
 
 /// The pages of one vCPU.
 pub(crate) struct RunPage {
-    pages: [Pages<[u8; 4096]>; PAGES],
+    pages: [Arc<Page>; PAGES],
 }
+
+/// A page that the VMM may map.
+pub(crate) type Page = Pages<[u8; 4096]>;
 
 const _: () = assert!(core::mem::size_of::<kvm_run>() <= 4096);
 
@@ -38,10 +44,11 @@ macro_rules! field {
 }
 
 impl RunPage {
-    /// Zeroed pages.
-    pub(crate) fn new() -> Result<Self> {
+    /// Zeroed pages, and the VM's ring.
+    pub(crate) fn new(ring: Arc<Page>) -> Result<Self> {
+        let page = || Ok::<_, Error>(Arc::new(Page::new()?, GFP_KERNEL_ACCOUNT)?);
         Ok(Self {
-            pages: [Pages::new()?, Pages::new()?, Pages::new()?],
+            pages: [page()?, page()?, ring],
         })
     }
 
@@ -170,6 +177,12 @@ impl RunPage {
     /// The VMM's answer to KVM_EXIT_MMIO.
     pub(crate) fn mmio_data(&self) -> [u8; 8] {
         field!(read self, __bindgen_anon_1.mmio.data)
+    }
+
+    /// KVM_EXIT_IOAPIC_EOI.
+    pub(crate) fn set_eoi(&self, vector: u8) {
+        field!(write self, vector, __bindgen_anon_1.eoi.vector);
+        self.set_reason(abi::KVM_EXIT_IOAPIC_EOI);
     }
 
     /// KVM_EXIT_FAIL_ENTRY.

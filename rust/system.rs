@@ -3,10 +3,11 @@
 //! Ioctls of the node itself, and what KVM_CHECK_EXTENSION answers.
 
 use crate::abi::{self, Arg};
+use crate::chips_ioctl;
 use crate::clock;
 use crate::ffi;
 use crate::host::host;
-use crate::kick::MAX_VCPUS;
+use crate::kick::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::run_page;
 use crate::slots;
 use crate::sync_regs;
@@ -91,12 +92,20 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_BINARY_STATS_FD
         | abi::KVM_CAP_VCPU_ATTRIBUTES
         | abi::KVM_CAP_SYS_ATTRIBUTES
-        | abi::KVM_CAP_IMMEDIATE_EXIT => 1,
+        | abi::KVM_CAP_IMMEDIATE_EXIT
+        | abi::KVM_CAP_SPLIT_IRQCHIP
+        | abi::KVM_CAP_IRQFD_RESAMPLE
+        | abi::KVM_CAP_REINJECT_CONTROL
+        | abi::KVM_CAP_COALESCED_PIO
+        | abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
+        abi::KVM_CAP_COALESCED_MMIO => run_page::RING_PAGE as c_long,
+        abi::KVM_CAP_X2APIC_API => chips_ioctl::X2APIC_API as c_long,
         abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
-        abi::KVM_CAP_NR_VCPUS | abi::KVM_CAP_MAX_VCPUS | abi::KVM_CAP_MAX_VCPU_ID => {
-            MAX_VCPUS as c_long
-        }
+        // What is recommended, and what is possible.
+        abi::KVM_CAP_NR_VCPUS => 64,
+        abi::KVM_CAP_MAX_VCPUS => MAX_VCPUS as c_long,
+        abi::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as c_long,
         abi::KVM_CAP_NR_MEMSLOTS => slots::SLOT_LIMIT as c_long,
         abi::KVM_CAP_SYNC_REGS => sync_regs::FIELDS as c_long,
         abi::KVM_CAP_XSAVE2 => x86::xsave::IMAGE_SIZE as c_long,

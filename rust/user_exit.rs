@@ -4,12 +4,12 @@
 
 use crate::abi;
 use crate::ffi;
+use crate::requests::ready_for_user_interrupt;
 use crate::run_page::Common;
 use crate::stats::Count;
 use crate::vcpu::{Inner, Vcpu};
 use kernel::prelude::*;
 use svm::dispatch::{InternalError, UserExit};
-use svm::inject;
 use svm::io::UserIo;
 use x86::regs::Rflags;
 
@@ -98,8 +98,7 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
 pub(crate) fn set_common(vcpu: &Vcpu, inner: &Inner) {
     let lapic = inner.parts.lapic.as_ref();
     vcpu.run_page.set_common(&Common {
-        ready_for_interrupt: lapic.is_some()
-            || inject::ready_for_interrupt(&inner.vmcb, &inner.state),
+        ready_for_interrupt: !inner.parts.pic_in_user || ready_for_user_interrupt(inner),
         if_flag: inner.vmcb.rflags().contains(Rflags::IF),
         cr8: lapic.map_or(u64::from(inner.parts.user_cr8), |lapic| lapic.cr8()),
         apic_base: lapic.map_or(crate::world::APIC_BASE_RESET, |lapic| lapic.base()),

@@ -109,16 +109,21 @@ fn new_state(vmcb: &mut Vmcb, features: SvmFeatures) -> Result<KBox<VcpuState>> 
     Ok(state)
 }
 
+/// The LAPIC after power-up.
+#[inline(never)]
+fn new_lapic(vm: &Vm, id: u32) -> Result<KBox<Lapic>> {
+    let mut lapic = KBox::new(Lapic::new(id, id == vm.boot_cpu()), GFP_KERNEL_ACCOUNT)?;
+    lapic.set_bus_cycle_ns(vm.chips.bus_cycle_ns());
+    Ok(lapic)
+}
+
 impl Vcpu {
     /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
     pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
         let host = host().ok_or(ENODEV)?;
         let mailbox = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
         let lapic = match vm.chips.has_lapics() {
-            true => Some(KBox::new(
-                Lapic::new(id, id == vm.boot_cpu()),
-                GFP_KERNEL_ACCOUNT,
-            )?),
+            true => Some(new_lapic(&vm, id)?),
             false => None,
         };
         if let Some(lapic) = &lapic {
@@ -148,6 +153,9 @@ impl Vcpu {
                 fpu: fpu::Area::new(&host.fpu.layout)?,
                 deferred: 0,
                 ext_int: false,
+                pic_in_user: !vm.chips.is_full(),
+                user_vector: None,
+                ended: 0,
                 user_window: false,
                 clock_version: 0,
                 guest_stopped: false,
@@ -178,7 +186,7 @@ impl Vcpu {
                 timer,
                 mailbox: its_mailbox,
                 serial: SERIAL.fetch_add(1, Relaxed),
-                run_page: RunPage::new()?,
+                run_page: RunPage::new(vm.coalesced.ring())?,
                 stats: its_stats,
                 inner <- KillableMutex::new(inner),
                 vm: vm.into(),

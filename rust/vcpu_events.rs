@@ -26,7 +26,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         }),
         abi::PACIFICA_SET_DEBUGREGS => set_debugregs(inner, &arg.read()?),
         abi::PACIFICA_X86_SETUP_MCE => setup_mce(inner, arg.read()?),
-        abi::PACIFICA_GET_LAPIC => get_lapic(inner, arg),
+        abi::PACIFICA_GET_LAPIC => get_lapic(vcpu, inner, arg),
         abi::PACIFICA_SET_LAPIC => set_lapic(vcpu, inner, arg),
         // Where TPR accesses that are reported would leave their value; none are reported.
         abi::PACIFICA_SET_VAPIC_ADDR => {
@@ -151,10 +151,11 @@ fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
     }
 }
 
-fn get_lapic(inner: &Inner, arg: Arg) -> Result {
+fn get_lapic(vcpu: &Vcpu, inner: &Inner, arg: Arg) -> Result {
     let mut page = [0u8; STATE_SIZE];
     let lapic = inner.parts.lapic.as_ref().ok_or(EINVAL)?;
-    lapic.state(&mut page, world::now(inner.vmcb.tsc_offset()), false);
+    let wide_ids = vcpu.vm.chips.has_wide_ids();
+    lapic.state(&mut page, world::now(inner.vmcb.tsc_offset()), wide_ids);
     arg.write_bytes(&page)
 }
 
@@ -163,7 +164,9 @@ fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     let lapic = inner.parts.lapic.as_mut().ok_or(EINVAL)?;
     let mut page = [0u8; STATE_SIZE];
     arg.read_bytes(&mut page)?;
-    lapic.set_state(&page, now, false).map_err(|_| EINVAL)?;
+    lapic
+        .set_state(&page, now, vcpu.vm.chips.has_wide_ids())
+        .map_err(|_| EINVAL)?;
     vcpu.mailbox.publish_apic(lapic.snapshot());
     vcpu.mailbox.ask(request::CHIPS);
     touch_time(inner);

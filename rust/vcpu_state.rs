@@ -6,6 +6,7 @@
 use crate::abi::{self, Arg};
 use crate::clock;
 use crate::ffi;
+use crate::kick::request;
 use crate::requests;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::option;
@@ -43,7 +44,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_GET_SREGS2 => arg.write(&vcpu_sregs::get2(vcpu, inner))?,
         abi::PACIFICA_SET_SREGS2 => vcpu_sregs::set2(vcpu, inner, &arg.read()?)?,
         abi::PACIFICA_TRANSLATE => translate(vcpu, inner, arg)?,
-        abi::PACIFICA_INTERRUPT => interrupt(inner, &arg.read()?)?,
+        abi::PACIFICA_INTERRUPT => interrupt(vcpu, inner, &arg.read()?)?,
         abi::PACIFICA_NMI => inner.state.events.raise_nmi(),
         abi::PACIFICA_GET_MSRS => return get_msrs(vcpu, inner, arg),
         abi::PACIFICA_SET_MSRS => return set_msrs(vcpu, inner, arg),
@@ -153,10 +154,19 @@ fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
 }
 
 /// KVM_INTERRUPT: an interrupt of the VMM's own controller.
-fn interrupt(inner: &mut Inner, interrupt: &abi::kvm_interrupt) -> Result {
+fn interrupt(vcpu: &Vcpu, inner: &mut Inner, interrupt: &abi::kvm_interrupt) -> Result {
     let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-    if inner.parts.lapic.is_some() {
+    if !inner.parts.pic_in_user {
         return Err(ENXIO);
+    }
+    if inner.parts.lapic.is_some() {
+        // The processor takes it as it would from a PIC: through LINT0, when it is ready.
+        if inner.parts.user_vector.is_some() {
+            return Err(EEXIST);
+        }
+        inner.parts.user_vector = Some(vector);
+        vcpu.mailbox.ask(request::CHIPS);
+        return Ok(());
     }
     if inner.state.events.interrupt.is_some() {
         return Err(EEXIST);

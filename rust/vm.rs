@@ -4,12 +4,14 @@
 
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
+use crate::chips_ioctl;
 use crate::clock::{self, VmClock};
+use crate::coalesced::Coalesced;
 use crate::device::{self, FileObject};
 use crate::eventfd::Eventfds;
 use crate::ffi;
 use crate::host::{host, Svm};
-use crate::kick::{Mailboxes, MAX_VCPUS};
+use crate::kick::{Mailboxes, MAX_VCPU_ID};
 use crate::memory::{Region, VmMemory};
 use crate::stats::{StatsFile, VmStats};
 use crate::stats_fd::StatsFd;
@@ -20,7 +22,7 @@ use kernel::fmt;
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::atomic::{Atomic, Relaxed};
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::sync::{Arc, ArcBorrow, Mutex};
 use svm::features::SvmFeatures;
 
 /// Numbers the VMs of this boot.
@@ -39,6 +41,12 @@ pub(crate) struct Vm {
     /// Interrupt lines and doorbells; the former use `chips`.
     #[pin]
     pub(crate) eventfds: Eventfds,
+    /// Writes that the VMM looks at later.
+    #[pin]
+    pub(crate) coalesced: Coalesced,
+    /// Held while vCPUs are made, and what they must be the same for is decided.
+    #[pin]
+    setup: Mutex<Setup>,
     /// What the host's AMD-V can do.
     pub(crate) features: SvmFeatures,
     boot_cpu: Atomic<u32>,
@@ -58,6 +66,12 @@ pub(crate) mod option {
     pub(crate) const TRIPLE_FAULT: u32 = 1 << 1;
 }
 
+/// What is decided before the first vCPU.
+struct Setup {
+    /// KVM_CAP_MAX_VCPU_ID, if it was set.
+    max_vcpu_id: Option<u32>,
+}
+
 impl Vm {
     /// KVM_CREATE_VM: a VM on the caller's address space, and its descriptor.
     pub(crate) fn create() -> Result<c_long> {
@@ -70,6 +84,7 @@ impl Vm {
         let stats_file = StatsFile::new(&host.debugfs, &name, stats.clone());
         let memory = VmMemory::new(mailboxes.clone())?;
         let chips = Chips::new(mailboxes.clone())?;
+        let coalesced = Coalesced::new()?;
         let vm = Arc::pin_init(
             pin_init!(Self {
                 _stats_file: stats_file,
@@ -79,6 +94,8 @@ impl Vm {
                 mailboxes,
                 clock <- VmClock::new(),
                 eventfds <- Eventfds::new(),
+                coalesced <- coalesced,
+                setup <- kernel::new_mutex!(Setup { max_vcpu_id: None }),
                 features: host.features,
                 boot_cpu: Atomic::new(0),
                 options: Atomic::new(0),
@@ -104,21 +121,27 @@ impl Vm {
     }
 
     fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<c_long> {
-        if id >= MAX_VCPUS {
+        let setup = this.setup.lock();
+        let id = u32::try_from(id).map_err(|_| EINVAL)?;
+        if id >= setup.max_vcpu_id.unwrap_or(MAX_VCPU_ID) {
             return Err(EINVAL);
         }
-        Vcpu::create(this, id as u32)
+        Vcpu::create(this, id)
     }
 
     fn enable_cap(&self, arg: Arg) -> Result<c_long> {
         let cap: abi::kvm_enable_cap = arg.read()?;
+        if cap.flags != 0 {
+            return Err(EINVAL);
+        }
         match cap.cap {
-            // A second set of interrupt controllers, of whatever kind.
-            abi::KVM_CAP_SPLIT_IRQCHIP if self.chips.has_lapics() => Err(EEXIST),
-            _ if cap.flags != 0 => Err(EINVAL),
             abi::KVM_CAP_EXCEPTION_PAYLOAD => self.set_option(option::EXCEPTION_PAYLOAD, &cap),
             abi::KVM_CAP_X86_TRIPLE_FAULT_EVENT => self.set_option(option::TRIPLE_FAULT, &cap),
-            _ => Err(EINVAL),
+            abi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(&cap),
+            _ => {
+                let _setup = self.setup.lock();
+                chips_ioctl::enable(&self.chips, &cap, self.mailboxes.count())
+            }
         }
     }
 
@@ -140,12 +163,37 @@ impl Vm {
         self.options.load(Relaxed) & bit != 0
     }
 
+    /// KVM_CAP_MAX_VCPU_ID: once, and not below the vCPU that starts the guest.
+    fn set_max_vcpu_id(&self, cap: &abi::kvm_enable_cap) -> Result<c_long> {
+        let [value, ..] = cap.args;
+        let mut setup = self.setup.lock();
+        let value = u32::try_from(value)
+            .ok()
+            .filter(|id| (1..=MAX_VCPU_ID).contains(id) && *id >= self.boot_cpu());
+        let value = value.ok_or(EINVAL)?;
+        if setup.max_vcpu_id.is_some_and(|now| now != value) {
+            return Err(EINVAL);
+        }
+        setup.max_vcpu_id = Some(value);
+        Ok(0)
+    }
+
+    fn check_extension(&self, cap: usize) -> c_long {
+        if cap == abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize {
+            return self.chips.bus_cycle_ns() as c_long;
+        }
+        system::check_extension(cap)
+    }
+
     fn set_boot_cpu(&self, id: usize) -> Result<c_long> {
+        let setup = self.setup.lock();
+        let limit = setup.max_vcpu_id.unwrap_or(MAX_VCPU_ID);
+        let id = u32::try_from(id).ok().filter(|id| *id < limit);
+        let id = id.ok_or(EINVAL)?;
         if self.mailboxes.count() != 0 {
             return Err(EBUSY);
         }
-        self.boot_cpu
-            .store(u32::try_from(id).map_err(|_| EINVAL)?, Relaxed);
+        self.boot_cpu.store(id, Relaxed);
         Ok(0)
     }
 
@@ -175,7 +223,7 @@ impl FileObject for Vm {
         }
         match cmd {
             abi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
-            abi::PACIFICA_CHECK_EXTENSION => Ok(system::check_extension(arg.0)),
+            abi::PACIFICA_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
             abi::PACIFICA_SET_USER_MEMORY_REGION => {
                 let region: abi::kvm_userspace_memory_region = arg.read()?;
                 this.set_memory(Region {
@@ -218,7 +266,10 @@ impl FileObject for Vm {
                 _ => Err(EINVAL),
             },
             abi::PACIFICA_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
+            abi::PACIFICA_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),
+            abi::PACIFICA_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),
             abi::PACIFICA_CREATE_IRQCHIP => {
+                let _setup = this.setup.lock();
                 if this.mailboxes.count() != 0 {
                     return Err(EINVAL);
                 }

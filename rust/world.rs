@@ -30,6 +30,8 @@ pub(crate) mod deferred {
     pub(crate) const PV_WALL_CLOCK: u32 = 1 << 2;
     /// Flush the guest's TLB entries before the next VMRUN.
     pub(crate) const FLUSH: u32 = 1 << 3;
+    /// Tell the VMM's IOAPIC that an interrupt has ended: `ended` in the parts says which.
+    pub(crate) const EOI: u32 = 1 << 4;
 }
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
@@ -46,8 +48,14 @@ pub(crate) struct Parts {
     pub(crate) fpu: Area,
     /// See [`deferred`].
     pub(crate) deferred: u32,
-    /// The PIC's output is up, and this vCPU takes it.
+    /// The PIC's output is up, or `user_vector` waits, and this vCPU takes it.
     pub(crate) ext_int: bool,
+    /// PIC and IOAPIC, at least, are the VMM's.
+    pub(crate) pic_in_user: bool,
+    /// The interrupt of the VMM's PIC, with a LAPIC in the kernel (KVM_INTERRUPT).
+    pub(crate) user_vector: Option<u8>,
+    /// The vector of `deferred::EOI`.
+    pub(crate) ended: u8,
     /// The VMM waits for an interrupt window (`request_interrupt_window`).
     pub(crate) user_window: bool,
     /// Version of the paravirtual clock's page; even.
@@ -91,8 +99,8 @@ impl World<'_> {
         match effect {
             Effect::None => {}
             Effect::Eoi(eoi) => {
-                if eoi.level {
-                    self.chips().end_of_interrupt(eoi.vector);
+                if eoi.level || self.chips().is_tick(eoi.vector) {
+                    self.end_of_interrupt(eoi.vector);
                 }
             }
             Effect::Ipi(ipi) => {
@@ -114,6 +122,17 @@ impl World<'_> {
                     self.mailbox.publish_apic(lapic.snapshot());
                 }
             }
+        }
+    }
+
+    /// The IOAPIC hears that an interrupt has ended.
+    #[cold]
+    fn end_of_interrupt(&mut self, vector: u8) {
+        if !self.parts.pic_in_user {
+            self.chips().end_of_interrupt(vector);
+        } else if self.chips().tells_vmm_of_eoi() {
+            self.parts.ended = vector;
+            self.parts.deferred |= deferred::EOI;
         }
     }
 
@@ -169,6 +188,7 @@ impl Platform for World<'_> {
         let data = bytes.get(..usize::from(size)).unwrap_or(&bytes);
         self.chips().port_out(port, size, value)
             || self.vm.eventfds.ring(true, u64::from(port), data)
+            || self.vm.coalesced.put(true, u64::from(port), data)
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
@@ -191,7 +211,9 @@ impl Platform for World<'_> {
                 return true;
             }
         }
-        self.chips().mmio_write(gpa, data) || self.vm.eventfds.ring(false, gpa, data)
+        self.chips().mmio_write(gpa, data)
+            || self.vm.eventfds.ring(false, gpa, data)
+            || self.vm.coalesced.put(false, gpa, data)
     }
 
     fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {
@@ -331,13 +353,18 @@ impl InterruptSource for World<'_> {
     #[inline]
     fn has_interrupt(&self) -> bool {
         match &self.parts.lapic {
-            Some(lapic) => self.parts.ext_int || lapic.pending_vector().is_some(),
+            Some(lapic) => {
+                self.parts.ext_int || self.parts.user_window || lapic.pending_vector().is_some()
+            }
             None => self.parts.user_window,
         }
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
         if core::mem::take(&mut self.parts.ext_int) {
+            if let Some(vector) = self.parts.user_vector.take() {
+                return Some(vector);
+            }
             let vector = self.chips().acknowledge_pic();
             self.parts.ext_int = self.chips().pic_output();
             if vector.is_some() {

@@ -95,6 +95,24 @@ impl<T> IrqLock<T> {
     }
 }
 
+impl<T: Clone> IrqLock<KVec<T>> {
+    /// Appends to the list; memory is asked for, and the old list given back, outside of the lock.
+    /// One thread at a time may do so.
+    pub(crate) fn append(&self, item: &T) -> Result {
+        let count = self.lock().len();
+        let mut new = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut list = self.lock();
+        for other in list.iter() {
+            new.push_within_capacity(other.clone())
+                .map_err(|_| EAGAIN)?;
+        }
+        new.push_within_capacity(item.clone()).map_err(|_| EAGAIN)?;
+        core::mem::swap(&mut *list, &mut new);
+        drop(list);
+        Ok(())
+    }
+}
+
 /// Proof that an [`IrqLock`] is held.
 pub(crate) struct IrqGuard<'a, T> {
     lock: &'a IrqLock<T>,
