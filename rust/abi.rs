@@ -63,6 +63,7 @@ abi!(
     kvm_xcrs,
     kvm_device_attr,
     kvm_stats_header,
+    kvm_pre_fault_memory,
 );
 
 /// The argument of an ioctl: an address in user space.

@@ -15,9 +15,10 @@ use npt::{Hpa, Mapping, NptEntry, PageSize, Rights};
 /// What became of a nested page fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome {
-    /// The page is mapped, or was taken away again meanwhile: run the guest again, after a look at
-    /// signals.
+    /// The page is mapped.
     Mapped,
+    /// It was taken away again meanwhile: run the guest again, after a look at signals.
+    Stale,
     /// No slot is there: emulate the access as one to a device.
     Mmio,
     /// The slot is read-only, and this was a write: likewise.
@@ -157,7 +158,7 @@ impl Fault<'_> {
             || mmu.forbids(self.vm, self.sequence, self.hva, end);
         if stale {
             return match self.may_sleep {
-                true => Outcome::Mapped,
+                true => Outcome::Stale,
                 false => Outcome::WouldSleep,
             };
         }

@@ -84,6 +84,7 @@ enum pacifica_ioctl_nr {
 	NR(SET_DEVICE_ATTR),
 	NR(GET_DEVICE_ATTR),
 	NR(HAS_DEVICE_ATTR),
+	NR(PRE_FAULT_MEMORY),
 };
 
 /* Flags that are shifts by a member of an enum, likewise. */

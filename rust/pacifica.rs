@@ -45,6 +45,7 @@ mod load;
 mod memory;
 mod memory_ffi;
 mod notifier;
+mod prefault;
 mod requests;
 mod run;
 mod run_page;

@@ -94,6 +94,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_SYS_ATTRIBUTES
         | abi::KVM_CAP_IMMEDIATE_EXIT
         | abi::KVM_CAP_SPLIT_IRQCHIP
+        | abi::KVM_CAP_PRE_FAULT_MEMORY
         | abi::KVM_CAP_IRQFD_RESAMPLE
         | abi::KVM_CAP_REINJECT_CONTROL
         | abi::KVM_CAP_COALESCED_PIO

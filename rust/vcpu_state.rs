@@ -7,6 +7,7 @@ use crate::abi::{self, Arg};
 use crate::clock;
 use crate::ffi;
 use crate::kick::request;
+use crate::prefault;
 use crate::requests;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::option;
@@ -77,6 +78,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_HAS_DEVICE_ATTR
         | abi::PACIFICA_GET_DEVICE_ATTR
         | abi::PACIFICA_SET_DEVICE_ATTR => clock::attribute(vcpu, inner, cmd, arg)?,
+        abi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(inner, arg)?,
         abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(vcpu, inner, arg)?,
         abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(vcpu, inner, arg)?,
         _ => return Err(ENOTTY),

@@ -223,7 +223,7 @@ impl Platform for World<'_> {
         }
         let write = error.contains(NestedError::WRITE);
         match self.parts.memory.fault(gpa, write, true) {
-            Outcome::Mapped => FaultOutcome::Mapped,
+            Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
             Outcome::Mmio => FaultOutcome::Mmio,
             Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
             Outcome::WouldSleep => FaultOutcome::WouldSleep,

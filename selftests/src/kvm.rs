@@ -127,6 +127,7 @@ pub mod number {
     pub const SET_TSC_KHZ: Number = Number::plain(0xa2);
     pub const GET_TSC_KHZ: Number = Number::plain(0xa3);
     pub const ENABLE_CAP: Number = Number::set::<kvm_enable_cap>(0xa3);
+    pub const PRE_FAULT_MEMORY: Number = Number::exchange::<kvm_pre_fault_memory>(0xd5);
     pub const GET_XSAVE: Number = Number::get::<Xsave>(0xa4);
     pub const SET_XSAVE: Number = Number::set::<Xsave>(0xa5);
     pub const GET_XCRS: Number = Number::get::<kvm_xcrs>(0xa6);

@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
         "KVM_GET_DIRTY_LOG refuses slots without a log",
         dirty_log_bad,
     ),
+    (
+        "KVM_PRE_FAULT_MEMORY maps what there is and says what is left",
+        pre_fault,
+    ),
 ];
 
 struct Slots {
@@ -155,4 +159,54 @@ fn dirty_log_bad(path: &str) -> Result<(), String> {
     refused("no log", log(&slots.vm, 0), libc::ENOENT)?;
     refused("no slot", log(&slots.vm, 1), libc::ENOENT)?;
     refused("no such slot", log(&slots.vm, slots.count), libc::EINVAL)
+}
+
+fn pre_fault(path: &str) -> Result<(), String> {
+    const BYTES: u64 = 16 * PAGE as u64;
+    let slots = Slots::new(path)?;
+    slots.set(0, 0, 0, BYTES, 0)?;
+    let vcpu = slots.vm.open_with(number::CREATE_VCPU, 0)?;
+    let map = |gpa, size, flags| {
+        let mut range = kvm_pre_fault_memory {
+            gpa,
+            size,
+            flags,
+            ..Default::default()
+        };
+        let answer = vcpu.exchange(number::PRE_FAULT_MEMORY, &mut range);
+        (answer, range.gpa, range.size)
+    };
+    for (what, gpa, size, flags) in [
+        ("no size", 0, 0, 0),
+        ("address", 1, 0x1000, 0),
+        ("size", 0, 0x1001, 0),
+        ("flags", 0, 0x1000, 1),
+        ("wraps", !0xfff, 0x2000, 0),
+    ] {
+        refused(what, map(gpa, size, flags).0, libc::EINVAL)?;
+    }
+    refused("no slot", map(BYTES, 0x1000, 0).0, libc::ENOENT)?;
+    let mut touched = [0; 16];
+    let (all, gpa, left) = map(0, BYTES, 0);
+    all?;
+    equal("where it ended", gpa, BYTES)?;
+    equal("what is left", left, 0)?;
+    // SAFETY: The mapping has so many pages, and a byte is written for each.
+    let seen = unsafe {
+        libc::mincore(
+            slots.memory.start().cast(),
+            BYTES as usize,
+            touched.as_mut_ptr(),
+        )
+    };
+    equal("mincore", seen, 0)?;
+    equal(
+        "pages in memory",
+        touched.iter().filter(|t| **t & 1 != 0).count(),
+        16,
+    )?;
+    let (part, gpa, left) = map(BYTES - 0x1000, 0x3000, 0);
+    part?;
+    equal("where memory ended", gpa, BYTES)?;
+    equal("what had no memory", left, 0x2000)
 }
