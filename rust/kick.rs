@@ -43,6 +43,8 @@ pub(crate) mod request {
     pub(crate) const SIPI: u32 = 1 << 6;
     /// Write the paravirtual clock again.
     pub(crate) const CLOCK: u32 = 1 << 7;
+    /// Do not stay halted.
+    pub(crate) const UNHALT: u32 = 1 << 31;
 }
 
 /// `mode` of a vCPU that is not in its guest.
@@ -118,6 +120,19 @@ impl Mailbox {
         }
         set_bits64(&self.irr[word], bit);
         self.ask(request::INBOX);
+    }
+
+    /// A message for this vCPU, but for one that is arbitrated. Any context.
+    fn receive(&self, ipi: &Interrupt) {
+        match ipi.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.post(ipi.vector, ipi.level),
+            DeliveryMode::Nmi => self.ask(request::NMI),
+            DeliveryMode::Init => self.ask(request::INIT),
+            DeliveryMode::StartUp => self.post_sipi(ipi.vector),
+            DeliveryMode::ExtInt => self.ask(request::CHIPS),
+            // There is no system management mode, and the reserved mode does nothing.
+            DeliveryMode::Smi | DeliveryMode::Reserved => {}
+        }
     }
 
     /// A STARTUP IPI. Any context.
@@ -291,17 +306,26 @@ impl Mailboxes {
         let mut any = false;
         for mailbox in matching {
             any = true;
-            match ipi.mode {
-                DeliveryMode::Fixed => mailbox.post(ipi.vector, ipi.level),
-                DeliveryMode::Nmi => mailbox.ask(request::NMI),
-                DeliveryMode::Init => mailbox.ask(request::INIT),
-                DeliveryMode::StartUp => mailbox.post_sipi(ipi.vector),
-                DeliveryMode::ExtInt => mailbox.ask(request::CHIPS),
-                // There is no system management mode, and the reserved mode does nothing.
-                _ => {}
-            }
+            mailbox.receive(ipi);
         }
         any
+    }
+
+    /// Sends a message to those whose APIC ID is `lowest` plus the number of a bit in `set`; how
+    /// many took it.
+    pub(crate) fn deliver_set(&self, lowest: u32, set: u128, ipi: &Interrupt) -> u32 {
+        let mut count = 0;
+        self.each(|mailbox| {
+            let apic = mailbox.apic();
+            let bit = apic.id().wrapping_sub(lowest);
+            let is_meant =
+                apic.is_present() && set.checked_shr(bit).is_some_and(|set| set & 1 != 0);
+            if is_meant && (apic.is_enabled() || !ipi.mode.has_vector()) {
+                count += 1;
+                mailbox.receive(ipi);
+            }
+        });
+        count
     }
 }
 

@@ -21,7 +21,8 @@ pub(crate) fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
             let interrupt = inner.vmcb.rflags().contains(Rflags::IF)
                 && inner.with_guest(vcpu, true, |guest| guest.platform.has_interrupt());
             let events = &inner.state.events;
-            let awake = interrupt
+            let awake = core::mem::take(&mut inner.parts.unhalted)
+                || interrupt
                 || events.exception.is_some()
                 || events.interrupt.is_some()
                 || events.triple_fault
@@ -94,6 +95,7 @@ pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
             .state
             .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
     }
+    inner.parts.unhalted |= requests & request::UNHALT != 0;
     if requests & request::CLOCK != 0 {
         inner.parts.deferred |= deferred::PV_CLOCK;
     }

@@ -93,6 +93,8 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_VCPU_ATTRIBUTES
         | abi::KVM_CAP_SYS_ATTRIBUTES
         | abi::KVM_CAP_IMMEDIATE_EXIT
+        | abi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID
+        | abi::KVM_CAP_ENABLE_CAP
         | abi::KVM_CAP_SPLIT_IRQCHIP
         | abi::KVM_CAP_PRE_FAULT_MEMORY
         | abi::KVM_CAP_IRQFD_RESAMPLE

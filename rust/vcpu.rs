@@ -4,8 +4,8 @@
 
 use crate::abi::{self, Arg};
 use crate::device::FileObject;
-use crate::fpu;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
+use crate::fpu;
 use crate::host::{host, tsc_lost};
 use crate::kick::Mailbox;
 use crate::memory::VcpuMemory;
@@ -155,6 +155,7 @@ impl Vcpu {
                 ext_int: false,
                 pic_in_user: !vm.chips.is_full(),
                 user_vector: None,
+                unhalted: false,
                 ended: 0,
                 user_window: false,
                 clock_version: 0,

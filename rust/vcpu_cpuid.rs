@@ -19,7 +19,11 @@ const MAX_ENTRIES: u32 = 256;
 fn caps() -> Caps {
     let host = host();
     let stable = ffi::tsc_stable();
-    let mut pv = PvFeatures::CLOCKSOURCE | PvFeatures::CLOCKSOURCE2 | PvFeatures::NOP_IO_DELAY;
+    let mut pv = PvFeatures::CLOCKSOURCE
+        | PvFeatures::CLOCKSOURCE2
+        | PvFeatures::NOP_IO_DELAY
+        | PvFeatures::UNHALT
+        | PvFeatures::SEND_IPI;
     if stable {
         pv |= PvFeatures::CLOCKSOURCE_STABLE;
     }
@@ -70,7 +74,10 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
         // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.
         let dynamic = dynamic(vcpu, inner);
         let now = |entry: &Entry| refreshed(entry, &dynamic);
-        let same = entries.iter().map(now).eq(inner.parts.cpuid.iter().map(now));
+        let same = entries
+            .iter()
+            .map(now)
+            .eq(inner.parts.cpuid.iter().map(now));
         return if same { Ok(()) } else { Err(EINVAL) };
     }
     if !cpuid::valid(&entries) {

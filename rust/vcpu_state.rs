@@ -81,9 +81,16 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(inner, arg)?,
         abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(vcpu, inner, arg)?,
         abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(vcpu, inner, arg)?,
+        abi::PACIFICA_ENABLE_CAP => enable_cap(&arg.read()?)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)
+}
+
+/// KVM_ENABLE_CAP of a vCPU. Guests have what their CPUID offers here, and no more, in any case.
+fn enable_cap(cap: &abi::kvm_enable_cap) -> Result {
+    let known = cap.cap == abi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID && cap.flags == 0;
+    known.then_some(()).ok_or(EINVAL)
 }
 
 /// Brings the state into the form in which it is shown. What others have sent belongs to it, and so

@@ -149,7 +149,11 @@ impl Vm {
     fn set_option(&self, bit: u32, cap: &abi::kvm_enable_cap) -> Result<c_long> {
         let mut old = self.options.load(Relaxed);
         loop {
-            let new = if cap.args[0] != 0 { old | bit } else { old & !bit };
+            let new = if cap.args[0] != 0 {
+                old | bit
+            } else {
+                old & !bit
+            };
             match self.options.cmpxchg(old, new, Relaxed) {
                 Ok(_) => return Ok(0),
                 Err(now) => old = now,

@@ -9,7 +9,7 @@ use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::{Outcome, VcpuMemory};
 use crate::vm::Vm;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
-use irqchip::{Lapic, Now};
+use irqchip::{DeliveryMode, Lapic, Now};
 use kernel::prelude::*;
 use svm::dispatch::{FaultOutcome, Platform};
 use svm::exit::NestedError;
@@ -54,6 +54,8 @@ pub(crate) struct Parts {
     pub(crate) pic_in_user: bool,
     /// The interrupt of the VMM's PIC, with a LAPIC in the kernel (KVM_INTERRUPT).
     pub(crate) user_vector: Option<u8>,
+    /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
+    pub(crate) unhalted: bool,
     /// The vector of `deferred::EOI`.
     pub(crate) ended: u8,
     /// The VMM waits for an interrupt window (`request_interrupt_window`).
@@ -333,6 +335,23 @@ impl Platform for World<'_> {
 
     fn wbinvd(&mut self) {
         // No device reaches guest memory past the caches.
+    }
+
+    fn wake(&mut self, apic_id: u32) {
+        self.vm.mailboxes.each(|mailbox| {
+            if mailbox.apic().is_present() && mailbox.apic().id() == apic_id {
+                mailbox.ask(request::UNHALT);
+            }
+        });
+    }
+
+    fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
+        let interrupt = Interrupt {
+            mode: DeliveryMode::from_bits(message >> 8),
+            vector: message as u8,
+            level: false,
+        };
+        self.vm.mailboxes.deliver_set(lowest, set, &interrupt)
     }
 
     fn pv_wall_clock(&mut self, _value: u64) {

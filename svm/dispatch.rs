@@ -108,6 +108,16 @@ pub trait Platform: GuestMemory {
         let _ = (number, arguments);
         None
     }
+    /// The vCPU with this APIC ID need not stay halted.
+    fn wake(&mut self, apic_id: u32) {
+        let _ = apic_id;
+    }
+    /// Sends an interrupt to those whose APIC ID is `lowest` plus the number of a bit in `set`;
+    /// `message` has type and vector, as in the ICR. How many there are.
+    fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
+        let _ = (lowest, set, message);
+        0
+    }
     /// A machine check happened while the guest ran; it is the host's. The host's handler is to be
     /// called.
     fn machine_check(&mut self) {}

@@ -138,6 +138,10 @@ bitflags! {
         const NOP_IO_DELAY = 1 << 1;
         /// The clock at MSRs 4b56_4d00 and 4b56_4d01.
         const CLOCKSOURCE2 = 1 << 3;
+        /// The hypercall `KVM_HC_KICK_CPU` wakes a halted vCPU.
+        const UNHALT = 1 << 7;
+        /// The hypercall `KVM_HC_SEND_IPI`.
+        const SEND_IPI = 1 << 11;
         /// The clock is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
     }

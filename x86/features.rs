@@ -44,6 +44,8 @@ bitflags! {
         const PV_CLOCK = 1 << 27;
         const PV_CLOCK2 = 1 << 28;
         const XSAVES = 1 << 29;
+        const PV_UNHALT = 1 << 30;
+        const PV_SEND_IPI = 1 << 31;
     }
 }
 
@@ -258,5 +260,7 @@ fn pv(eax: u32) -> Feature {
     collect([
         (pv.contains(PvFeatures::CLOCKSOURCE), Feature::PV_CLOCK),
         (pv.contains(PvFeatures::CLOCKSOURCE2), Feature::PV_CLOCK2),
+        (pv.contains(PvFeatures::UNHALT), Feature::PV_UNHALT),
+        (pv.contains(PvFeatures::SEND_IPI), Feature::PV_SEND_IPI),
     ])
 }

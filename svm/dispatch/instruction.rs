@@ -218,12 +218,42 @@ pub(super) fn vmmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, S
     } else if number == VAPIC_POLL_IRQ {
         0
     } else {
-        guest
-            .platform
-            .hypercall(number, arguments)
-            .unwrap_or(NO_SUCH_CALL)
+        hypercall(guest, number, arguments, mask == LOW).unwrap_or(NO_SUCH_CALL)
     };
     guest.state.regs.set(gpr::RAX, result & mask);
     advance(guest, next);
     Ok(Action::Resume)
+}
+
+/// Hypercalls that do something; `None` if there is no such, or the guest's CPUID does not offer it.
+fn hypercall<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    number: u64,
+    arguments: [u64; 4],
+    narrow: bool,
+) -> Option<u64> {
+    /// `KVM_HC_KICK_CPU`: flags, APIC ID.
+    const KICK_CPU: u64 = 5;
+    /// `KVM_HC_SEND_IPI`: a set of APIC IDs in two words, the ID of its first bit, the ICR.
+    const SEND_IPI: u64 = 10;
+    /// `-KVM_EINVAL`
+    const INVALID: u64 = -22_i64 as u64;
+    /// The bits of the ICR that count: message type and vector (APM vol. 2, 16.5).
+    const MESSAGE: u64 = 0x7ff;
+    let [first, second, third, fourth] = arguments;
+    match number {
+        KICK_CPU if guest.state.features.has(Feature::PV_UNHALT) => {
+            guest.platform.wake(second as u32);
+            Some(0)
+        }
+        SEND_IPI if !guest.state.features.has(Feature::PV_SEND_IPI) => None,
+        SEND_IPI if fourth & !MESSAGE != 0 => Some(INVALID),
+        SEND_IPI => {
+            let set = u128::from(first) | u128::from(second) << if narrow { 32 } else { 64 };
+            let sent = guest.platform.send_ipis(third as u32, set, fourth as u32);
+            Some(u64::from(sent))
+        }
+        KICK_CPU => None,
+        _ => guest.platform.hypercall(number, arguments),
+    }
 }

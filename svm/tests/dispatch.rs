@@ -210,6 +210,43 @@ fn ends() {
 }
 
 #[test]
+fn paravirtual_interrupts() {
+    const KICK_CPU: u64 = 5;
+    const SEND_IPI: u64 = 10;
+    const SCHED_YIELD: u64 = 11;
+    let call = |machine: &mut Machine, number, arguments: [u64; 4]| {
+        set(machine, gpr::RAX, number);
+        for (reg, value) in [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI]
+            .into_iter()
+            .zip(arguments)
+        {
+            set(machine, reg, value);
+        }
+        machine.vmcb.set_rip(CODE);
+        assert_eq!(machine.exit(ExitCode::VMMCALL, 0, 0), Action::Resume);
+        machine.state.regs.get(gpr::RAX) as i32
+    };
+    let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
+    machine.state.features.set -= Feature::PV_UNHALT | Feature::PV_SEND_IPI;
+    for number in [KICK_CPU, SEND_IPI, SCHED_YIELD] {
+        assert_eq!(call(&mut machine, number, [0; 4]), -1000);
+    }
+    machine.state.features.set |= Feature::PV_UNHALT | Feature::PV_SEND_IPI;
+    assert_eq!(call(&mut machine, KICK_CPU, [0, 7, 0, 0]), 0);
+    assert_eq!(machine.world.woken, Some(7));
+    assert_eq!(call(&mut machine, SEND_IPI, [5, 1 << 63, 3, 0x441]), 3);
+    let set = 5 | 1 << 127;
+    assert_eq!(machine.world.ipis, Some((3, set, 0x441)));
+    // A destination, a shorthand.
+    assert_eq!(call(&mut machine, SEND_IPI, [5, 0, 3, 0x4_0041]), -22);
+    // Outside of 64-bit mode the words of the set have 32 bits.
+    let mut machine = Machine::real(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
+    machine.state.features.set |= Feature::PV_SEND_IPI;
+    assert_eq!(call(&mut machine, SEND_IPI, [1, 1, 0, 0x41]), 2);
+    assert_eq!(machine.world.ipis, Some((0, 1 | 1 << 32, 0x41)));
+}
+
+#[test]
 fn hypercalls() {
     let call = |machine: &mut Machine, number, cpl| {
         set(machine, gpr::RAX, number);

@@ -44,6 +44,8 @@ pub struct World {
     pub wbinvds: u32,
     pub pauses: u32,
     pub machine_checks: u32,
+    pub woken: Option<u32>,
+    pub ipis: Option<(u32, u128, u32)>,
     pub cr8: Option<(u8, u8)>,
     pub set_tpr: bool,
     pub reads: u32,
@@ -66,6 +68,8 @@ impl Default for World {
             wbinvds: 0,
             pauses: 0,
             machine_checks: 0,
+            woken: None,
+            ipis: None,
             cr8: None,
             set_tpr: false,
             reads: 0,
@@ -225,6 +229,13 @@ impl Platform for World {
     fn pv_system_time(&mut self, _value: u64) {}
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
         (number == 42).then(|| arguments.iter().sum())
+    }
+    fn wake(&mut self, apic_id: u32) {
+        self.woken = Some(apic_id);
+    }
+    fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
+        self.ipis = Some((lowest, set, message));
+        set.count_ones()
     }
     fn machine_check(&mut self) {
         self.machine_checks += 1;

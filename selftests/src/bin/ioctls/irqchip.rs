@@ -45,7 +45,7 @@ fn has(path: &str, capability: u32) -> Result<bool, String> {
 
 const NO_IRQCHIP: &str = "the device has no in-kernel interrupt controllers";
 
-fn enable_split(vm: &Handle, pins: u64) -> Answer {
+pub(crate) fn enable_split(vm: &Handle, pins: u64) -> Answer {
     let mut cap = kvm_enable_cap {
         cap: KVM_CAP_SPLIT_IRQCHIP,
         ..Default::default()
@@ -266,7 +266,7 @@ fn no_interrupt(path: &str) -> Result<(), String> {
 }
 
 /// `KVM_SET_GSI_ROUTING` with these entries.
-fn route(vm: &Handle, flags: u32, entries: &[kvm_irq_routing_entry]) -> Answer {
+pub(crate) fn route(vm: &Handle, flags: u32, entries: &[kvm_irq_routing_entry]) -> Answer {
     #[repr(C)]
     struct Table {
         count: u32,
@@ -283,7 +283,7 @@ fn route(vm: &Handle, flags: u32, entries: &[kvm_irq_routing_entry]) -> Answer {
     unsafe { vm.raw(number::SET_GSI_ROUTING, (&raw const table) as usize) }
 }
 
-fn msi_route(gsi: u32, vector: u32) -> kvm_irq_routing_entry {
+pub(crate) fn msi_route(gsi: u32, vector: u32) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
@@ -297,7 +297,7 @@ fn msi_route(gsi: u32, vector: u32) -> kvm_irq_routing_entry {
     entry
 }
 
-fn pin_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
+pub(crate) fn pin_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,
@@ -460,7 +460,7 @@ fn msi(path: &str) -> Result<(), String> {
     refused("flags", send(0xfee0_0000, 0x41, 0x100), libc::EINVAL)
 }
 
-fn vm_msi(vm: &Handle, address_lo: u32, data: u32, flags: u32) -> Answer {
+pub(crate) fn vm_msi(vm: &Handle, address_lo: u32, data: u32, flags: u32) -> Answer {
     vm.set(
         number::SIGNAL_MSI,
         &kvm_msi {

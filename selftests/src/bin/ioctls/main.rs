@@ -6,6 +6,7 @@
 mod bare;
 mod events;
 mod extensions;
+mod interrupts;
 mod irqchip;
 mod pointers;
 mod slots;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 9] = [
+    let groups: [&[Test]; 10] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         state::TESTS,
         events::TESTS,
         irqchip::TESTS,
+        interrupts::TESTS,
         time::TESTS,
         pointers::TESTS,
     ];
