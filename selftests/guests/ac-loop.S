@@ -4,6 +4,7 @@
 // stack. The VMM can still interrupt it.
 // mode: long64
 // limit: 500
+// bug: bochs-ac-delivery
 #include "long64.inc"
     interrupts
     mov %cr0, %rax

@@ -2,6 +2,7 @@
 //
 // Into protected mode with paging and back, in every step that start-up code makes.
 // mode: real16
+// bug: bochs-tss-long-mode
 #define __ax eax
 #include "report.inc"
 .code16

@@ -50,10 +50,12 @@
     report %r15d
     say cr4
     mov %cr4, %rax
+    and $~0x40, %rax            // MCE has a test of its own
     report_eax
     or $4, %rax                 // TSD
     mov %rax, %cr4
     mov %cr4, %r8
+    and $~0x40, %r8
     report %r8d
     xor $4, %r8
     mov %r8, %cr4

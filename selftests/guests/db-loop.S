@@ -5,6 +5,7 @@
 // mode: long64
 // limit: 500
 // bug: tcg-watchpoint-abort
+// bug: bochs-intr-masked
 #include "long64.inc"
     interrupts
     mov $handler, %eax

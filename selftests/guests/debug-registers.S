@@ -2,6 +2,7 @@
 //
 // MOV DR, breakpoints on data and code, single-stepping, and general detection.
 // mode: long64
+// bug: bochs-debug-trap
 #include "long64.inc"
     interrupts
     .macro dr6

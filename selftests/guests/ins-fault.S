@@ -3,6 +3,7 @@
 // REP INS into a page that is not mapped: the port is not read for an element that faults.
 // mode: long64
 // bug: kvm-ins-readahead
+// bug: bochs-cr2
 #include "long64.inc"
     interrupts
     map 0x1ff, 0

@@ -3,6 +3,7 @@
 // A guest that spins with interrupts off does not keep its VMM from interrupting it.
 // mode: long64
 // limit: 500
+// bug: bochs-intr-masked
 #include "long64.inc"
     cli
     report $1
