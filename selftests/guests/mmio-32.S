@@ -41,7 +41,7 @@
     mov $DATA16, %ax            // base 0, limit 64 KiB
     mov %ax, %es
     try movl $1, %es:(%ebx)
-    try mov %es:0xfffd, %eax
+    try mov %es:0xfffc, %eax    // just within it
     say null_segment
     xor %eax, %eax
     mov %ax, %es

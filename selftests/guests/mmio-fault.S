@@ -2,6 +2,7 @@
 //
 // The guest's own page faults while an instruction on memory that is not there is emulated.
 // mode: long64
+// bug: bochs-cr2
 #include "long64.inc"
     interrupts
     map 0x1ff, 0         // 0x3fe00000 is not mapped

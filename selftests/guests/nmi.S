@@ -3,6 +3,7 @@
 // NMIs: delivered with IF clear, held until IRET, one is kept while another is served.
 // mode: long64
 // irqchip: kernel
+// bug: bochs-nmi-injection
 #include "long64.inc"
     interrupts
     mov $nmi, %eax

@@ -2,6 +2,7 @@
 //
 // INS and OUTS with every operand and address size, repeated, backwards, and with a fault.
 // mode: long64
+// bug: bochs-cr2
 #include "long64.inc"
     .macro offset register
     lea -buffer(\register), %eax

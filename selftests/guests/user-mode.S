@@ -2,6 +2,7 @@
 //
 // User mode: SYSCALL and SYSRET, ports by the TSS's bitmap, and privileged instructions that fault.
 // mode: long64
+// bug: kvm-wbinvd-user
 #include "long64.inc"
     interrupts
     mov $0xc0000080, %ecx

@@ -140,6 +140,10 @@ pub(super) fn wbinvd<P: Platform>(
     guest: &mut Guest<'_, P>,
     opcode: Opcode,
 ) -> Result<Action, Stop> {
+    // The CPU looks first, but not every emulator.
+    if guest.cpl() != 0 {
+        return Err(Exception::GP0.into());
+    }
     skip(guest, opcode)?;
     guest.platform.wbinvd();
     Ok(Action::Resume)
