@@ -14,6 +14,7 @@ use crate::abi::{self, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, Arg};
 use crate::ffi::IrqLock;
 use crate::run_page::Page;
 use core::mem::size_of;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
@@ -53,6 +54,8 @@ pub(crate) struct Coalesced {
     /// The lock is also that of the ring's end.
     #[pin]
     zones: IrqLock<KVec<Zone>>,
+    /// There is one: spares the lock to guests without.
+    has_zones: AtomicBool,
 }
 
 impl Coalesced {
@@ -63,6 +66,7 @@ impl Coalesced {
             ring,
             changes <- kernel::new_mutex!(()),
             zones <- IrqLock::new(KVec::new()),
+            has_zones: AtomicBool::new(false),
         }))
     }
 
@@ -96,11 +100,16 @@ impl Coalesced {
         if self.zones.lock().len() >= MAX_ZONES {
             return Err(ENOSPC);
         }
-        self.zones.append(&zone).map(|()| 0)
+        self.zones.append(&zone)?;
+        self.has_zones.store(true, Relaxed);
+        Ok(0)
     }
 
     /// A write of the guest: whether it is in the ring now. Otherwise it is for the VMM.
     pub(crate) fn put(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
+        if !self.has_zones.load(Relaxed) {
+            return false;
+        }
         let zones = self.zones.lock();
         let length = data.len() as u64;
         length <= 8

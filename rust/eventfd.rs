@@ -13,6 +13,7 @@ use crate::ended::Resampler;
 use crate::ffi::{Eventfd, EventfdWaiter, Expire, IrqLock};
 use irqchip::lines::Source;
 use irqchip::routing::MAX_GSIS;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
@@ -117,6 +118,8 @@ pub(crate) struct Eventfds {
     changes: Mutex<()>,
     #[pin]
     doorbells: IrqLock<KVec<Arc<Doorbell>>>,
+    /// There is one: spares the lock to guests without.
+    has_doorbells: AtomicBool,
 }
 
 /// Most interrupt lines that are eventfds: more than any VM has interrupts.
@@ -131,6 +134,7 @@ impl Eventfds {
             irqfds <- kernel::new_mutex!(KVec::new()),
             changes <- kernel::new_mutex!(()),
             doorbells <- IrqLock::new(KVec::new()),
+            has_doorbells: AtomicBool::new(false),
         })
     }
 
@@ -250,6 +254,7 @@ impl Eventfds {
         let mut list = self.copy_doorbells()?;
         let mut new = KVec::new();
         make(&list, &mut new)?;
+        self.has_doorbells.store(!new.is_empty(), Relaxed);
         core::mem::swap(&mut *self.doorbells.lock(), &mut new);
         list.clear();
         Ok(0)
@@ -268,6 +273,9 @@ impl Eventfds {
 
     /// A write of the guest: whether it was for a doorbell.
     pub(crate) fn ring(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
+        if !self.has_doorbells.load(Relaxed) {
+            return false;
+        }
         let doorbells = self.doorbells.lock();
         let hit = doorbells
             .iter()

@@ -88,12 +88,16 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         if let Some(leave) = prepare(vcpu, inner)? {
             return Ok(leave);
         }
-        let (action, exit) = window(vcpu, inner)?;
-        let action = match (action, exit) {
-            (Action::NeedSleep, Some(exit)) => {
+        let action = match window(vcpu, inner)? {
+            None => {
+                ffi::yield_now();
+                continue;
+            }
+            Some(Action::NeedSleep) => {
+                let exit = Exit::decode(&inner.vmcb);
                 inner.with_guest(vcpu, true, |guest| dispatch::dispatch(guest, exit))
             }
-            (action, _) => action,
+            Some(action) => action,
         };
         if let Some(leave) = act(vcpu, inner, action)? {
             return Ok(leave);
@@ -145,8 +149,9 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
     Ok(None)
 }
 
-/// The guest in the CPU: from here on interrupts are off, until the last exit is decoded.
-fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<(Action, Option<Exit>)> {
+/// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
+/// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the VMCB.
+fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
     let host = host().ok_or(ENODEV)?;
     ffi::irq_disable();
     vcpu.mailbox.enter();
@@ -154,20 +159,17 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<(Action, Option<Exit>)> {
     let local = unsafe { host.local() };
     let result = match local {
         // The CPU is going offline or down. The thread will be moved, or it dies.
-        Some(local) if !local.is_on() => Ok((Action::Resume, None)),
+        Some(local) if !local.is_on() => Ok(None),
         Some(local) if !must_leave(vcpu) => {
             load(vcpu, inner, host, local);
             let result = turns(vcpu, inner, host);
             unload(inner, host, local);
             result
         }
-        _ => Ok((Action::Resume, None)),
+        _ => Ok(None),
     };
     vcpu.mailbox.leave();
     ffi::irq_enable();
-    if let Ok((Action::Resume, None)) = result {
-        ffi::yield_now();
-    }
     result
 }
 
@@ -182,7 +184,7 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 /// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as it
 /// is entered. So only what the handlers themselves may have caused is looked at: requests to this
 /// vCPU, and threads that they woke on this CPU.
-fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<Exit>)> {
+fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
     let tracing = ffi::tracing();
@@ -194,7 +196,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             inject::prepare(guest.vmcb, guest.state, guest.platform)
         });
         if entry == Entry::Shutdown {
-            return Ok((Action::User(UserExit::Shutdown), None));
+            return Ok(Some(Action::User(UserExit::Shutdown)));
         }
         if tracing && inner.vmcb.event_inj() != 0 {
             ffi::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
@@ -231,25 +233,25 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
         }
         match exit {
             // They are taken as soon as interrupts are on.
-            Exit::Intr | Exit::Smi | Exit::Init => return Ok((Action::Resume, Some(exit))),
+            Exit::Intr | Exit::Smi | Exit::Init => return Ok(Some(Action::Resume)),
             // Taken already, when GIF was set.
-            Exit::Nmi => return Ok((Action::Resume, Some(exit))),
+            Exit::Nmi => return Ok(Some(Action::Resume)),
             Exit::Exception {
                 vector: vector::MC, ..
             } => {
                 ffi::machine_check();
-                return Ok((Action::Resume, Some(exit)));
+                return Ok(Some(Action::Resume));
             }
             // They take locks whose holders may wait for this CPU to take an interrupt.
-            Exit::NestedFault { .. } => return Ok((Action::NeedSleep, Some(exit))),
+            Exit::NestedFault { .. } => return Ok(Some(Action::NeedSleep)),
             // The VMM waits for the window.
-            Exit::Vintr if inner.parts.user_window => return Ok((Action::Resume, Some(exit))),
+            Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
             _ => {}
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
         if matches!(exit, Exit::Pause) {
             // The guest waits for another of its CPUs, which may wait for this one.
-            return Ok((action, None));
+            return Ok((!matches!(action, Action::Resume)).then_some(action));
         }
         if !matches!(action, Action::Resume)
             || inner.parts.deferred != 0
@@ -257,7 +259,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<(Action, Option<
             || is_stale(inner, host, &exit)
             || (may_wake(&exit) && ffi::work_pending())
         {
-            return Ok((action, Some(exit)));
+            return Ok(Some(action));
         }
     }
 }
