@@ -65,11 +65,7 @@ impl Area {
     /// The registers of a new vCPU.
     pub(crate) fn new(layout: &Layout) -> Result<Self> {
         let lines = layout.area_size().div_ceil(size_of::<Line>());
-        let mut area = Self(KVec::from_elem(
-            Line([0; 64]),
-            lines,
-            GFP_KERNEL_ACCOUNT,
-        )?);
+        let mut area = Self(KVec::from_elem(Line([0; 64]), lines, GFP_KERNEL_ACCOUNT)?);
         xsave::reset(area.bytes_mut());
         Ok(area)
     }
@@ -153,12 +149,7 @@ pub(crate) fn exit(inner: &mut Inner, host: &HostState) {
         unsafe { ffi::xsetbv(host.xcr0) };
     }
     // SAFETY: The area has the size of these components.
-    unsafe {
-        ffi::fpu_exit(
-            inner.parts.fpu.0.as_mut_ptr().cast(),
-            host.layout.in_area(),
-        )
-    };
+    unsafe { ffi::fpu_exit(inner.parts.fpu.0.as_mut_ptr().cast(), host.layout.in_area()) };
 }
 
 /// The last thing before VMRUN.

@@ -5,9 +5,9 @@
 //! Interrupts are off from [`load`] to [`unload`].
 
 use crate::host::{Host, Local, MSR_TSC_AUX};
-use crate::{ffi, fpu};
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
+use crate::{ffi, fpu};
 use svm::asid;
 use svm::exit::Exit;
 use svm::state::VcpuState;

@@ -36,7 +36,7 @@ counters! {
     Cpuid = "exit_cpuid",
     Msr = "exit_msr",
     Io = "exit_io",
-    Halt = "exit_hlt",
+    Halt = "halt_exits",
     Pause = "exit_pause",
     NestedFault = "exit_nested_fault",
     Hypercall = "exit_hypercall",
@@ -93,7 +93,9 @@ impl Stats {
 
     /// The counter of this number.
     pub(crate) fn value(&self, counter: usize) -> u64 {
-        self.0.get(counter).map_or(0, |counter| counter.load(Relaxed))
+        self.0
+            .get(counter)
+            .map_or(0, |counter| counter.load(Relaxed))
     }
 
     fn show(&self, id: u32, file: &SeqFile) {

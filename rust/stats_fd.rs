@@ -80,8 +80,9 @@ impl StatsFd {
         }
         put(&padded(self.name.to_bytes()))?;
         for (i, name) in NAMES.iter().enumerate() {
-            const FLAGS: u32 =
-                abi::KVM_STATS_TYPE_CUMULATIVE | abi::KVM_STATS_UNIT_NONE | abi::KVM_STATS_BASE_POW10;
+            const FLAGS: u32 = abi::KVM_STATS_TYPE_CUMULATIVE
+                | abi::KVM_STATS_UNIT_NONE
+                | abi::KVM_STATS_BASE_POW10;
             // Flags, exponent 0 and one word, offset, no buckets.
             put(&FLAGS.to_ne_bytes())?;
             put(&0_u16.to_ne_bytes())?;

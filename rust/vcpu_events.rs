@@ -76,11 +76,7 @@ pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> abi::kvm_vcpu_events {
     out
 }
 
-pub(crate) fn set_events(
-    vcpu: &Vcpu,
-    inner: &mut Inner,
-    new: &abi::kvm_vcpu_events,
-) -> Result {
+pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_events) -> Result {
     let mut known = abi::KVM_VCPUEVENT_VALID_NMI_PENDING
         | abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | abi::KVM_VCPUEVENT_VALID_SHADOW;

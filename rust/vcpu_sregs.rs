@@ -110,7 +110,10 @@ pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> abi::kvm_sregs2 {
     if read.is_ok() {
         sregs.flags = u64::from(abi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
         for (entry, bytes) in sregs.pdptrs.iter_mut().zip(table.chunks_exact(8)) {
-            *entry = bytes.iter().rev().fold(0, |all, b| all << 8 | u64::from(*b));
+            *entry = bytes
+                .iter()
+                .rev()
+                .fold(0, |all, b| all << 8 | u64::from(*b));
         }
     }
     sregs

@@ -176,7 +176,6 @@ impl Caps {
     /// Bytes of an XSAVE area with nothing but x87, SSE and the header.
     pub const XSAVE_LEGACY_SIZE: u32 = 576;
 
-
     fn has_xcr0(&self, bits: u64) -> bool {
         self.xcr0 & bits == bits
     }

@@ -450,7 +450,12 @@ fn protection_keys() {
         mem.put(0x4000, PAGE | key << 59 | P | RW | US);
         mem.put(0x4008, PAGE | key << 59 | P | RW);
         for (rights, cpl, wp) in (0..4_u32).flat_map(|rights| {
-            [(rights, 0, true), (rights, 0, false), (rights, 3, true), (rights, 3, false)]
+            [
+                (rights, 0, true),
+                (rights, 0, false),
+                (rights, 3, true),
+                (rights, 3, false),
+            ]
         }) {
             let mut state = PagingState {
                 cpl,
@@ -476,7 +481,10 @@ fn protection_keys() {
                 if !user {
                     assert!(walk(&mut mem, &state, 0x1000, access).is_ok());
                 }
-                let off = PagingState { cr4: Cr4::PAE, ..state };
+                let off = PagingState {
+                    cr4: Cr4::PAE,
+                    ..state
+                };
                 assert!(walk(&mut mem, &off, 0, access).is_ok());
             }
         }

@@ -95,11 +95,8 @@ fn eoi(path: &str) -> Result<(), String> {
         equal("the reason", bare.exit(), Ok(KVM_EXIT_IOAPIC_EOI))?;
         let shared = bare.vcpu.shared();
         // SAFETY: The exit reason says which part of the union is meant.
-        equal(
-            "the vector",
-            unsafe { shared.__bindgen_anon_1.eoi.vector },
-            0x41,
-        )?;
+        let vector = unsafe { shared.__bindgen_anon_1.eoi.vector };
+        equal("the vector", vector, 0x41)?;
     }
     Ok(())
 }
