@@ -46,8 +46,8 @@ pub struct Guest {
     pub limit: u64,
     /// Whether the guest goes on after a HLT that came to this program.
     pub after_hlt: bool,
-    /// A feature of CPUID leaf 1 that the guest is about: the bit of ECX.
-    pub feature: Option<u32>,
+    /// A feature that the guest is about: the CPUID leaf, and the bit of ECX.
+    pub feature: Option<(u32, u32)>,
     /// A read-only slot at [`crate::machine::ROM`].
     pub rom: bool,
     /// Known bugs of emulators that may make it fail; see the file `excuses`.
@@ -95,8 +95,9 @@ impl Guest {
             ("irqchip", "split") => self.irqchip = Irqchip::Split,
             ("irqchip", "kernel") => self.irqchip = Irqchip::Kernel,
             ("pit", "yes") => self.pit = true,
-            ("feature", "xsave") => self.feature = Some(26),
-            ("feature", "avx") => self.feature = Some(28),
+            ("feature", "xsave") => self.feature = Some((1, 26)),
+            ("feature", "avx") => self.feature = Some((1, 28)),
+            ("feature", "pku") => self.feature = Some((7, 3)),
             ("rom", "yes") => self.rom = true,
             ("after-hlt", "continue") => self.after_hlt = true,
             ("cpus", count) => self.cpus = number(key, count)?,

@@ -136,6 +136,9 @@ pub mod number {
     pub const SET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe1);
     pub const GET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe2);
     pub const HAS_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe3);
+    pub const GET_SREGS2: Number = Number::get::<Sregs2>(0xcc);
+    pub const SET_SREGS2: Number = Number::set::<Sregs2>(0xcd);
+    pub const GET_XSAVE2: Number = Number::get::<Xsave>(0xcf);
     pub const SIGNAL_MSI: Number = Number::set::<kvm_msi>(0xa5);
 }
 
@@ -228,6 +231,24 @@ impl Default for Xsave {
     fn default() -> Self {
         Self([0; 1024])
     }
+}
+
+/// `struct kvm_sregs2`.
+#[allow(missing_docs)] // The names are those of the KVM API's documentation.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Sregs2 {
+    pub segments: [kvm_segment; 8],
+    pub tables: [kvm_dtable; 2],
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cr8: u64,
+    pub efer: u64,
+    pub apic_base: u64,
+    pub flags: u64,
+    pub pdptrs: [u64; 4],
 }
 
 /// The entries of `KVM_GET_SUPPORTED_CPUID`.

@@ -122,19 +122,22 @@ pub fn missing(device: &Handle, guest: &Guest) -> Option<&'static str> {
         Some("the device has no in-kernel PIT")
     } else if guest.rom && !has(KVM_CAP_READONLY_MEM) {
         Some("the device has no read-only slots")
-    } else if guest.feature.is_some_and(|bit| !offers(device, bit)) {
+    } else if guest
+        .feature
+        .is_some_and(|(leaf, bit)| !offers(device, leaf, bit))
+    {
         Some("the device does not offer the feature that this is about")
     } else {
         None
     }
 }
 
-/// Whether this bit of ECX of CPUID leaf 1 is offered.
-pub fn offers(device: &Handle, bit: u32) -> bool {
+/// Whether this bit of ECX of this CPUID leaf is offered.
+pub fn offers(device: &Handle, function: u32, bit: u32) -> bool {
     let entries = supported_cpuid(device).unwrap_or_default();
     entries
         .iter()
-        .any(|leaf| leaf.function == 1 && leaf.ecx >> bit & 1 != 0)
+        .any(|leaf| leaf.function == function && leaf.index == 0 && leaf.ecx >> bit & 1 != 0)
 }
 
 impl Machine {

@@ -11,9 +11,11 @@ mod irqchip;
 mod pointers;
 mod slots;
 mod state;
+mod sync;
 mod system;
 mod time;
 mod vm;
+mod xstate;
 
 use std::process::ExitCode;
 
@@ -42,13 +44,15 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 10] = [
+    let groups: [&[Test]; 12] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
         slots::TESTS,
         state::TESTS,
+        xstate::TESTS,
         events::TESTS,
+        sync::TESTS,
         irqchip::TESTS,
         interrupts::TESTS,
         time::TESTS,

@@ -367,7 +367,7 @@ fn xsave(path: &str) -> Result<(), String> {
 
 fn xcrs(path: &str) -> Result<(), String> {
     let (device, vcpu) = vcpu(path)?;
-    if device.extension(KVM_CAP_XCRS) == 0 || !selftests::machine::offers(&device, 26) {
+    if device.extension(KVM_CAP_XCRS) == 0 || !selftests::machine::offers(&device, 1, 26) {
         return skipped("the device has no XCR0");
     }
     let reset: kvm_xcrs = vcpu.get(number::GET_XCRS)?;
