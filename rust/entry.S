@@ -2,8 +2,8 @@
 /*
  * The world switch: APM vol. 2, 15.5 (VMRUN), 15.14 (VMLOAD, VMSAVE), 15.17 (GIF).
  *
- *   clgi ─ vmsave host ─ vmload guest ─ registers ─ VMRUN ─ vmsave guest ─ registers ─ vmload host ─ stgi
- *   └────────────────────────── no interrupt, NMI, SMI or #MC can arrive ───────────────────────────┘
+ *   clgi ─ vmload guest ─ registers ─ VMRUN ─ vmsave guest ─ registers ─ vmload host ─ stgi
+ *   └─────────────── no interrupt, NMI, SMI or #MC can arrive ───────────────────────────┘
  *
  * Between #VMEXIT and the host's VMLOAD the GS base is the guest's: no per-CPU access, no call.
  * Every SVM instruction has an exception-table entry: a panic or a reboot on another CPU may have
@@ -32,7 +32,7 @@
  * int pacifica_vmrun(u64 vmcb, u64 host_save, u64 gpr[16])
  *
  * vmcb       RDI: physical address of the guest's VMCB; RAX and RSP of the guest are in it
- * host_save  RSI: physical address of a page for the host's VMSAVE state
+ * host_save  RSI: physical address of the page with the host's VMSAVE state (pacifica_save_host)
  * gpr        RDX: the guest's general-purpose registers, all but RAX and RSP
  *
  * Interrupts are off. Returns 0 after a #VMEXIT, -EIO if the CPU refused an SVM instruction.
@@ -47,17 +47,15 @@ SYM_FUNC_START(pacifica_vmrun)
 	push	%rsi			/* 8(%rsp): the host's save page */
 	push	%rdx			/* 0(%rsp): the registers */
 
-	mov	%rsi, %rax
 1:	clgi
 	/*
 	 * With GIF clear nothing arrives yet; IF must be set, or a physical interrupt would not
 	 * end the guest (APM vol. 2, 15.21.1).
 	 */
 	sti
-2:	vmsave	%rax
 
 	mov	%rdi, %rax
-3:	vmload	%rax
+2:	vmload	%rax
 
 	mov	GPR_RCX(%rdx), %rcx
 	mov	GPR_RBX(%rdx), %rbx
@@ -77,9 +75,9 @@ SYM_FUNC_START(pacifica_vmrun)
 	/* Nothing of the host may stay in the CPU's buffers (TSA). Clobbers ZF. */
 	ALTERNATIVE "", "verw pacifica_verw_selector(%rip)", X86_FEATURE_CLEAR_CPU_BUF_VM
 
-4:	vmrun	%rax
+3:	vmrun	%rax
 	/* #VMEXIT gives back RAX, RSP and RIP of the host (APM vol. 2, 15.6). */
-5:	vmsave	%rax
+4:	vmsave	%rax
 
 	mov	(%rsp), %rax
 	mov	%rcx, GPR_RCX(%rax)
@@ -98,7 +96,7 @@ SYM_FUNC_START(pacifica_vmrun)
 	mov	%r15, GPR(15)(%rax)
 
 	mov	8(%rsp), %rax
-6:	vmload	%rax
+5:	vmload	%rax
 
 	/* No return before the return predictors are the host's again. */
 	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
@@ -129,8 +127,8 @@ SYM_FUNC_START(pacifica_vmrun)
 	xor	%r14d, %r14d
 	xor	%r15d, %r15d
 	cli
-7:	stgi
-8:
+6:	stgi
+7:
 	add	$16, %rsp
 	pop	%rbx
 	pop	%r12
@@ -154,8 +152,7 @@ SYM_FUNC_START(pacifica_vmrun)
 	_ASM_EXTABLE(3b, .Lrefused)
 	_ASM_EXTABLE(4b, .Lrefused)
 	_ASM_EXTABLE(5b, .Lrefused)
-	_ASM_EXTABLE(6b, .Lrefused)
-	_ASM_EXTABLE(7b, 8b)
+	_ASM_EXTABLE(6b, 7b)
 SYM_FUNC_END(pacifica_vmrun)
 
 .section .rodata

@@ -22,6 +22,7 @@ use kernel::types::Opaque;
 
 #[expect(improper_ctypes, reason = "kernel structures with empty lock classes")]
 extern "C" {
+    fn pacifica_save_host(page: u64);
     fn pacifica_enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> c_int;
     fn pacifica_guest_timing_enter();
     fn pacifica_guest_timing_exit();
@@ -125,6 +126,17 @@ extern "C" {
     fn pacifica_spin_unlock(lock: *mut bindings::raw_spinlock_t, flags: c_ulong);
 }
 
+/// Saves the host's state that an exit brings back. It holds as long as interrupts stay off.
+///
+/// # Safety
+///
+/// `page` is the physical address of a page which nobody else uses on this CPU.
+#[inline]
+pub(crate) unsafe fn save_host(page: u64) {
+    // SAFETY: As promised by the caller; VMSAVE writes to this page only.
+    unsafe { pacifica_save_host(page) };
+}
+
 /// Runs the guest until its next #VMEXIT. Interrupts must be off.
 ///
 /// # Errors
@@ -134,8 +146,8 @@ extern "C" {
 /// # Safety
 ///
 /// `vmcb` is the physical address of a VMCB whose controls keep the guest away from the host
-/// (`svm::intercept` and the permission maps), `host_save` that of a page which nobody else uses
-/// on this CPU, and `gpr` points to sixteen registers.
+/// (`svm::intercept` and the permission maps), `host_save` that of a page with what [`save_host`]
+/// has saved since interrupts were turned off, and `gpr` points to sixteen registers.
 #[inline]
 pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> Result {
     // SAFETY: As promised by the caller.

@@ -44,6 +44,16 @@
 
 /* ---- the world switch ---------------------------------------------------------------------- */
 
+/*
+ * Saves what VMLOAD brings back after each #VMEXIT: FS, GS, TR, LDTR, the system call MSRs. As long
+ * as interrupts are off none of it changes, so once is enough for many entries. If SVM was taken
+ * away, the entry is refused, too.
+ */
+void pacifica_save_host(u64 page)
+{
+	asm volatile("1: vmsave %0\n2:\n" _ASM_EXTABLE(1b, 2b) : : "a" (page) : "memory");
+}
+
 noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
 {
 	int ret;

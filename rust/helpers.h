@@ -29,6 +29,7 @@ int pacifica_stats_show(struct seq_file *file, void *unused);
 void *pacifica_debugfs_dir(const char *name);
 void *pacifica_debugfs_file(void *dir, const char *name, void *stats);
 void pacifica_debugfs_remove(void *entry);
+void pacifica_save_host(u64 page);
 int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr);
 void pacifica_guest_timing_enter(void);
 void pacifica_guest_timing_exit(void);

@@ -188,6 +188,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
     let tracing = ffi::tracing();
+    // SAFETY: The page is this CPU's, and interrupts are off.
+    unsafe { ffi::save_host(save) };
     loop {
         if let Some(lapic) = &inner.parts.lapic {
             inner.vmcb.set_v_tpr(lapic.cr8() as u8);
@@ -204,7 +206,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         fpu::pkru_enter(inner);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
-        // this CPU's, and interrupts are off.
+        // this CPU's, was filled above, and interrupts are off.
         let entered = unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) };
         fpu::pkru_exit(inner);
         if let Err(error) = entered {
