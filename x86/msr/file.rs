@@ -140,7 +140,7 @@ impl MsrFile {
             misc_enable: MISC_ENABLE_PMU,
             platform_info: 0,
             patch_level: PATCH_LEVEL_RESET,
-            hwcr: 0,
+            hwcr: HWCR_TSC_FREQ_SEL,
             de_cfg: 0,
         }
     }
