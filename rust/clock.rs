@@ -31,6 +31,8 @@ struct State {
     base: Base,
     /// The TSC offset of new vCPUs, and of those whose TSC is set to nearly the same.
     tsc_offset: u64,
+    /// What of [`host::tsc_lost`] is in it already.
+    tsc_lost: u64,
     /// The VMM has set the TSC.
     tsc_is_set: bool,
 }
@@ -75,6 +77,19 @@ impl State {
         }
         self.base
     }
+
+    /// The TSC offset, with what the host's TSC has lost since it was set.
+    fn tsc_offset(&mut self) -> u64 {
+        let lost = host::tsc_lost();
+        let more = lost.wrapping_sub(self.tsc_lost);
+        self.set_tsc_offset(self.tsc_offset.wrapping_add(more));
+        self.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        self.tsc_lost = host::tsc_lost();
+    }
 }
 
 impl VmClock {
@@ -84,6 +99,7 @@ impl VmClock {
         let state = State {
             base,
             tsc_offset: base.tsc.wrapping_neg(),
+            tsc_lost: host::tsc_lost(),
             tsc_is_set: false,
         };
         pin_init!(Self { state <- IrqLock::new(state) })
@@ -91,13 +107,13 @@ impl VmClock {
 
     /// The TSC offset of a new vCPU: all begin together.
     pub(crate) fn tsc_offset(&self) -> u64 {
-        self.state.lock().tsc_offset
+        self.state.lock().tsc_offset()
     }
 
     /// The VMM sets a vCPU's TSC offset, and the coming ones follow.
     pub(crate) fn set_tsc_offset(&self, offset: u64) {
         let mut state = self.state.lock();
-        state.tsc_offset = offset;
+        state.set_tsc_offset(offset);
         state.tsc_is_set = true;
     }
 
@@ -107,13 +123,13 @@ impl VmClock {
     pub(crate) fn sync_tsc(&self, value: u64, offset: u64) -> u64 {
         let second = u64::from(ffi::tsc_khz()).wrapping_mul(1000);
         let mut state = self.state.lock();
-        let ahead = offset.wrapping_sub(state.tsc_offset);
+        let ahead = offset.wrapping_sub(state.tsc_offset());
         let near = ahead.wrapping_add(second) < second.wrapping_mul(2);
         if value != 0 && !(state.tsc_is_set && near) {
-            state.tsc_offset = offset;
+            state.set_tsc_offset(offset);
             state.tsc_is_set = true;
         }
-        state.tsc_offset
+        state.tsc_offset()
     }
 
     /// The guest's nanoseconds.
@@ -192,15 +208,32 @@ pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> R
     Ok(())
 }
 
-/// The host was suspended: the guest's TSC goes on from where it was.
+/// The host was suspended: the guest's TSC goes on from where it was, and its clock has another base,
+/// even if the TSC did not stop.
 #[cold]
 pub(crate) fn after_suspend(inner: &mut Inner) {
     let lost = host::tsc_lost();
     let more = lost.wrapping_sub(inner.tsc_lost);
-    inner.tsc_lost = lost;
+    (inner.tsc_lost, inner.resumes) = (lost, host::resumes());
+    inner.last_tsc = 0;
     let offset = inner.vmcb.tsc_offset().wrapping_add(more);
     inner.vmcb.set_tsc_offset(offset);
     touch_time(inner);
+}
+
+/// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before it
+/// runs. Its own TSC does not go back. Interrupts are off.
+pub(crate) fn is_elsewhere(inner: &mut Inner) -> bool {
+    let cpu = ffi::cpu();
+    if ffi::tsc_stable() || inner.clock_cpu == cpu {
+        return false;
+    }
+    inner.clock_cpu = cpu;
+    let back = inner.last_tsc.saturating_sub(ffi::rdtsc());
+    let offset = inner.vmcb.tsc_offset().wrapping_add(back);
+    inner.vmcb.set_tsc_offset(offset);
+    touch_time(inner);
+    true
 }
 
 /// Nanoseconds in so many ticks of the TSC.
@@ -221,7 +254,12 @@ pub(crate) fn pause_notice(inner: &mut Inner) -> Result<c_long> {
 /// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
 /// as on any write to an address without memory.
 pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
+    let cpu = ffi::cpu();
     let base = vcpu.vm.clock.state.lock().base();
+    if ffi::cpu() != cpu || inner.clock_cpu != cpu {
+        // The base is of another TSC.
+        inner.clock_cpu = u32::MAX;
+    }
     let at = inner.state.msrs.pv_system_time;
     if at & SYSTEM_TIME_ON != 0 {
         inner.parts.clock_version = inner.parts.clock_version.wrapping_add(2) & !1;

@@ -306,13 +306,13 @@ static TSC_AT_REST: Atomic<u64> = Atomic::new(0);
 static TSC_LOST: Atomic<u64> = Atomic::new(0);
 
 /// How often the host was suspended.
+#[inline]
 pub(crate) fn resumes() -> u32 {
     RESUMES.load(Relaxed)
 }
 
 /// By how much the TSC offset of a guest that lives since the module was loaded must have grown, so
 /// that the guest's TSC never goes back.
-#[inline]
 pub(crate) fn tsc_lost() -> u64 {
     TSC_LOST.load(Relaxed)
 }

@@ -12,19 +12,13 @@ use svm::asid;
 use svm::exit::Exit;
 use svm::state::VcpuState;
 use svm::vmcb::TlbControl;
-use x86::features::Feature;
 
 /// Whether the handler changed what [`load`] has put into the CPU.
 pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
     match exit {
         Exit::Dr(_) => true,
         Exit::Xsetbv | Exit::Cr(_) => fpu::is_stale(inner, &host.fpu),
-        Exit::Msr { write } => {
-            *write
-                && inner
-                    .tsc_aux
-                    .is_some_and(|aux| aux != inner.state.msrs.tsc_aux)
-        }
+        Exit::Msr { write } => *write && inner.tsc_aux != inner.state.msrs.tsc_aux,
         _ => false,
     }
 }
@@ -67,13 +61,11 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
             control
         });
 
-    inner.tsc_aux = uses_tsc_aux(inner).then_some(inner.state.msrs.tsc_aux);
-    if inner
-        .tsc_aux
-        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
-    {
+    // Even for a guest that does not have it: RDPID reads it whatever CPUID says.
+    inner.tsc_aux = inner.state.msrs.tsc_aux;
+    if u64::from(inner.tsc_aux) != local.tsc_aux {
         // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
-        let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.state.msrs.tsc_aux)) };
+        let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.tsc_aux)) };
     }
     let guest = VcpuState::breakpoints_enabled(&inner.vmcb).then_some(&inner.state.db);
     ffi::debug_enter(guest, &mut inner.host_breakpoints);
@@ -86,12 +78,12 @@ pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
     keep_flush(inner, local);
     fpu::exit(inner, &host.fpu);
     ffi::debug_exit(&inner.host_breakpoints);
-    if inner
-        .tsc_aux
-        .is_some_and(|aux| u64::from(aux) != local.tsc_aux)
-    {
+    if u64::from(inner.tsc_aux) != local.tsc_aux {
         // SAFETY: The host's own value.
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
+    }
+    if !ffi::tsc_stable() {
+        inner.last_tsc = ffi::rdtsc();
     }
     ffi::guest_was_here();
     ffi::guest_timing_exit();
@@ -110,8 +102,4 @@ fn keep_flush(inner: &mut Inner, local: &mut Local) {
         inner.parts.deferred |= deferred::FLUSH;
     }
     inner.vmcb.set_tlb_control(TlbControl::Nothing);
-}
-
-fn uses_tsc_aux(inner: &Inner) -> bool {
-    inner.state.features.has(Feature::RDTSCP) || inner.state.features.has(Feature::RDPID)
 }

@@ -12,6 +12,7 @@
 //! ```
 
 use crate::abi;
+use crate::clock;
 use crate::ffi;
 use crate::fpu;
 use crate::host::{host, Host};
@@ -160,6 +161,7 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
     let result = match local {
         // The CPU is going offline or down. The thread will be moved, or it dies.
         Some(local) if !local.is_on() => Ok(None),
+        Some(_) if clock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
         Some(local) if !must_leave(vcpu) => {
             load(vcpu, inner, host, local);
             let result = turns(vcpu, inner, host);

@@ -6,7 +6,7 @@ use crate::abi::{self, Arg};
 use crate::device::FileObject;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::fpu;
-use crate::host::{host, tsc_lost};
+use crate::host::{host, resumes, tsc_lost};
 use crate::kick::Mailbox;
 use crate::memory::VcpuMemory;
 use crate::run_page::RunPage;
@@ -62,8 +62,8 @@ pub(crate) struct Inner {
     pub(crate) cpu: u32,
     /// Debug registers of the host, while the guest is in the CPU.
     pub(crate) host_breakpoints: HostDebug,
-    /// TSC_AUX of the guest, while it is in the CPU and the guest can read it.
-    pub(crate) tsc_aux: Option<u32>,
+    /// TSC_AUX of the guest, while it is in the CPU.
+    pub(crate) tsc_aux: u32,
     /// Extended state that is the guest's, while it is in the CPU.
     pub(crate) reach: fpu::Reach,
     /// PKRU of the host meanwhile.
@@ -74,6 +74,12 @@ pub(crate) struct Inner {
     pub(crate) has_run: bool,
     /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
     pub(crate) tsc_lost: u64,
+    /// How often the host had been suspended when the clock was computed.
+    pub(crate) resumes: u32,
+    /// Where the CPUs' TSCs differ: the CPU whose TSC the guest's time is computed from.
+    pub(crate) clock_cpu: u32,
+    /// Likewise: the host's TSC when the guest was last in a CPU.
+    pub(crate) last_tsc: u64,
 }
 
 impl Inner {
@@ -167,12 +173,15 @@ impl Vcpu {
             asid: None,
             cpu: u32::MAX,
             host_breakpoints: HostDebug::default(),
-            tsc_aux: None,
+            tsc_aux: 0,
             reach: fpu::Reach::default(),
             host_pkru: 0,
             signal_mask: None,
             has_run: false,
-            tsc_lost: crate::host::tsc_lost(),
+            tsc_lost: tsc_lost(),
+            resumes: resumes(),
+            clock_cpu: u32::MAX,
+            last_tsc: 0,
         };
         let target: *const Mailbox = &*mailbox;
         let timer = KBox::pin_init(
@@ -204,7 +213,7 @@ impl Vcpu {
     fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
         let mut inner = self.inner.lock()?;
         let inner = &mut *inner;
-        if inner.tsc_lost != tsc_lost() {
+        if inner.resumes != resumes() {
             clock::after_suspend(inner);
         }
         match cmd {

@@ -85,7 +85,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     }
     let offered = Features::offered(&mut ffi::cpuid, &caps());
     let features = Features::new(&entries, &offered);
-    inner.state.features = features;
+    inner.state.set_features(&mut inner.vmcb, features);
     inner.parts.physical_bits = features.max_phys_bits;
     inner.parts.has_x2apic = features.has(Feature::X2APIC);
     inner.parts.cpuid = entries;

@@ -36,7 +36,7 @@ pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
             arg.read_bytes(&mut image)?;
             inner.state.pkru = host
                 .layout
-                .import(area.bytes_mut(), &image, host.mxcsr_mask)
+                .import(area.bytes_mut(), inner.state.pkru, &image, host.mxcsr_mask)
                 .ok_or(EINVAL)?;
             Ok(())
         }

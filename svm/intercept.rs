@@ -162,7 +162,8 @@ impl Intercepts {
     /// What every guest exits for. What is absent is as deliberate as what is there:
     ///
     /// - CR3, INVLPG, INVPCID, CR2: nested paging makes them the guest's own business.
-    /// - RDTSC, RDTSCP: TSC_OFFSET does the work, and the host switches TSC_AUX.
+    /// - RDTSC, and RDTSCP if the guest has it (`state.rs`): TSC_OFFSET does the work, and the
+    ///   host switches TSC_AUX.
     /// - Reads of DR6 and DR7 and writes of DR6: the VMCB holds them.
     /// - #UD, #GP, #PF, #BP: the guest handles its own; nothing of ours rests on them.
     /// - Descriptor-table reads and writes, PUSHF, POPF, INTn, ICEBP: no use for them.

@@ -7,7 +7,7 @@ use crate::features::SvmFeatures;
 use crate::io::IoState;
 use crate::vmcb::Vmcb;
 use x86::decode::Insn;
-use x86::features::Features;
+use x86::features::{Feature, Features};
 use x86::msr::MsrFile;
 use x86::regs::{gpr, Cr0, Cr4, GuestRegs, SegReg};
 
@@ -114,10 +114,21 @@ impl VcpuState {
         // In steps: the whole value twice would be much for a kernel's stack.
         let features = self.features;
         *self = Self::new();
-        self.features = features;
         self.regs.set(gpr::RDX, u64::from(signature));
         vmcb.reset(host);
+        self.set_features(vmcb, features);
         set_hidden_intercepts(vmcb, self);
+    }
+
+    /// What the guest's CPUID offers is `features` from now on. RDTSCP is undefined without its bit,
+    /// which the CPU does not know; RDPID cannot be intercepted.
+    pub fn set_features(&mut self, vmcb: &mut Vmcb, features: Features) {
+        use crate::intercept::Word4;
+        self.features = features;
+        vmcb.update_intercepts(|intercepts| {
+            let has = features.has(Feature::RDTSCP);
+            intercepts.word4.set(Word4::RDTSCP, !has);
+        });
     }
 
     /// INIT: as RESET, but the FPU, XCR0, most MSRs, CR0.CD and CR0.NW stay (APM vol. 2, table

@@ -126,8 +126,9 @@ impl Layout {
     /// `KVM_SET_XSAVE`: fills an area from the VMM's image, and answers PKRU. `None`, with nothing
     /// changed, for an image that XRSTOR would not take on this CPU.
     ///
-    /// A component whose bit in XSTATE_BV is clear gets its initial state, whatever the image says.
-    pub fn import(&self, area: &mut [u8], image: &[u8], mxcsr_mask: u32) -> Option<u32> {
+    /// A component whose bit in XSTATE_BV is clear gets its initial state, whatever the image says;
+    /// only PKRU stays what it was, `pkru`, as with KVM.
+    pub fn import(&self, area: &mut [u8], pkru: u32, image: &[u8], mxcsr_mask: u32) -> Option<u32> {
         let given = xstate_bv(image);
         let reserved = image.get(XCOMP_BV..HEADER_END)?;
         let mxcsr = fxsave::mxcsr(image);
@@ -152,8 +153,10 @@ impl Layout {
             copy(area, image, offset, size);
         }
         mark(area, given & !PKRU);
-        let pkru = self.places_of(given & PKRU).next();
-        Some(pkru.map_or(0, |(_, offset, _)| u32::from_le_bytes(get(image, offset))))
+        let given = self.places_of(given & PKRU).next();
+        Some(given.map_or(pkru, |(_, offset, _)| {
+            u32::from_le_bytes(get(image, offset))
+        }))
     }
 }
 

@@ -96,13 +96,13 @@ pub(super) fn pause<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Sto
     Ok(Action::Resume)
 }
 
-/// RDTSC and RDTSCP. Not intercepted; here so that interception would do no harm.
+/// RDTSC, which is not intercepted, and RDTSCP, which is only where the guest does not have it.
 pub(super) fn rdtsc<P: Platform>(guest: &mut Guest<'_, P>, with_aux: bool) -> Result<Action, Stop> {
-    if guest.cr4().contains(Cr4::TSD) && guest.cpl() != 0 {
-        return Err(Exception::GP0.into());
-    }
     if with_aux && !guest.state.features.has(Feature::RDTSCP) {
         return Err(Exception::UD.into());
+    }
+    if guest.cr4().contains(Cr4::TSD) && guest.cpl() != 0 {
+        return Err(Exception::GP0.into());
     }
     let opcode = if with_aux {
         Opcode::RDTSCP

@@ -9,9 +9,9 @@ use svm::dispatch::{Action, FaultOutcome, InternalError, UserExit};
 use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
-use svm::intercept::CrIntercepts;
+use svm::intercept::{CrIntercepts, Word4};
 use svm::state::{guest_cr0, guest_cr4, VcpuState};
-use x86::features::Feature;
+use x86::features::{Feature, Features};
 use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags};
 
 /// A host that saves nRIP, and one that does not.
@@ -310,6 +310,20 @@ fn time() {
         machine.exit(ExitCode::RDTSCP, 0, 0);
         completed(machine, 3);
         assert_eq!(machine.state.regs.get(gpr::RCX), 5);
+    });
+    everywhere(&[0x0f, 0x01, 0xf9], |machine| {
+        let exits = |machine: &Machine| machine.vmcb.intercepts().word4.contains(Word4::RDTSCP);
+        let all = machine.state.features;
+        machine.state.set_features(&mut machine.vmcb, all);
+        assert!(!exits(machine));
+        let none = Features::default();
+        machine.state.set_features(&mut machine.vmcb, none);
+        assert!(exits(machine));
+        machine.exit(ExitCode::RDTSCP, 0, 0);
+        raised(machine, Exception::UD);
+        let host = machine.host;
+        machine.state.reset(&mut machine.vmcb, host, 0);
+        assert!(exits(machine));
     });
 }
 

@@ -121,11 +121,22 @@ fn bad_images_change_nothing() {
     ] {
         let mut bad = good.clone();
         bad[at..at + 8].copy_from_slice(&bytes.to_le_bytes());
-        assert_eq!(layout.import(&mut area, &bad, MXCSR_MASK), None, "{at}");
+        assert_eq!(
+            layout.import(&mut area, PKRU, &bad, MXCSR_MASK),
+            None,
+            "{at}"
+        );
         assert_eq!(area, before);
     }
-    assert_eq!(layout.import(&mut area, &good[..540], MXCSR_MASK), None);
-    assert_eq!(layout.import(&mut area, &good, MXCSR_MASK), Some(0));
+    assert_eq!(
+        layout.import(&mut area, PKRU, &good[..540], MXCSR_MASK),
+        None
+    );
+    assert_eq!(
+        layout.import(&mut area, PKRU, &good, MXCSR_MASK),
+        Some(0),
+        "given"
+    );
 }
 
 #[test]
@@ -136,7 +147,11 @@ fn absent_components_are_initial() {
     image[24..28].copy_from_slice(&0x1fc0_u32.to_le_bytes());
     image[512..576].fill(0);
     image[512] = 2;
-    assert_eq!(layout.import(&mut area, &image, MXCSR_MASK), Some(0));
+    assert_eq!(
+        layout.import(&mut area, PKRU, &image, MXCSR_MASK),
+        Some(PKRU),
+        "not given"
+    );
     let fpu = fxsave::to_fpu(&area);
     assert_eq!(
         (fpu.fcw, fpu.ftwx, fpu.mxcsr),
@@ -146,7 +161,7 @@ fn absent_components_are_initial() {
     assert!(area[576..].iter().all(|byte| *byte == 0));
     image[513] = 2;
     assert_eq!(
-        layout.import(&mut area, &image, MXCSR_MASK),
+        layout.import(&mut area, PKRU, &image, MXCSR_MASK),
         Some(0xaaaa_aaaa)
     );
 }
@@ -160,7 +175,7 @@ fn a_guest_without_a_component_does_not_show_it() {
     image[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
     image[512..576].fill(0);
     image[512] = 7;
-    layout.import(&mut area, &image, MXCSR_MASK).unwrap();
+    layout.import(&mut area, PKRU, &image, MXCSR_MASK).unwrap();
     let mut shown = vec![0; IMAGE_SIZE];
     layout.export(&area, 5, 3, &mut shown);
     assert_eq!(bv(&shown), 3);
@@ -171,6 +186,9 @@ fn a_guest_without_a_component_does_not_show_it() {
     assert_eq!(shown[576..832], [0x11; 256]);
     assert_eq!(shown[2432..2440], [5, 0, 0, 0, 0, 0, 0, 0]);
 }
+
+/// What the guest had before.
+const PKRU: u32 = 0x5555_5554;
 
 proptest! {
     /// What was taken is given back, and XRSTOR can load the area.
@@ -193,8 +211,8 @@ proptest! {
         if let Some((at, byte)) = header {
             image[at] = byte;
         }
-        let _ = layout.import(&mut area, &image[..size], MXCSR_MASK);
-        let pkru = layout.import(&mut area, &image, MXCSR_MASK);
+        let _ = layout.import(&mut area, PKRU, &image[..size], MXCSR_MASK);
+        let pkru = layout.import(&mut area, PKRU, &image, MXCSR_MASK);
         let bad_header = header.is_some_and(|(_, byte)| byte != 0);
         let valid = given & !(layout.components | 3) == 0 && mxcsr & !MXCSR_MASK == 0 && !bad_header;
         prop_assert_eq!(pkru.is_some(), valid);
@@ -205,7 +223,7 @@ proptest! {
             let mut out = vec![0; IMAGE_SIZE];
             layout.export(&area, pkru, u64::MAX, &mut out);
             let mut again = area.clone();
-            prop_assert_eq!(layout.import(&mut again, &out, MXCSR_MASK), Some(pkru));
+            prop_assert_eq!(layout.import(&mut again, PKRU, &out, MXCSR_MASK), Some(pkru));
             prop_assert_eq!(&again, &area);
             if given & 4 != 0 {
                 prop_assert_eq!(&out[576..832], &image[576..832]);

@@ -5,10 +5,10 @@
 use std::io;
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, Handle, Number};
+use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Handle, Number};
 use selftests::tap::{equal, skipped};
 
-use crate::bare::{vm, Bare, OUT};
+use crate::bare::{vm, Bare, CODE, OUT};
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -16,6 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("KVM_VCPU_TSC_OFFSET sets the TSC", tsc_offset),
     ("TSCs that are set to nearly the same are equal", tsc_sync),
     ("KVM_SET_TSC_KHZ on a VM takes the host's rate", tsc_khz),
+    ("a guest without TSC_AUX does not read the host's", tsc_aux),
+    ("the clock follows the CPU if TSCs differ", unstable),
     ("feature MSRs can be read on the device", feature_msrs),
     ("KVM_GET_STATS_FD describes and counts", statistics),
 ];
@@ -141,6 +143,93 @@ fn tsc_khz(path: &str) -> Result<(), String> {
         equal("half", half.is_err() || double.is_err(), true)?;
     }
     Ok(())
+}
+
+/// From now on this thread runs on this CPU only.
+fn pin(cpu: usize) -> Result<(), String> {
+    // SAFETY: The set lies on the stack, and zeros are one.
+    let ret = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    if ret == 0 {
+        return Ok(());
+    }
+    skipped("the host has one CPU")
+}
+
+/// In a thread of its own, which a test may pin.
+fn apart(test: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
+    std::thread::scope(|scope| scope.spawn(test).join().map_err(|_| "a panic")?)
+}
+
+fn tsc_aux(path: &str) -> Result<(), String> {
+    const RDTSCP: u32 = 1 << 27;
+    const RDPID: u32 = 1 << 22;
+    const INVALID_OPCODE: usize = 6;
+    const HANDLER: u8 = 0x40;
+    let code = [
+        &[0x0f, 0x01, 0xf9, 0x89, 0xc8][..], // rdtscp; mov ax, cx
+        &OUT,
+        &[0xf3, 0x0f, 0xc7, 0xf8], // rdpid eax
+        &OUT,
+    ]
+    .concat();
+    apart(|| {
+        // Linux has the number of the CPU there.
+        pin(1)?;
+        let bare = Bare::new(path, &code)?;
+        let mut cpuid = supported_cpuid(&bare.device)?;
+        for leaf in &mut cpuid {
+            match leaf.function {
+                7 => leaf.ecx &= !RDPID,
+                0x8000_0001 => leaf.edx &= !RDTSCP,
+                _ => {}
+            }
+        }
+        set_cpuid(&bare.vcpu.handle, &cpuid)?;
+        let handler = [&[0xb0, 0][..], &OUT].concat(); // mov al, 0
+        bare.ram
+            .write(CODE as usize + usize::from(HANDLER), &handler);
+        bare.ram.write(4 * INVALID_OPCODE, &[HANDLER, 0x10, 0, 0]);
+        // Or #UD; QEMU does not know this intercept.
+        equal("RDTSCP", bare.byte()?, 0)?;
+        let mut regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
+        regs.rip = CODE + 7;
+        bare.vcpu.handle.set(number::SET_REGS, &regs)?;
+        // Without RDPID in the CPU the handler says it.
+        equal("RDPID", bare.byte()?, 0)
+    })
+}
+
+fn unstable(path: &str) -> Result<(), String> {
+    const SYSTEM_TIME: u32 = 0x4b56_4d01;
+    const PAGE: u64 = 0x4000;
+    let (_device, vm) = vm(path)?;
+    let clock: kvm_clock_data = vm.get(number::GET_CLOCK)?;
+    if clock.flags & KVM_CLOCK_TSC_STABLE != 0 {
+        return skipped("they do not differ here");
+    }
+    apart(|| {
+        let code = [&OUT[..], &[0xeb, 0xfc]].concat(); // jmp to the start
+        let bare = Bare::new(path, &code)?;
+        msrs(
+            &bare.vcpu.handle,
+            number::SET_MSRS,
+            &mut [(SYSTEM_TIME, PAGE | 1)],
+        )?;
+        let mut last = 0;
+        for round in 0..10 {
+            pin(round % 2)?;
+            bare.byte()?;
+            let version = word(&bare.ram.read(PAGE as usize, 4), 0);
+            equal("even", version % 2, 0)?;
+            equal(&format!("written in round {round}"), version != last, true)?;
+            last = version;
+        }
+        Ok(())
+    })
 }
 
 fn feature_msrs(path: &str) -> Result<(), String> {

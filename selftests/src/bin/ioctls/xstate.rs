@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
         "KVM_SET_XSAVE does not need the guest's CPUID",
         without_cpuid,
     ),
+    ("KVM_SET_XSAVE without PKRU leaves it alone", pkru_stays),
     ("KVM_GET_XSAVE2 shows all components", all_components),
     ("guests and host keep their extended state", isolation),
     ("KVM_GET_CPUID2 follows CR4 and XCR0", cpuid_follows),
@@ -133,6 +134,25 @@ fn without_cpuid(path: &str) -> Result<(), String> {
         got.0[XSTATE_BV] & !3 & !(PKRU as u32),
         0,
     )
+}
+
+fn pkru_stays(path: &str) -> Result<(), String> {
+    let (device, _vm, vcpu) = vcpu(path)?;
+    let all = components(&device)?;
+    if all & PKRU == 0 {
+        return skipped("the device does not offer protection keys");
+    }
+    let leaves = supported_cpuid(&device)?;
+    let leaf = leaves.iter().find(|l| l.function == 0xd && l.index == 9);
+    let at = leaf.map_or(0, |leaf| leaf.ebx as usize / 4);
+    let mut given = image(&vcpu, all)?;
+    given.0[at] = 0x5555_5554;
+    vcpu.set(number::SET_XSAVE, &given)?;
+    given.0[at] = 0x1111_1110;
+    given.0[XSTATE_BV] &= !(PKRU as u32);
+    vcpu.set(number::SET_XSAVE, &given)?;
+    let got: Xsave = vcpu.get(number::GET_XSAVE)?;
+    equal("PKRU", got.0[at], 0x5555_5554)
 }
 
 fn all_components(path: &str) -> Result<(), String> {
