@@ -207,7 +207,8 @@ impl Ioapic {
     pub fn eoi_pins(&self, vector: u8) -> u32 {
         let mut pins = 0;
         for (i, entry) in self.table.iter().enumerate() {
-            if entry.vector() == vector && !entry.is_masked() | entry.remote_irr() {
+            // Also of one that was masked after it had sent.
+            if entry.vector() == vector {
                 pins |= 1 << i;
             }
         }

@@ -54,8 +54,10 @@ pub(crate) struct Chips {
     x2apic_api: Atomic<u32>,
     /// KVM_CAP_X86_APIC_BUS_CYCLES_NS.
     bus_cycle_ns: Atomic<u32>,
-    /// The vector by which the PIT's last tick went to a LAPIC; 0 if none did, or nobody cares.
-    pub(crate) tick_vector: Atomic<u32>,
+    /// The vectors, a bit each, whose ends matter even if they are edges: see `ended.rs`.
+    pub(crate) ends: [Atomic<u64>; 4],
+    /// Not zero if there is a resampler to be told of an end.
+    pub(crate) untold: Atomic<u32>,
     pub(crate) mailboxes: Arc<Mailboxes>,
 }
 
@@ -84,7 +86,8 @@ impl Chips {
                 reserved_pins: Atomic::new(0),
                 x2apic_api: Atomic::new(0),
                 bus_cycle_ns: Atomic::new(1),
-                tick_vector: Atomic::new(0),
+                ends: [const { Atomic::new(0) }; 4],
+                untold: Atomic::new(0),
                 mailboxes,
             }),
             GFP_KERNEL_ACCOUNT,

@@ -9,11 +9,11 @@
 //! ```
 
 use crate::chips::{Chips, Devices};
-use crate::ffi::{Eventfd, IrqGuard};
+use crate::ffi::{self, Eventfd};
 use irqchip::lines::Source;
 use irqchip::routing::{self, Chip, Pins, Target};
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::Arc;
 
 /// GSI of the PIT.
@@ -56,6 +56,13 @@ impl Chips {
         }
     }
 
+    /// The eventfd of a resampler was written.
+    pub(crate) fn raise_resampled(&self, gsi: u32) {
+        let mut devices = self.devices();
+        self.want_ends(&devices, gsi);
+        self.set_gsi_locked(&mut devices, gsi, Source::RESAMPLE, true);
+    }
+
     /// A LAPIC has ended an interrupt that the IOAPIC may have sent.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let resamplers = self.resamplers.lock();
@@ -68,8 +75,7 @@ impl Chips {
         devices
             .ioapic
             .eoi(vector, &mut |message| self.send(message));
-        self.tick_ended(devices, pins);
-        notify(&resamplers);
+        self.tick_ended(&mut devices, pins);
     }
 
     /// Inputs of the PIC have ended.
@@ -84,8 +90,7 @@ impl Chips {
         let resamplers = self.resamplers.lock();
         let mut devices = self.devices();
         self.release(&mut devices, &resamplers, pins);
-        self.tick_ended(devices, pins);
-        notify(&resamplers);
+        self.tick_ended(&mut devices, pins);
     }
 
     /// Lets the lines of the resamplers at `pins` fall.
@@ -93,56 +98,82 @@ impl Chips {
         for resampler in resamplers {
             if pins.concern(&devices.routes, resampler.gsi) {
                 resampler.ended.store(1, Relaxed);
+                self.untold.store(1, Relaxed);
                 self.set_gsi_locked(devices, resampler.gsi, Source::RESAMPLE, false);
             }
         }
     }
 
     /// Sends the PIT's next tick, if one waits for the end of that at `pins`.
-    fn tick_ended(&self, mut devices: IrqGuard<'_, Devices>, pins: Pins) {
+    fn tick_ended(&self, devices: &mut Devices, pins: Pins) {
         if !pins.concern(&devices.routes, PIT_GSI) {
             return;
         }
         if devices.pit.as_mut().is_some_and(|pit| pit.ticks.ended()) {
-            self.send_tick(&mut devices);
+            self.send_tick(devices);
         }
     }
 
     /// A tick of the PIT: an edge at its GSI.
     pub(crate) fn send_tick(&self, devices: &mut Devices) {
+        if devices.pit.as_ref().is_some_and(|pit| pit.ticks.reinject()) {
+            self.want_ends(devices, PIT_GSI);
+        }
         let delivery = self.set_gsi_locked(devices, PIT_GSI, Source::PIT, true);
         self.set_gsi_locked(devices, PIT_GSI, Source::PIT, false);
-        let (Some(pit), Some(delivery)) = (&mut devices.pit, delivery) else {
-            return;
-        };
-        pit.ticks.sent(delivery);
-        // A LAPIC tells of the end of an edge only if asked to.
-        let vector = routing::routes(&devices.routes, PIT_GSI)
-            .iter()
-            .find_map(|route| match route.target {
-                Target::Pin {
-                    chip: Chip::Ioapic,
-                    pin,
-                } if pit.ticks.reinject() => Some(devices.ioapic.vector(pin)),
-                _ => None,
-            });
-        self.tick_vector
-            .store(u32::from(vector.unwrap_or(0)), Relaxed);
+        if let (Some(pit), Some(delivery)) = (&mut devices.pit, delivery) {
+            pit.ticks.sent(delivery);
+        }
     }
 
-    /// Whether the PIT's ticks come with this vector, so that their end matters.
+    /// The ends of what `gsi` sends by the IOAPIC matter: a LAPIC tells of the end of an edge only
+    /// if asked to. A vector that was wanted once stays so.
+    fn want_ends(&self, devices: &Devices, gsi: u32) {
+        for route in routing::routes(&devices.routes, gsi) {
+            let Target::Pin {
+                chip: Chip::Ioapic,
+                pin,
+            } = route.target
+            else {
+                continue;
+            };
+            let vector = devices.ioapic.vector(pin);
+            let word = &self.ends[usize::from(vector >> 6)];
+            // Nobody else changes it: the devices are locked.
+            word.store(word.load(Relaxed) | 1 << (vector & 63), Relaxed);
+        }
+    }
+
+    /// Whether the end of an edge with this vector matters.
     #[inline]
-    pub(crate) fn is_tick(&self, vector: u8) -> bool {
-        self.tick_vector.load(Relaxed) == u32::from(vector)
+    pub(crate) fn wants_end(&self, vector: u8) -> bool {
+        self.ends[usize::from(vector >> 6)].load(Relaxed) >> (vector & 63) & 1 != 0
     }
-}
 
-/// Tells the resamplers whose interrupt has ended. The devices are not locked here: an eventfd can
-/// be an interrupt line itself.
-fn notify(resamplers: &[Arc<Resampler>]) {
-    for resampler in resamplers {
-        if resampler.ended.xchg(0, Relaxed) != 0 {
+    /// Whether there may be resamplers to be told.
+    #[inline]
+    pub(crate) fn has_untold(&self) -> bool {
+        self.untold.load(Relaxed) != 0
+    }
+
+    /// Tells the resamplers whose interrupt has ended, with interrupts on and nothing locked: an
+    /// eventfd wakes as many as wait for it, and can be an interrupt line itself.
+    #[cold]
+    pub(crate) fn tell_resamplers(&self) {
+        self.untold.xchg(0, Full);
+        // Ends that come meanwhile have somebody else who tells of them.
+        let count = self.resamplers.lock().len();
+        for _ in 0..count {
+            let resampler = {
+                let list = self.resamplers.lock();
+                let ended = |one: &&Arc<Resampler>| one.ended.xchg(0, Relaxed) != 0;
+                list.iter().find(ended).cloned()
+            };
+            let Some(resampler) = resampler else {
+                return;
+            };
             resampler.eventfd.signal();
+            ffi::yield_now();
         }
     }
 }

@@ -10,7 +10,7 @@
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
 use crate::ended::Resampler;
-use crate::ffi::{Eventfd, EventfdWaiter, Expire, IrqLock};
+use crate::ffi::{Eventfd, EventfdTarget, EventfdWaiter, Expire, IrqLock};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use irqchip::lines::Source;
 use irqchip::routing::MAX_GSIS;
@@ -30,10 +30,19 @@ impl Expire for Irqfd {
     /// The eventfd was written.
     fn expire(&self) {
         if self.resampler.is_some() {
-            self.chips.set_gsi(self.gsi, Source::RESAMPLE, true);
+            self.chips.raise_resampled(self.gsi);
         } else {
             self.chips.set_gsi(self.gsi, Source::EVENTFD, true);
             self.chips.set_gsi(self.gsi, Source::EVENTFD, false);
+        }
+    }
+}
+
+impl EventfdTarget for Irqfd {
+    /// Nobody will write it again: the line falls, and nobody wants to hear of ends.
+    fn closed(&self) {
+        if let Some(resampler) = &self.resampler {
+            self.chips.remove_resampler(resampler);
         }
     }
 }

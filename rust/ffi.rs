@@ -9,7 +9,7 @@ mod eventfd;
 mod pages;
 mod sync;
 
-pub(crate) use eventfd::{Eventfd, EventfdWaiter};
+pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
 pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Timer, WaitQueue};
 

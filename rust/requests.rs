@@ -105,6 +105,7 @@ pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
 fn init(vcpu: &Vcpu, inner: &mut Inner) {
     let signature = vcpu_cpuid::signature(inner);
     inner.state.init(&mut inner.vmcb, signature);
+    inner.parts.unhalted = false;
     if let Some(lapic) = &mut inner.parts.lapic {
         lapic.init();
         vcpu.mailbox.publish_apic(lapic.snapshot());
@@ -125,6 +126,9 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     let work = core::mem::take(&mut inner.parts.deferred);
     // Kept: until the CPU is known, where `load` flushes; and for the VMM.
     inner.parts.deferred |= work & (deferred::FLUSH | deferred::EOI);
+    if work & deferred::TELL != 0 {
+        vcpu.vm.chips.tell_resamplers();
+    }
     if work & deferred::TIMER != 0 {
         set_timer(vcpu, inner);
     }

@@ -42,6 +42,9 @@ pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
     sync_regs::take(vcpu, inner)?;
     let old_mask = inner.signal_mask.as_ref().map(ffi::set_signal_mask);
     let result = run_unmasked(vcpu, inner);
+    if inner.parts.deferred & deferred::TELL != 0 {
+        do_deferred(vcpu, inner);
+    }
     if let Some(mask) = &old_mask {
         ffi::set_signal_mask(mask);
     }
@@ -268,9 +271,9 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
     }
 }
 
-/// Whether the handler of such an exit can wake another thread: a doorbell, an IPI.
+/// Whether the handler of such an exit can wake another thread: a doorbell, an IPI, a hypercall.
 fn may_wake(exit: &Exit) -> bool {
-    matches!(exit, Exit::Io(_) | Exit::Msr { .. })
+    matches!(exit, Exit::Io(_) | Exit::Msr { .. } | Exit::Vmmcall)
 }
 
 #[cold]

@@ -52,7 +52,11 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_SET_SIGNAL_MASK => set_signal_mask(inner, arg)?,
         abi::PACIFICA_GET_MP_STATE => {
             arg.write(&abi::kvm_mp_state {
-                mp_state: inner.state.mp_state as u32,
+                mp_state: match inner.state.mp_state {
+                    // It wakes at the next KVM_RUN, wherever that is.
+                    MpState::Halted if inner.parts.unhalted => MpState::Runnable,
+                    state => state,
+                } as u32,
             })?;
         }
         abi::PACIFICA_SET_MP_STATE => set_mp_state(vcpu, inner, &arg.read()?)?,
@@ -269,6 +273,7 @@ fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &abi::kvm_mp_state) -> Re
         _ => return Err(EINVAL),
     };
     inner.state.mp_state = new;
+    inner.parts.unhalted = false;
     Ok(())
 }
 

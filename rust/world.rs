@@ -32,6 +32,8 @@ pub(crate) mod deferred {
     pub(crate) const FLUSH: u32 = 1 << 3;
     /// Tell the VMM's IOAPIC that an interrupt has ended: `ended` in the parts says which.
     pub(crate) const EOI: u32 = 1 << 4;
+    /// Tell the resamplers whose interrupts have ended.
+    pub(crate) const TELL: u32 = 1 << 5;
 }
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
@@ -101,7 +103,7 @@ impl World<'_> {
         match effect {
             Effect::None => {}
             Effect::Eoi(eoi) => {
-                if eoi.level || self.chips().is_tick(eoi.vector) {
+                if eoi.level || self.chips().wants_end(eoi.vector) {
                     self.end_of_interrupt(eoi.vector);
                 }
             }
@@ -132,9 +134,17 @@ impl World<'_> {
     fn end_of_interrupt(&mut self, vector: u8) {
         if !self.parts.pic_in_user {
             self.chips().end_of_interrupt(vector);
+            self.note_ends();
         } else if self.chips().tells_vmm_of_eoi() {
             self.parts.ended = vector;
             self.parts.deferred |= deferred::EOI;
+        }
+    }
+
+    /// A controller may have ended interrupts that resamplers are to hear of.
+    fn note_ends(&mut self) {
+        if self.chips().has_untold() {
+            self.parts.deferred |= deferred::TELL;
         }
     }
 
@@ -182,14 +192,19 @@ impl Platform for World<'_> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {
-        self.chips().port_in(port, size)
+        let value = self.chips().port_in(port, size)?;
+        self.note_ends();
+        Some(value)
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
         let bytes = value.to_le_bytes();
         let data = bytes.get(..usize::from(size)).unwrap_or(&bytes);
-        self.chips().port_out(port, size, value)
-            || self.vm.eventfds.ring(true, u64::from(port), data)
+        if self.chips().port_out(port, size, value) {
+            self.note_ends();
+            return true;
+        }
+        self.vm.eventfds.ring(true, u64::from(port), data)
             || self.vm.coalesced.put(true, u64::from(port), data)
     }
 
@@ -349,7 +364,7 @@ impl Platform for World<'_> {
         let interrupt = Interrupt {
             mode: DeliveryMode::from_bits(message >> 8),
             vector: message as u8,
-            level: false,
+            level: message & ICR_LEVEL != 0,
         };
         self.vm.mailboxes.deliver_set(lowest, set, &interrupt)
     }
@@ -365,6 +380,8 @@ impl Platform for World<'_> {
 
 /// `IA32_APIC_BASE` after reset: enabled, the boot processor (APM vol. 2, 16.3.1).
 pub(crate) const APIC_BASE_RESET: u64 = 0xfee0_0900;
+/// Trigger mode in the interrupt command register (APM vol. 2, 16.5).
+const ICR_LEVEL: u32 = 1 << 15;
 /// First MSR of the x2APIC (APM vol. 2, 16.11).
 const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
 
@@ -385,6 +402,11 @@ impl InterruptSource for World<'_> {
                 return Some(vector);
             }
             let vector = self.chips().acknowledge_pic();
+            if self.chips().has_untold() {
+                // It ended at once. The guest is about to run: leave it again.
+                self.parts.deferred |= deferred::TELL;
+                ffi::kick_cpu(ffi::cpu());
+            }
             self.parts.ext_int = self.chips().pic_output();
             if vector.is_some() {
                 return vector;

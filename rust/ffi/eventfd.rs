@@ -53,9 +53,15 @@ impl Drop for Eventfd {
 const EVENTFD_WRITTEN: c_int = 1;
 const EVENTFD_CLOSED: c_int = 2;
 
+/// What an [`EventfdWaiter`] calls, with interrupts off.
+pub(crate) trait EventfdTarget: Expire {
+    /// The last descriptor of the eventfd was closed.
+    fn closed(&self);
+}
+
 /// Calls `target` whenever an eventfd is written, for as long as this lives.
 #[pin_data(PinnedDrop)]
-pub(crate) struct EventfdWaiter<T: Expire> {
+pub(crate) struct EventfdWaiter<T: EventfdTarget> {
     #[pin]
     entry: Opaque<bindings::wait_queue_entry>,
     eventfd: Eventfd,
@@ -67,11 +73,11 @@ pub(crate) struct EventfdWaiter<T: Expire> {
 }
 
 // SAFETY: The wait queue has its own lock, and `T` is `Sync`.
-unsafe impl<T: Expire + Send> Send for EventfdWaiter<T> {}
+unsafe impl<T: EventfdTarget + Send> Send for EventfdWaiter<T> {}
 // SAFETY: Likewise.
-unsafe impl<T: Expire> Sync for EventfdWaiter<T> {}
+unsafe impl<T: EventfdTarget> Sync for EventfdWaiter<T> {}
 
-impl<T: Expire> EventfdWaiter<T> {
+impl<T: EventfdTarget> EventfdWaiter<T> {
     /// Waits for `eventfd`, which the descriptor `fd` of the caller must still lead to.
     pub(crate) fn new(fd: u32, eventfd: Eventfd, target: T) -> Result<Pin<KBox<Self>>> {
         let this = KBox::pin_init(
@@ -114,8 +120,15 @@ impl<T: Expire> EventfdWaiter<T> {
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(entry), Self, entry) };
         // SAFETY: The queue's lock is held by whoever wakes us.
         match unsafe { pacifica_eventfd_take(this.eventfd.0.as_ptr(), key) } {
-            EVENTFD_WRITTEN => this.target.expire(),
-            EVENTFD_CLOSED => this.closed.store(1, Relaxed),
+            EVENTFD_WRITTEN => {
+                this.target.expire();
+                // What was written is read: nobody else need wake for it.
+                return 1;
+            }
+            EVENTFD_CLOSED => {
+                this.closed.store(1, Relaxed);
+                this.target.closed();
+            }
             _ => {}
         }
         0
@@ -138,7 +151,7 @@ impl<T: Expire> EventfdWaiter<T> {
 }
 
 #[pinned_drop]
-impl<T: Expire> PinnedDrop for EventfdWaiter<T> {
+impl<T: EventfdTarget> PinnedDrop for EventfdWaiter<T> {
     fn drop(self: Pin<&mut Self>) {
         if self.queued.load(Relaxed) == 0 {
             return;

@@ -242,8 +242,11 @@ fn hypercall<P: Platform>(
     const SEND_IPI: u64 = 10;
     /// `-KVM_EINVAL`
     const INVALID: u64 = -22_i64 as u64;
-    /// The bits of the ICR that count: message type and vector (APM vol. 2, 16.5).
-    const MESSAGE: u64 = 0x7ff;
+    /// Bits of the ICR (APM vol. 2, 16.5): the set says who is meant, so no logical destination
+    /// and no shorthand.
+    const DESTINATION: u64 = 1 << 11 | 3 << 18;
+    const ASSERT: u64 = 1 << 14;
+    const LEVEL: u64 = 1 << 15;
     let [first, second, third, fourth] = arguments;
     match number {
         KICK_CPU if guest.state.features.has(Feature::PV_UNHALT) => {
@@ -251,7 +254,9 @@ fn hypercall<P: Platform>(
             Some(0)
         }
         SEND_IPI if !guest.state.features.has(Feature::PV_SEND_IPI) => None,
-        SEND_IPI if fourth & !MESSAGE != 0 => Some(INVALID),
+        SEND_IPI if fourth & DESTINATION != 0 => Some(INVALID),
+        // A level de-assert is no message.
+        SEND_IPI if fourth & (LEVEL | ASSERT) == LEVEL => Some(0),
         SEND_IPI => {
             let set = u128::from(first) | u128::from(second) << if narrow { 32 } else { 64 };
             let sent = guest.platform.send_ipis(third as u32, set, fourth as u32);

@@ -237,8 +237,14 @@ fn paravirtual_interrupts() {
     assert_eq!(call(&mut machine, SEND_IPI, [5, 1 << 63, 3, 0x441]), 3);
     let set = 5 | 1 << 127;
     assert_eq!(machine.world.ipis, Some((3, set, 0x441)));
-    // A destination, a shorthand.
-    assert_eq!(call(&mut machine, SEND_IPI, [5, 0, 3, 0x4_0041]), -22);
+    // Assert and level are the message's.
+    assert_eq!(call(&mut machine, SEND_IPI, [5, 0, 3, 0xc041]), 2);
+    assert_eq!(machine.world.ipis, Some((3, 5, 0xc041)));
+    assert_eq!(call(&mut machine, SEND_IPI, [5, 0, 3, 0x8041]), 0);
+    // A logical destination, shorthands.
+    for message in [0x841, 0x4_0041, 0x8_0041] {
+        assert_eq!(call(&mut machine, SEND_IPI, [5, 0, 3, message]), -22);
+    }
     // Outside of 64-bit mode the words of the set have 32 bits.
     let mut machine = Machine::real(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
     machine.state.features.set |= Feature::PV_SEND_IPI;

@@ -41,12 +41,27 @@ impl Bare {
         code: &[u8],
         prepare: impl FnOnce(&Handle) -> Result<(), String>,
     ) -> Result<Self, String> {
+        Self::with_id(path, code, 0, prepare)
+    }
+
+    /// The same with a virtual CPU of this number, which runs also if it is not the first.
+    pub(crate) fn with_id(
+        path: &str,
+        code: &[u8],
+        id: u32,
+        prepare: impl FnOnce(&Handle) -> Result<(), String>,
+    ) -> Result<Self, String> {
         let (device, vm) = vm(path)?;
         let ram = Mapping::anonymous(RAM).map_err(|e| e.to_string())?;
         ram.write(CODE as usize, code);
         map(&vm, 0, 0, 0, &ram)?;
         prepare(&vm)?;
-        let vcpu = Vcpu::create(&device, &vm, 0)?;
+        let vcpu = Vcpu::create(&device, &vm, id)?;
+        if id != 0 {
+            let mp_state = KVM_MP_STATE_RUNNABLE;
+            vcpu.handle
+                .set(number::SET_MP_STATE, &kvm_mp_state { mp_state })?;
+        }
         set_cpuid(&vcpu.handle, &supported_cpuid(&device)?)?;
         let bare = Self {
             device,

@@ -3,6 +3,7 @@
 //! Where the VMM takes part in interrupts: its own PIC and IOAPIC beside local APICs of the kernel,
 //! lines that it holds until it hears of the end, and what has to be decided before the first vCPU.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -30,12 +31,25 @@ pub(crate) const TESTS: &[Test] = &[
         "KVM_IRQFD_FLAG_RESAMPLE lets the line fall and tells so",
         resample,
     ),
-    ("KVM_REINJECT_CONTROL needs a PIT", reinject),
     (
-        "KVM_REGISTER_COALESCED_MMIO refuses bad zones",
-        coalesced_zones,
+        "KVM_IRQFD_FLAG_RESAMPLE with an edge-triggered pin",
+        resample_edge,
     ),
+    (
+        "all resampling irqfds of a line hear of the end",
+        resample_many,
+    ),
+    (
+        "an irqfd takes what is written from other readers",
+        irqfd_takes,
+    ),
+    (
+        "KVM_GET_MP_STATE shows a vCPU that was kicked as runnable",
+        kicked,
+    ),
+    ("KVM_REINJECT_CONTROL needs a PIT", reinject),
     ("KVM_CAP_X2APIC_API takes known flags only", x2apic_api),
+    ("an MSI reaches an APIC ID of more than 8 bits", wide_id),
     ("KVM_CREATE_IRQCHIP races KVM_CREATE_VCPU", race),
 ];
 
@@ -50,7 +64,16 @@ const CODE: [u8; 53] = [
 /// A guest with that code, and 0x41 and 0x43 led to an OUT of 0x77 with an end of interrupt, which it does
 /// when it runs on.
 fn waiting(path: &str, prepare: impl FnOnce(&Handle) -> Answer) -> Result<Bare, String> {
-    let bare = Bare::with(path, &CODE, |vm| {
+    waiting_as(path, 0, prepare)
+}
+
+/// The same as virtual CPU `id`.
+fn waiting_as(
+    path: &str,
+    id: u32,
+    prepare: impl FnOnce(&Handle) -> Answer,
+) -> Result<Bare, String> {
+    let bare = Bare::with_id(path, &CODE, id, |vm| {
         prepare(vm)?;
         Ok(())
     })?;
@@ -168,63 +191,231 @@ fn ioapic(vm: &Handle) -> Result<kvm_irqchip, String> {
     Ok(chip)
 }
 
-fn resample(path: &str) -> Result<(), String> {
-    const LEVEL: u64 = 1 << 15;
+/// A resampling irqfd of GSI 10: what raises the line, and what hears of the end.
+struct Resampling {
+    event: File,
+    ended: File,
+    irqfd: kvm_irqfd,
+}
+
+impl Resampling {
+    fn new(vm: &Handle) -> Result<Self, String> {
+        let (event, ended) = (eventfd()?, eventfd()?);
+        let irqfd = kvm_irqfd {
+            fd: event.as_raw_fd() as u32,
+            gsi: 10,
+            flags: KVM_IRQFD_FLAG_RESAMPLE,
+            resamplefd: ended.as_raw_fd() as u32,
+            ..Default::default()
+        };
+        vm.set(number::IRQFD, &irqfd)?;
+        Ok(Self {
+            event,
+            ended,
+            irqfd,
+        })
+    }
+
+    fn raise(&self) -> Result<(), String> {
+        let written = (&self.event).write(&1u64.to_ne_bytes());
+        written.map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+/// A waiting guest whose IOAPIC has this entry for GSI 10, which is not the PIC's as well.
+fn with_pin(path: &str, entry: u64) -> Result<Bare, String> {
     if !has(path, KVM_CAP_IRQFD_RESAMPLE)? {
-        return skipped("the device has no resampling irqfds");
+        skipped("the device has no resampling irqfds")?;
     }
     let bare = waiting(path, |vm| vm.call(number::CREATE_IRQCHIP, 0))?;
     let mut chip = ioapic(&bare.vm)?;
     // SAFETY: The chip is the IOAPIC.
-    unsafe { chip.chip.ioapic.redirtbl[10].bits = 0x41 | LEVEL };
+    unsafe { chip.chip.ioapic.redirtbl[10].bits = entry };
     bare.vm.set(number::SET_IRQCHIP, &chip)?;
-    // Not to the PIC as well.
     route(&bare.vm, 0, &[pin_route(10, 2, 10)])?;
-    let (event, ended) = (eventfd()?, eventfd()?);
-    let mut irqfd = kvm_irqfd {
-        fd: event.as_raw_fd() as u32,
-        gsi: 10,
-        flags: KVM_IRQFD_FLAG_RESAMPLE,
-        resamplefd: ended.as_raw_fd() as u32,
-        ..Default::default()
-    };
-    bare.vm.set(number::IRQFD, &irqfd)?;
-    let is_high = || -> Result<bool, String> {
-        // SAFETY: The chip is the IOAPIC.
-        Ok(unsafe { ioapic(&bare.vm)?.chip.ioapic.irr } & 1 << 10 != 0)
-    };
-    for round in 0..5 {
-        (&event)
-            .write(&1u64.to_ne_bytes())
-            .map_err(|e| e.to_string())?;
-        equal("the handler's byte", bare.byte(), Ok(0x77))?;
-        equal("the end is told once it is there", signalled(&ended), 0)?;
-        // The guest ends it, and then gets something else.
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(20));
-                assert!(vm_msi(&bare.vm, 0xfee0_0000, 0x43, 0).is_ok());
-            });
-            equal("the other interrupt", bare.byte(), Ok(0x77))
-        })?;
-        equal("the end is told", (round, signalled(&ended)), (round, 1))?;
-        equal("the line is down", is_high(), Ok(false))?;
-    }
-    // A line that is held falls with its irqfd.
-    (&event)
-        .write(&1u64.to_ne_bytes())
-        .map_err(|e| e.to_string())?;
-    // KVM raises it a little later.
+    Ok(bare)
+}
+
+/// Whether GSI 10 is high.
+fn is_high(vm: &Handle) -> Result<bool, String> {
+    // SAFETY: The chip is the IOAPIC.
+    Ok(unsafe { ioapic(vm)?.chip.ioapic.irr } & 1 << 10 != 0)
+}
+
+/// Waits until GSI 10 has this level: KVM is a little late sometimes.
+fn becomes(what: &str, vm: &Handle, level: bool) -> Result<(), String> {
     for _ in 0..100 {
-        if is_high()? {
+        if is_high(vm)? == level {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    equal("held", is_high(), Ok(true))?;
+    equal(what, is_high(vm), Ok(level))
+}
+
+/// The guest ends the interrupt that it handles, and gets another one.
+fn go_on(bare: &Bare) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(vm_msi(&bare.vm, 0xfee0_0000, 0x43, 0).is_ok());
+        });
+        equal("the other interrupt", bare.byte(), Ok(0x77))
+    })
+}
+
+const LEVEL: u64 = 1 << 15;
+
+fn resample(path: &str) -> Result<(), String> {
+    let bare = with_pin(path, 0x41 | LEVEL)?;
+    let line = Resampling::new(&bare.vm)?;
+    for round in 0..5 {
+        line.raise()?;
+        equal("the handler's byte", bare.byte(), Ok(0x77))?;
+        equal(
+            "the end is told once it is there",
+            signalled(&line.ended),
+            0,
+        )?;
+        go_on(&bare)?;
+        equal(
+            "the end is told",
+            (round, signalled(&line.ended)),
+            (round, 1),
+        )?;
+        equal("the line is down", is_high(&bare.vm), Ok(false))?;
+    }
+    // A line that is held falls with its irqfd.
+    line.raise()?;
+    becomes("held", &bare.vm, true)?;
+    let mut irqfd = line.irqfd;
     irqfd.flags = KVM_IRQFD_FLAG_DEASSIGN;
     bare.vm.set(number::IRQFD, &irqfd)?;
-    equal("let go", is_high(), Ok(false))
+    equal("let go", is_high(&bare.vm), Ok(false))?;
+    // And with its eventfd.
+    let line = Resampling::new(&bare.vm)?;
+    line.raise()?;
+    becomes("held again", &bare.vm, true)?;
+    drop(line.event);
+    becomes("closed", &bare.vm, false)
+}
+
+fn resample_edge(path: &str) -> Result<(), String> {
+    let bare = with_pin(path, 0x41)?;
+    let line = Resampling::new(&bare.vm)?;
+    for round in 0..3 {
+        line.raise()?;
+        equal("the handler's byte", bare.byte(), Ok(0x77))?;
+        go_on(&bare)?;
+        equal(
+            "the end is told",
+            (round, signalled(&line.ended)),
+            (round, 1),
+        )?;
+    }
+    Ok(())
+}
+
+fn resample_many(path: &str) -> Result<(), String> {
+    let bare = with_pin(path, 0x41 | LEVEL)?;
+    let lines: Vec<Resampling> = (0..200)
+        .map(|_| Resampling::new(&bare.vm))
+        .collect::<Result<_, _>>()?;
+    for _ in 0..3 {
+        lines[7].raise()?;
+        equal("the handler's byte", bare.byte(), Ok(0x77))?;
+        go_on(&bare)?;
+        let heard = lines.iter().map(|line| signalled(&line.ended));
+        equal(
+            "all hear of it once",
+            heard.filter(|n| *n == 1).count(),
+            200,
+        )?;
+        equal("the line is down", is_high(&bare.vm), Ok(false))?;
+    }
+    Ok(())
+}
+
+/// How often the thread has gone to sleep.
+fn sleeps(thread: i32) -> Result<u64, String> {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status"));
+    let status = status.map_err(|e| e.to_string())?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let count = line.and_then(|count| count.trim().parse().ok());
+    count.ok_or_else(|| "no count".into())
+}
+
+fn irqfd_takes(path: &str) -> Result<(), String> {
+    if !has(path, KVM_CAP_IRQCHIP)? {
+        return skipped("the device has no in-kernel interrupt controllers");
+    }
+    let (_device, vm) = vm(path)?;
+    vm.call(number::CREATE_IRQCHIP, 0)?;
+    let event = eventfd()?;
+    // SAFETY: Takes no pointer. The reader is to wait.
+    unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) };
+    let mut irqfd = kvm_irqfd {
+        fd: event.as_raw_fd() as u32,
+        gsi: 10,
+        ..Default::default()
+    };
+    vm.set(number::IRQFD, &irqfd)?;
+    let write = || {
+        (&event)
+            .write(&1u64.to_ne_bytes())
+            .map_err(|e| e.to_string())
+    };
+    std::thread::scope(|scope| {
+        let (say, hear) = std::sync::mpsc::channel();
+        let event = &event;
+        scope.spawn(move || {
+            // SAFETY: Takes nothing.
+            let _ = say.send(unsafe { libc::gettid() });
+            signalled(event)
+        });
+        let reader = hear.recv().map_err(|e| e.to_string())?;
+        let pause = || std::thread::sleep(Duration::from_millis(2));
+        (0..25).for_each(|_| pause());
+        let before = sleeps(reader)?;
+        for _ in 0..50 {
+            write()?;
+            pause();
+        }
+        let after = sleeps(reader);
+        irqfd.flags = KVM_IRQFD_FLAG_DEASSIGN;
+        vm.set(number::IRQFD, &irqfd)?;
+        write()?;
+        equal("the reader sleeps on", after? - before < 10, true)
+    })
+}
+
+fn kicked(path: &str) -> Result<(), String> {
+    /// `KVM_HC_KICK_CPU` for APIC 1.
+    const KICK: [u8; 20] = [
+        0x66, 0xb8, 5, 0, 0, 0, 0x66, 0x31, 0xdb, 0x66, 0xb9, 1, 0, 0, 0, 0x0f, 0x01, 0xd9, OUT[0],
+        OUT[1],
+    ];
+    if !has(path, KVM_CAP_IRQCHIP)? {
+        return skipped("the device has no in-kernel interrupt controllers");
+    }
+    let bare = Bare::with(path, &KICK, |vm| {
+        vm.call(number::CREATE_IRQCHIP, 0)?;
+        Ok(())
+    })?;
+    let other = bare.vm.open_with(number::CREATE_VCPU, 1)?;
+    let state = || {
+        other
+            .get(number::GET_MP_STATE)
+            .map(|s: kvm_mp_state| s.mp_state)
+    };
+    let mp_state = KVM_MP_STATE_HALTED;
+    other.set(number::SET_MP_STATE, &kvm_mp_state { mp_state })?;
+    equal("before", state(), Ok(KVM_MP_STATE_HALTED))?;
+    equal("the call's result", bare.byte(), Ok(0))?;
+    equal("kicked", state(), Ok(KVM_MP_STATE_RUNNABLE))?;
+    equal("still", state(), Ok(KVM_MP_STATE_RUNNABLE))
 }
 
 fn reinject(path: &str) -> Result<(), String> {
@@ -246,25 +437,6 @@ fn reinject(path: &str) -> Result<(), String> {
     refused("no PIT", set(), libc::ENXIO)?;
     vm.set(number::CREATE_PIT2, &kvm_pit_config::default())?;
     equal("a PIT", set(), Ok(0))
-}
-
-fn coalesced_zones(path: &str) -> Result<(), String> {
-    if !has(path, KVM_CAP_COALESCED_MMIO)? {
-        return skipped("the device has no coalesced MMIO");
-    }
-    let (_device, vm) = vm(path)?;
-    let zone = |pio| kvm_coalesced_mmio_zone {
-        addr: 0xd000_0000,
-        size: 0x1000,
-        __bindgen_anon_1: kvm_coalesced_mmio_zone__bindgen_ty_1 { pio },
-    };
-    let register = number::REGISTER_COALESCED_MMIO;
-    refused("a third kind", vm.set(register, &zone(2)), libc::EINVAL)?;
-    for _ in 0..50 {
-        equal("memory", vm.set(register, &zone(0)), Ok(0))?;
-        equal("ports", vm.set(register, &zone(1)), Ok(0))?;
-    }
-    Ok(())
 }
 
 fn x2apic_api(path: &str) -> Result<(), String> {
@@ -291,12 +463,42 @@ fn x2apic_api(path: &str) -> Result<(), String> {
         data: 0x41,
         ..Default::default()
     };
-    refused(
-        "an address",
-        vm.set(number::SIGNAL_MSI, &msi(1)),
-        libc::EINVAL,
-    )?;
-    let _ = vm.set(number::SIGNAL_MSI, &msi(0x100));
+    let send = |address_hi| vm.set(number::SIGNAL_MSI, &msi(address_hi));
+    refused("an address", send(1), libc::EINVAL)?;
+    equal("to nobody", send(0x100).unwrap_or(0) <= 0, true)
+}
+
+/// An MSI finds the vCPU whose APIC ID has more than 8 bits, and none that has the same low ones.
+fn wide_id(path: &str) -> Result<(), String> {
+    const ID: u32 = 0x12c;
+    if !has(path, KVM_CAP_X2APIC_API)? {
+        return skipped("the device has no KVM_CAP_X2APIC_API");
+    }
+    let bare = waiting_as(path, ID, |vm| {
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_X2APIC_API,
+            ..Default::default()
+        };
+        cap.args[0] = 1;
+        vm.set(number::ENABLE_CAP, &cap)?;
+        vm.call(number::CREATE_IRQCHIP, 0)
+    })?;
+    let send = |id: u32| {
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000 | (id & 0xff) << 12,
+            address_hi: id & !0xff,
+            data: 0x41,
+            ..Default::default()
+        };
+        bare.vm.set(number::SIGNAL_MSI, &msi)
+    };
+    for id in [ID & 0xff, ID + 0x100, ID + 0x1_0000, ID + 1] {
+        equal("to nobody", send(id).unwrap_or(0) <= 0, true)?;
+    }
+    for _ in 0..3 {
+        equal("delivered", send(ID), Ok(1))?;
+        equal("the handler's byte", bare.byte(), Ok(0x77))?;
+    }
     Ok(())
 }
 

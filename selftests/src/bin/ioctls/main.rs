@@ -4,6 +4,7 @@
 //! and with the error numbers that the KVM API's documentation gives.
 
 mod bare;
+mod coalesced;
 mod events;
 mod extensions;
 mod interrupts;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 12] = [
+    let groups: [&[Test]; 13] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         sync::TESTS,
         irqchip::TESTS,
         interrupts::TESTS,
+        coalesced::TESTS,
         time::TESTS,
         pointers::TESTS,
     ];
