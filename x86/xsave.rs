@@ -104,7 +104,7 @@ impl Layout {
         self.places
             .iter()
             .enumerate()
-            .map(|(index, (offset, size))| (1 << index, *offset, *size))
+            .map(|(index, (offset, size))| (1_u64.wrapping_shl(index as u32), *offset, *size))
             .filter(move |(bit, _, size)| present & bit != 0 && *size != 0)
     }
 
