@@ -101,10 +101,9 @@ impl Layout {
     /// Those of the components `of` that have a place of their own: bit, offset, size.
     fn places_of(&self, of: u64) -> impl Iterator<Item = (u64, usize, usize)> + '_ {
         let present = self.components & of;
-        self.places
-            .iter()
-            .enumerate()
-            .map(|(index, (offset, size))| (1_u64.wrapping_shl(index as u32), *offset, *size))
+        (0..COMPONENTS as u32)
+            .zip(&self.places)
+            .map(|(index, (offset, size))| (1_u64.wrapping_shl(index), *offset, *size))
             .filter(move |(bit, _, size)| present & bit != 0 && *size != 0)
     }
 
