@@ -99,6 +99,12 @@ check-crates: lab $(build)/vendor/.stamp ## the tests of the pure crates and of 
 	@$(enter) env PROPTEST_RNG_SEED=$(SEED) cargo --config /pacifica/selftests/lab/cargo.toml test --quiet --locked --offline \
 		--no-fail-fast --workspace --target-dir build/crates
 
+SECONDS ?= 600
+
+.PHONY: fuzz
+fuzz: all ## hostile ioctls and guests for SECONDS=600, and the random tests of the crates (SEED=...)
+	@selftests/fuzz $(SECONDS) $(if $(filter file,$(origin SEED)),$$RANDOM,$(SEED))
+
 .PHONY: check-hosts
 check-hosts: all ## the self-tests on every emulated host
 	@selftests/run --all

@@ -12,8 +12,9 @@
 //! | a pending interrupt         | IF, no shadow; else the interrupt window opens          |
 //!
 //! Windows. The *interrupt window* is a virtual interrupt that never gets delivered, because its
-//! intercept comes first. It ignores the task priority: the controller has looked at that, and QEMU
-//! aborts when a MOV to CR8 makes a virtual interrupt deliverable. The *NMI window* has two steps:
+//! intercept comes first. It ignores the task priority: the controller has looked at that. QEMU
+//! aborts when a MOV to CR8 meets a virtual interrupt, so these exit meanwhile. The *NMI window* has
+//! two steps:
 //!
 //! ```text
 //!   masked ── IRET intercept ──► exit before the IRET ── single step ──► #DB behind it: unmasked
@@ -85,7 +86,8 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
         }
     }
     let iret_exits = briefly || (events.nmi_masked && events.iret_at.is_none());
-    set_windows(vmcb, interrupt_window, iret_exits, source.watch_cr8());
+    let cr8_exits = interrupt_window || source.watch_cr8();
+    set_windows(vmcb, interrupt_window, iret_exits, cr8_exits);
     if briefly {
         Entry::RunBriefly
     } else {

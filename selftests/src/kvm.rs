@@ -41,7 +41,8 @@ pub type Answer<T = i32> = Result<T, Errno>;
 pub struct Number(pub u64);
 
 impl Number {
-    const fn plain(number: u64) -> Self {
+    /// An ioctl that takes a number.
+    pub const fn plain(number: u64) -> Self {
         Self(0xae00 | number)
     }
 
@@ -49,19 +50,23 @@ impl Number {
         Self(direction << 30 | (size_of::<T>() as u64) << 16 | 0xae00 | number)
     }
 
-    const fn set<T>(number: u64) -> Self {
+    /// An ioctl that reads a `T`.
+    pub const fn set<T>(number: u64) -> Self {
         Self::of::<T>(1, number)
     }
 
-    const fn get<T>(number: u64) -> Self {
+    /// An ioctl that writes a `T`.
+    pub const fn get<T>(number: u64) -> Self {
         Self::of::<T>(2, number)
     }
 
-    const fn exchange<T>(number: u64) -> Self {
+    /// An ioctl that reads and writes a `T`.
+    pub const fn exchange<T>(number: u64) -> Self {
         Self::of::<T>(3, number)
     }
 
-    const fn size(self) -> usize {
+    /// The size of the argument; 0 if it is a number.
+    pub const fn size(self) -> usize {
         (self.0 >> 16 & 0x3fff) as usize
     }
 }

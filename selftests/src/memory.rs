@@ -2,8 +2,11 @@
 
 //! Memory that a guest and this program share.
 
+use std::fs;
 use std::io;
 use std::ptr::{self, NonNull};
+use std::thread::sleep;
+use std::time::Duration;
 
 /// The size of a page.
 pub const PAGE: usize = 4096;
@@ -91,4 +94,47 @@ impl Drop for Mapping {
         // SAFETY: The mapping is this object's own and nothing points into it any more.
         unsafe { libc::munmap(self.start().cast(), self.length) };
     }
+}
+
+/// Kernel memory in KiB, as soon as what is freed late has been freed.
+pub fn kernel_memory() -> i64 {
+    sleep(Duration::from_millis(1500));
+    // Nothing depends on it; it only makes the figures steadier.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| -> i64 {
+        text.lines()
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .trim_start_matches(':')
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .unwrap_or(0)
+    };
+    let total = field("MemTotal") - field("MemFree") - kept_by_cpus();
+    let user = field("AnonPages") + field("Cached") + field("Buffers");
+    println!(
+        "# used by the kernel: {} KiB, of it slab {}, per CPU {}, page tables {}",
+        total - user,
+        field("Slab"),
+        field("Percpu"),
+        field("PageTables") + field("SecPageTables"),
+    );
+    total - user
+}
+
+/// Free memory that the CPUs keep in lists of their own, in KiB.
+fn kept_by_cpus() -> i64 {
+    let text = fs::read_to_string("/proc/zoneinfo").unwrap_or_default();
+    let pages = text.lines().filter_map(|line| {
+        line.trim()
+            .strip_prefix("count:")?
+            .trim()
+            .parse::<i64>()
+            .ok()
+    });
+    pages.sum::<i64>() * (PAGE as i64 / 1024)
 }

@@ -14,6 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use selftests::kvm::{number, Errno, Handle};
+use selftests::memory::kernel_memory;
 use selftests::tap::{equal, skipped, Tap};
 
 use module::Module;
@@ -191,36 +192,6 @@ fn race(module: &Module) -> Result<(), String> {
             .try_for_each(|thread| thread.join().map_err(|_| "panic".to_owned())?)
     })?;
     equal("open files", module.users(), Some(0))
-}
-
-/// Kernel memory in KiB, as soon as what is freed late has been freed.
-fn kernel_memory() -> i64 {
-    sleep(Duration::from_millis(1500));
-    // Nothing depends on it; it only makes the figures steadier.
-    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| -> i64 {
-        text.lines()
-            .find_map(|line| {
-                line.strip_prefix(name)?
-                    .trim_start_matches(':')
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-            .unwrap_or(0)
-    };
-    let total = field("MemTotal") - field("MemFree");
-    let user = field("AnonPages") + field("Cached") + field("Buffers");
-    println!(
-        "# used by the kernel: {} KiB, of it slab {}, per CPU {}, page tables {}",
-        total - user,
-        field("Slab"),
-        field("Percpu"),
-        field("PageTables") + field("SecPageTables"),
-    );
-    total - user
 }
 
 fn leak(module: &Module) -> Result<(), String> {
