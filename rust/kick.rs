@@ -45,6 +45,8 @@ pub(crate) mod request {
     pub(crate) const CLOCK: u32 = 1 << 7;
     /// Do not stay halted.
     pub(crate) const UNHALT: u32 = 1 << 31;
+    /// The VM's filter of MSRs has changed.
+    pub(crate) const MSR_FILTER: u32 = 1 << 16;
 }
 
 /// `mode` of a vCPU that is not in its guest.

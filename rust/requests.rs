@@ -3,6 +3,7 @@
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
 use crate::clock;
+use crate::host::host;
 use crate::kick::request;
 use crate::stats::Count;
 use crate::vcpu::{Inner, Vcpu};
@@ -96,9 +97,25 @@ pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
             .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
     }
     inner.parts.unhalted |= requests & request::UNHALT != 0;
+    if requests & request::MSR_FILTER != 0 {
+        set_msr_filter(vcpu, inner);
+    }
     if requests & request::CLOCK != 0 {
         inner.parts.deferred |= deferred::PV_CLOCK;
     }
+}
+
+/// Takes the VM's filter of MSRs over.
+#[cold]
+pub(crate) fn set_msr_filter(vcpu: &Vcpu, inner: &mut Inner) {
+    let filter = vcpu.vm.choices.msr_filter();
+    let map = match (&filter, host()) {
+        (Some(filter), _) => filter.map.phys(),
+        (None, Some(host)) => host.permission_maps().1,
+        (None, None) => return,
+    };
+    inner.vmcb.set_msrpm_base(map);
+    inner.parts.msr_filter = filter;
 }
 
 /// An INIT (APM vol. 2, 14.1): application processors wait for a STARTUP IPI.

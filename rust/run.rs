@@ -75,11 +75,17 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         inner.vmcb.set_v_tpr(inner.parts.user_cr8);
     }
     if let Some(io) = inner.state.io.pending() {
-        let data = match io {
-            UserIo::Port { .. } => u64::from(vcpu.run_page.io_data()).to_le_bytes(),
-            UserIo::Mmio { .. } => vcpu.run_page.mmio_data(),
-        };
-        let action = inner.with_guest(vcpu, true, |guest| dispatch::finish_io(guest, data));
+        let action = inner.with_guest(vcpu, true, |guest| match io {
+            UserIo::Port { .. } => {
+                let data = u64::from(vcpu.run_page.io_data()).to_le_bytes();
+                dispatch::finish_io(guest, data)
+            }
+            UserIo::Mmio { .. } => dispatch::finish_io(guest, vcpu.run_page.mmio_data()),
+            UserIo::Msr { .. } => {
+                dispatch::finish_msr(guest, vcpu.run_page.msr_answer());
+                Action::Resume
+            }
+        });
         if let Some(leave) = act(vcpu, inner, action)? {
             return Ok(leave);
         }

@@ -185,6 +185,24 @@ impl RunPage {
         self.set_reason(abi::KVM_EXIT_IOAPIC_EOI);
     }
 
+    /// KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR.
+    pub(crate) fn set_msr(&self, index: u32, write: Option<u64>, reason: u32) {
+        field!(write self, 0, __bindgen_anon_1.msr.error);
+        field!(write self, reason, __bindgen_anon_1.msr.reason);
+        field!(write self, index, __bindgen_anon_1.msr.index);
+        field!(write self, write.unwrap_or(0), __bindgen_anon_1.msr.data);
+        self.set_reason(match write {
+            Some(_) => abi::KVM_EXIT_X86_WRMSR,
+            None => abi::KVM_EXIT_X86_RDMSR,
+        });
+    }
+
+    /// The VMM's answer to them: the value, or `None` for #GP.
+    pub(crate) fn msr_answer(&self) -> Option<u64> {
+        let error = field!(read self, __bindgen_anon_1.msr.error);
+        (error == 0).then(|| field!(read self, __bindgen_anon_1.msr.data))
+    }
+
     /// KVM_EXIT_FAIL_ENTRY.
     pub(crate) fn set_fail_entry(&self, reason: u64) {
         field!(write self, reason, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason);

@@ -4,6 +4,7 @@
 
 use crate::abi::{self, Arg};
 use crate::chips_ioctl;
+use crate::choices;
 use crate::clock;
 use crate::ffi;
 use crate::host::host;
@@ -89,6 +90,10 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_CHECK_EXTENSION_VM
         | abi::KVM_CAP_ENABLE_CAP_VM
         | abi::KVM_CAP_GET_MSR_FEATURES
+        | abi::KVM_CAP_X86_USER_SPACE_MSR
+        | abi::KVM_CAP_X86_MSR_FILTER
+        | abi::KVM_CAP_EXIT_ON_EMULATION_FAILURE
+        | abi::KVM_CAP_MSR_PLATFORM_INFO
         | abi::KVM_CAP_BINARY_STATS_FD
         | abi::KVM_CAP_VCPU_ATTRIBUTES
         | abi::KVM_CAP_SYS_ATTRIBUTES
@@ -103,6 +108,8 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
         abi::KVM_CAP_COALESCED_MMIO => run_page::RING_PAGE as c_long,
         abi::KVM_CAP_X2APIC_API => chips_ioctl::X2APIC_API as c_long,
+        abi::KVM_CAP_DISABLE_QUIRKS2 => choices::QUIRKS as c_long,
+        abi::KVM_CAP_X86_DISABLE_EXITS => choices::disabled_exits() as c_long,
         abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
         // What is recommended, and what is possible.

@@ -39,6 +39,12 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
         }) => {
             page.set_mmio(gpa, size, write.then_some(data));
         }
+        UserExit::Io(UserIo::Msr {
+            index,
+            write,
+            value,
+            reason,
+        }) => page.set_msr(index, write.then_some(value), reason),
         UserExit::Shutdown => page.set_reason(abi::KVM_EXIT_SHUTDOWN),
         UserExit::SetTpr => page.set_reason(abi::KVM_EXIT_SET_TPR),
         UserExit::FailEntry { reason } => {

@@ -3,11 +3,12 @@
 //! A virtual CPU: its parts, its file, and who answers its ioctls.
 
 use crate::abi::{self, Arg};
+use crate::choices::disable_exits;
 use crate::device::FileObject;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::fpu;
 use crate::host::{host, resumes, tsc_lost};
-use crate::kick::Mailbox;
+use crate::kick::{request, Mailbox};
 use crate::memory::VcpuMemory;
 use crate::run_page::RunPage;
 use crate::stats::Stats;
@@ -142,6 +143,7 @@ impl Vcpu {
         vmcb.set_iopm_base(iopm);
         vmcb.set_msrpm_base(msrpm);
         vmcb.set_ncr3(vm.memory.ncr3());
+        disable_exits(&mut vmcb, vm.choices.disabled_exits());
         // The guest's TSC begins at zero.
         vmcb.set_tsc_offset(vm.clock.tsc_offset());
 
@@ -169,6 +171,7 @@ impl Vcpu {
                 host_error: None,
                 physical_bits: 36,
                 has_x2apic: false,
+                msr_filter: None,
             },
             asid: None,
             cpu: u32::MAX,
@@ -203,6 +206,8 @@ impl Vcpu {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
+        // Whoever sets a filter from now on finds the mailbox.
+        mailbox.ask(request::MSR_FILTER);
         vm.mailboxes.add(mailbox)?;
         crate::device::new_fd(c"pacifica-vcpu", vcpu)
             .inspect(|_| vm.stats.add(id, stats))

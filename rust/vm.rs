@@ -5,6 +5,7 @@
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
 use crate::chips_ioctl;
+use crate::choices::Choices;
 use crate::clock::{self, VmClock};
 use crate::coalesced::Coalesced;
 use crate::device::{self, FileObject};
@@ -52,6 +53,9 @@ pub(crate) struct Vm {
     boot_cpu: Atomic<u32>,
     /// What KVM_ENABLE_CAP has turned on: see [`option`].
     options: Atomic<u32>,
+    /// And what concerns the handlers of exits.
+    #[pin]
+    pub(crate) choices: Choices,
     pub(crate) pid: i32,
     pub(crate) serial: u64,
     /// Last: SVM is given back after everything else.
@@ -99,6 +103,7 @@ impl Vm {
                 features: host.features,
                 boot_cpu: Atomic::new(0),
                 options: Atomic::new(0),
+                choices <- Choices::new(),
                 pid,
                 serial,
                 _svm: svm,
@@ -140,7 +145,11 @@ impl Vm {
             abi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(&cap),
             _ => {
                 let _setup = self.setup.lock();
-                chips_ioctl::enable(&self.chips, &cap, self.mailboxes.count())
+                let vcpus = self.mailboxes.count();
+                match self.choices.enable(&cap, vcpus) {
+                    Some(result) => result,
+                    None => chips_ioctl::enable(&self.chips, &cap, vcpus),
+                }
             }
         }
     }
@@ -269,6 +278,7 @@ impl FileObject for Vm {
                 0 if clock::is_own_rate(arg.0) => Ok(0),
                 _ => Err(EINVAL),
             },
+            abi::PACIFICA_X86_SET_MSR_FILTER => this.choices.set_msr_filter(arg, &this.mailboxes),
             abi::PACIFICA_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
             abi::PACIFICA_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),
             abi::PACIFICA_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),

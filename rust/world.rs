@@ -7,11 +7,13 @@ use crate::ffi;
 use crate::fpu::Area;
 use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::{Outcome, VcpuMemory};
+use crate::msr_filter::MsrFilter;
 use crate::vm::Vm;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
 use irqchip::{DeliveryMode, Lapic, Now};
 use kernel::prelude::*;
-use svm::dispatch::{FaultOutcome, Platform};
+use kernel::sync::Arc;
+use svm::dispatch::{FaultOutcome, Platform, Policy};
 use svm::exit::NestedError;
 use svm::inject::InterruptSource;
 use x86::cpu::{GuestMemory, MemError};
@@ -72,6 +74,8 @@ pub(crate) struct Parts {
     pub(crate) physical_bits: u8,
     /// The guest's CPUID has x2APIC.
     pub(crate) has_x2apic: bool,
+    /// The MSRs that the guest may not access by itself; the VMCB has its permission map.
+    pub(crate) msr_filter: Option<Arc<MsrFilter>>,
 }
 
 /// The surroundings, for the time of one handler.
@@ -250,6 +254,27 @@ impl Platform for World<'_> {
                 self.parts.host_error = Some(error);
                 FaultOutcome::HostFault
             }
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        self.vm.choices.policy()
+    }
+
+    #[inline]
+    fn msr_denied(&self, index: u32, write: bool) -> bool {
+        match &self.parts.msr_filter {
+            Some(filter) => filter.denies(index, write),
+            None => false,
+        }
+    }
+
+    fn show_mwait(&mut self, on: bool) {
+        /// MONITOR and MWAIT, in ECX.
+        const MWAIT: u32 = 1 << 3;
+        let leaves = self.parts.cpuid.iter_mut();
+        for leaf in leaves.filter(|leaf| leaf.function == cpuid::function::FEATURES) {
+            leaf.ecx = (leaf.ecx & !MWAIT) | if on { MWAIT } else { 0 };
         }
     }
 

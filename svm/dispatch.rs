@@ -12,7 +12,7 @@ mod task;
 
 pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
 pub use instruction::{dynamic, set_xcr0};
-pub use msr::{read_msr, write_msr};
+pub use msr::{finish_msr, read_msr, write_msr};
 
 use crate::cpu::Guest;
 use crate::exit::{Exit, NestedError};
@@ -39,6 +39,34 @@ pub enum FaultOutcome {
     HostFault,
 }
 
+bitflags::bitflags! {
+    /// What the VMM has chosen for all vCPUs of a VM (`KVM_ENABLE_CAP`).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Policy: u32 {
+        /// `KVM_MSR_EXIT_REASON_INVAL`: the VMM answers accesses of MSRs that would be #GP.
+        const MSR_INVALID_EXITS = 1 << 0;
+        /// `KVM_MSR_EXIT_REASON_UNKNOWN`: and those of MSRs that nobody knows.
+        const MSR_UNKNOWN_EXITS = 1 << 1;
+        /// `KVM_MSR_EXIT_REASON_FILTER`: and those that its filter denies.
+        const MSR_FILTER_EXITS = 1 << 2;
+        /// What cannot be emulated is the VMM's business even if a program of the guest did it.
+        const EMULATION_FAILURE_EXITS = 1 << 3;
+        /// PLATFORM_INFO is not there for the guest.
+        const NO_PLATFORM_INFO = 1 << 4;
+        /// MONITOR and MWAIT are undefined where CPUID does not have them.
+        const MWAIT_MAY_FAULT = 1 << 5;
+        /// CPUID has MONITOR and MWAIT while MISC_ENABLE has.
+        const MISC_ENABLE_HAS_MWAIT = 1 << 6;
+    }
+}
+
+impl Policy {
+    /// The exits for MSRs, with the numbers of `KVM_MSR_EXIT_REASON_*`.
+    pub const MSR_EXITS: Self = Self::MSR_INVALID_EXITS
+        .union(Self::MSR_UNKNOWN_EXITS)
+        .union(Self::MSR_FILTER_EXITS);
+}
+
 /// What the handlers need of the world outside of the CPU. The module implements it, the tests do,
 /// the fuzzers do.
 ///
@@ -62,6 +90,20 @@ pub trait Platform: GuestMemory {
 
     /// Makes the page at `gpa` accessible for `error`.
     fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome;
+
+    /// What the VMM has chosen.
+    fn policy(&self) -> Policy {
+        Policy::empty()
+    }
+    /// Whether the VMM's filter denies the guest this access of an MSR.
+    fn msr_denied(&self, index: u32, write: bool) -> bool {
+        let _ = (index, write);
+        false
+    }
+    /// The guest wrote MISC_ENABLE, and CPUID is to follow its bit for MWAIT.
+    fn show_mwait(&mut self, on: bool) {
+        let _ = on;
+    }
 
     /// Reads `IA32_APIC_BASE`.
     fn apic_base(&self) -> u64;
@@ -284,7 +326,13 @@ fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
         Stop::WouldSleep => Action::NeedSleep,
         Stop::Fault => Action::User(UserExit::Fault),
         // A program of the guest must not be able to stop the guest.
-        Stop::Unhandled if guest.cpl() != 0 => {
+        Stop::Unhandled
+            if guest.cpl() != 0
+                && !guest
+                    .platform
+                    .policy()
+                    .contains(Policy::EMULATION_FAILURE_EXITS) =>
+        {
             guest.state.events.raise(Exception::UD);
             Action::Resume
         }

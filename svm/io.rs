@@ -41,6 +41,18 @@ pub enum UserIo {
         /// What is written, in the first `size` bytes.
         data: [u8; 8],
     },
+    /// `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`. The answer goes to
+    /// [`crate::dispatch::finish_msr`].
+    Msr {
+        /// The number.
+        index: u32,
+        /// WRMSR.
+        write: bool,
+        /// What is written.
+        value: u64,
+        /// One of `KVM_MSR_EXIT_REASON_*`.
+        reason: u32,
+    },
 }
 
 /// Where a device register is.
@@ -143,6 +155,13 @@ pub(crate) enum Phase {
     Idle,
     /// An IN or OUT waits for the VMM.
     Port { fragment: Fragment, write: bool },
+    /// A RDMSR or WRMSR waits for the VMM.
+    Msr {
+        index: u32,
+        write: bool,
+        value: u64,
+        reason: u32,
+    },
     /// An emulated instruction waits for an answer, and is then run again.
     Read(Fragment),
     /// The answer is there; the instruction is to be run again.
@@ -234,6 +253,17 @@ impl IoState {
         match self.phase {
             Phase::Idle | Phase::Answered => None,
             Phase::Port { fragment, write } => Some(fragment.to_user(write)),
+            Phase::Msr {
+                index,
+                write,
+                value,
+                reason,
+            } => Some(UserIo::Msr {
+                index,
+                write,
+                value,
+                reason,
+            }),
             Phase::Read(fragment) => Some(fragment.to_user(false)),
             Phase::Writes => Some(self.writes.get(self.written)?.to_user(true)),
         }

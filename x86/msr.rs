@@ -85,6 +85,10 @@ pub enum MsrClass {
     X2Apic(u8),
     /// The time-stamp counter.
     Tsc,
+    /// MISC_ENABLE: kept in the file; CPUID may follow it.
+    MiscEnable,
+    /// PLATFORM_INFO: kept in the file; the VMM may hide it.
+    PlatformInfo,
     /// `IA32_TSC_ADJUST`: kept in the file; a guest's write also moves the TSC by the difference.
     TscAdjust,
     /// The deadline of the local APIC's timer.
@@ -120,6 +124,8 @@ pub fn classify(index: u32) -> MsrClass {
         index::LAST_EXCEPTION_TO => Vmcb(VmcbMsr::LastExceptionTo),
         index::TSC => MsrClass::Tsc,
         index::TSC_ADJUST => MsrClass::TscAdjust,
+        index::MISC_ENABLE => MsrClass::MiscEnable,
+        index::PLATFORM_INFO => MsrClass::PlatformInfo,
         index::TSC_DEADLINE => MsrClass::TscDeadline,
         index::APIC_BASE => MsrClass::ApicBase,
         index::X2APIC_FIRST..=index::X2APIC_LAST => MsrClass::X2Apic((index & 0xff) as u8),
@@ -215,6 +221,7 @@ pub const SAVED_MSRS: &[u32] = &[
     index::SYSENTER_EIP,
     index::PAT,
     index::MISC_ENABLE,
+    index::POWER_CTL,
     index::PLATFORM_INFO,
     index::PATCH_LEVEL,
     index::HWCR,

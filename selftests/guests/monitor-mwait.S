@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// MONITOR and MWAIT are not offered, so they are undefined.
+// MONITOR and MWAIT are not offered, and yet do nothing: the VMM has not asked for #UD.
 // mode: long64
-// bug: kvm-mwait-quirk
 #include "long64.inc"
     interrupts
     xor %ecx, %ecx

@@ -137,6 +137,7 @@ pub mod number {
     pub const SET_XSAVE: Number = Number::set::<Xsave>(0xa5);
     pub const GET_XCRS: Number = Number::get::<kvm_xcrs>(0xa6);
     pub const SET_XCRS: Number = Number::set::<kvm_xcrs>(0xa7);
+    pub const X86_SET_MSR_FILTER: Number = Number::set::<kvm_msr_filter>(0xc6);
     pub const GET_STATS_FD: Number = Number::plain(0xce);
     pub const SET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe1);
     pub const GET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe2);

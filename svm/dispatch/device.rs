@@ -250,7 +250,7 @@ fn emulate_some<P: Platform>(
 /// See [`super::finish_io`].
 pub(super) fn finish<P: Platform>(guest: &mut Guest<'_, P>, data: [u8; 8]) -> Result<Action, Stop> {
     match guest.state.io.phase {
-        Phase::Idle => return Ok(Action::Resume),
+        Phase::Idle | Phase::Msr { .. } => return Ok(Action::Resume),
         Phase::Answered => {}
         Phase::Port { fragment, write } => {
             guest.state.io.phase = Phase::Idle;

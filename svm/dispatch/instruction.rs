@@ -3,7 +3,7 @@
 //! Intercepted instructions that need no operand in memory.
 
 use super::rip::{advance, next_rip, skip, Opcode};
-use super::{Action, Platform};
+use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
 use crate::state::{guest_cr4, VcpuState};
 use x86::cpu::{Cpu, Stop};
@@ -150,12 +150,13 @@ pub(super) fn wbinvd<P: Platform>(
 }
 
 /// MONITOR and MWAIT do nothing, which their definition allows; without the CPUID bit they are
-/// undefined.
+/// undefined, if the VMM wants that.
 pub(super) fn mwait<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<Action, Stop> {
     /// Leaf 1, ECX: MONITOR and MWAIT.
     const MONITOR: u32 = 1 << 3;
     let [_, _, ecx, _] = guest.platform.cpuid(1, 0, &Dynamic::default());
-    if ecx & MONITOR == 0 {
+    let may_fault = guest.platform.policy().contains(Policy::MWAIT_MAY_FAULT);
+    if ecx & MONITOR == 0 && may_fault {
         return Err(Exception::UD.into());
     }
     skip(guest, opcode)?;

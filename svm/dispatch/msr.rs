@@ -3,9 +3,11 @@
 //! RDMSR and WRMSR: who answers is [`x86::msr::classify`]'s business (APM vol. 2, 15.11).
 
 use super::control::{control_regs, set_control_regs};
+use super::device::pending;
 use super::rip::{advance, next_rip, Opcode};
-use super::{Action, Platform};
+use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
+use crate::io::Phase;
 use x86::cpu::{Cpu, Stop};
 use x86::features::Feature;
 use x86::msr::{check_vmcb, classify, has_vmcb, MsrClass, Origin, VmcbMsr};
@@ -19,18 +21,75 @@ pub(super) fn msr<P: Platform>(guest: &mut Guest<'_, P>, write: bool) -> Result<
         return Err(Exception::GP0.into());
     }
     let index = guest.state.regs.get(gpr::RCX) as u32;
-    if write {
-        let next = next_rip(guest, Opcode::WRMSR)?;
-        let value = guest.state.regs.edx_eax();
-        write_msr(guest, index, value, Origin::Guest)?;
-        advance(guest, next);
-    } else {
-        let next = next_rip(guest, Opcode::RDMSR)?;
-        let value = read_msr(guest, index, Origin::Guest)?;
-        guest.state.regs.set_edx_eax(value);
-        advance(guest, next);
+    let opcode = if write { Opcode::WRMSR } else { Opcode::RDMSR };
+    let next = next_rip(guest, opcode)?;
+    if guest.platform.msr_denied(index, write) {
+        return refused(guest, index, write, next, Policy::MSR_FILTER_EXITS);
     }
+    let result = if write {
+        let value = guest.state.regs.edx_eax();
+        write_msr(guest, index, value, Origin::Guest)
+    } else {
+        read_msr(guest, index, Origin::Guest).map(|value| guest.state.regs.set_edx_eax(value))
+    };
+    if result.is_err() {
+        let reason = match classify(index) {
+            MsrClass::Unknown => Policy::MSR_UNKNOWN_EXITS,
+            _ => Policy::MSR_INVALID_EXITS,
+        };
+        return refused(guest, index, write, next, reason);
+    }
+    advance(guest, next);
     Ok(Action::Resume)
+}
+
+/// An access that the guest does not get: #GP, unless the VMM wants to answer it.
+#[cold]
+fn refused<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    index: u32,
+    write: bool,
+    next: u64,
+    reason: Policy,
+) -> Result<Action, Stop> {
+    if !guest.platform.policy().contains(reason) {
+        return Err(Exception::GP0.into());
+    }
+    let value = if write { guest.state.regs.edx_eax() } else { 0 };
+    let rip = guest.vmcb.rip();
+    let io = &mut guest.state.io;
+    io.activate();
+    (io.rip, io.next_rip) = (rip, next);
+    io.phase = Phase::Msr {
+        index,
+        write,
+        value,
+        reason: reason.bits(),
+    };
+    Ok(pending(guest))
+}
+
+/// The VMM's answer to [`UserIo::Msr`]: the value that was read, or `None` for #GP. It is dropped
+/// if the VMM has moved RIP.
+pub fn finish_msr<P: Platform>(guest: &mut Guest<'_, P>, answer: Option<u64>) {
+    let io = &mut guest.state.io;
+    let Phase::Msr { write, .. } = io.phase else {
+        return;
+    };
+    let (rip, next) = (io.rip, io.next_rip);
+    io.clear();
+    if guest.vmcb.rip() != rip {
+        return;
+    }
+    match answer {
+        None => guest.state.events.raise(Exception::GP0),
+        Some(value) => {
+            if !write {
+                guest.state.regs.set_edx_eax(value);
+            }
+            advance(guest, next);
+        }
+    }
 }
 
 /// Reads an MSR, for RDMSR or `KVM_GET_MSRS`.
@@ -44,7 +103,18 @@ pub fn read_msr<P: Platform>(
             Err(Exception::GP0)
         }
         MsrClass::Vmcb(msr) => Ok(read_vmcb(guest, msr)),
-        MsrClass::File | MsrClass::TscAdjust | MsrClass::PvWallClock | MsrClass::PvSystemTime => {
+        MsrClass::PlatformInfo
+            if origin == Origin::Guest
+                && guest.platform.policy().contains(Policy::NO_PLATFORM_INFO) =>
+        {
+            Err(Exception::GP0)
+        }
+        MsrClass::File
+        | MsrClass::MiscEnable
+        | MsrClass::PlatformInfo
+        | MsrClass::TscAdjust
+        | MsrClass::PvWallClock
+        | MsrClass::PvSystemTime => {
             let state = &guest.state;
             state.msrs.read(index, origin, &state.features)
         }
@@ -81,7 +151,12 @@ pub fn write_msr<P: Platform>(
             return Ok(());
         }
         MsrClass::Unknown => return Err(Exception::GP0),
-        MsrClass::File | MsrClass::TscAdjust | MsrClass::PvWallClock | MsrClass::PvSystemTime => {}
+        MsrClass::File
+        | MsrClass::MiscEnable
+        | MsrClass::PlatformInfo
+        | MsrClass::TscAdjust
+        | MsrClass::PvWallClock
+        | MsrClass::PvSystemTime => {}
     }
     let adjust = guest.state.msrs.tsc_adjust;
     let features = guest.state.features;
@@ -90,11 +165,22 @@ pub fn write_msr<P: Platform>(
         MsrClass::TscAdjust if origin == Origin::Guest => {
             move_tsc(guest, value.wrapping_sub(adjust));
         }
+        MsrClass::MiscEnable => show_mwait(guest, value),
         MsrClass::PvWallClock => guest.platform.pv_wall_clock(value),
         MsrClass::PvSystemTime => guest.platform.pv_system_time(value),
         _ => {}
     }
     Ok(())
+}
+
+#[cold]
+fn show_mwait<P: Platform>(guest: &mut Guest<'_, P>, misc_enable: u64) {
+    /// MONITOR and MWAIT, in MISC_ENABLE.
+    const MWAIT: u64 = 1 << 18;
+    let policy = guest.platform.policy();
+    if policy.contains(Policy::MISC_ENABLE_HAS_MWAIT) {
+        guest.platform.show_mwait(misc_enable & MWAIT != 0);
+    }
 }
 
 fn check_deadline<P: Platform>(guest: &Guest<'_, P>, origin: Origin) -> Result<(), Exception> {

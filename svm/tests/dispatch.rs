@@ -5,11 +5,12 @@
 mod support;
 
 use support::{poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP};
-use svm::dispatch::{Action, FaultOutcome, InternalError, UserExit};
+use svm::dispatch::{finish_msr, Action, FaultOutcome, InternalError, Policy, UserExit};
 use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::intercept::{CrIntercepts, Word4};
+use svm::io::UserIo;
 use svm::state::{guest_cr0, guest_cr4, VcpuState};
 use x86::features::{Feature, Features};
 use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags};
@@ -157,8 +158,6 @@ fn what_a_guest_does_not_have_is_undefined() {
         ExitCode::INVLPGB,
         ExitCode::TLBSYNC,
         ExitCode::MCOMMIT,
-        ExitCode::MONITOR,
-        ExitCode::MWAIT,
     ];
     for exit in exits {
         everywhere(&[0x0f, 0x01, 0xd8], |machine| {
@@ -166,11 +165,61 @@ fn what_a_guest_does_not_have_is_undefined() {
             raised(machine, Exception::UD);
         });
     }
-    everywhere(&[0x0f, 0x01, 0xc9], |machine| {
-        machine.world.monitor = true;
-        assert_eq!(machine.exit(ExitCode::MWAIT, 0, 0), Action::Resume);
-        completed(machine, 3);
-    });
+    for (offered, may_fault) in [(false, false), (false, true), (true, true)] {
+        everywhere(&[0x0f, 0x01, 0xc9], |machine| {
+            machine.world.monitor = offered;
+            machine.world.policy.set(Policy::MWAIT_MAY_FAULT, may_fault);
+            assert_eq!(machine.exit(ExitCode::MWAIT, 0, 0), Action::Resume);
+            if offered || !may_fault {
+                completed(machine, 3);
+            } else {
+                raised(machine, Exception::UD);
+            }
+        });
+    }
+}
+
+#[test]
+fn the_vmm_answers_msrs() {
+    const UNKNOWN: u64 = 0x1234_5678;
+    let reasons = [
+        (Policy::empty(), false, None),
+        (Policy::MSR_UNKNOWN_EXITS, false, Some(2)),
+        (Policy::MSR_EXITS, true, Some(4)),
+        (Policy::MSR_UNKNOWN_EXITS, true, None),
+    ];
+    for (policy, denied, reason) in reasons {
+        for write in [false, true] {
+            everywhere(&[0x0f, if write { 0x30 } else { 0x32 }], |machine| {
+                machine.state.regs.set(gpr::RCX, UNKNOWN);
+                machine.state.regs.set_edx_eax(0x11_0000_0022);
+                (machine.world.policy, machine.world.msr_denied) = (policy, denied);
+                let action = machine.exit(ExitCode::MSR, u64::from(write), 0);
+                let Some(reason) = reason else {
+                    assert_eq!(action, Action::Resume);
+                    raised(machine, Exception::GP0);
+                    return;
+                };
+                let io = UserIo::Msr {
+                    index: UNKNOWN as u32,
+                    write,
+                    value: if write { 0x11_0000_0022 } else { 0 },
+                    reason,
+                };
+                assert_eq!(action, Action::User(UserExit::Io(io)));
+                assert_eq!(machine.state.io.pending(), Some(io));
+                finish_msr(&mut machine.guest(), Some(0x33_0000_0044));
+                completed(machine, 2);
+                let value = if write {
+                    0x11_0000_0022
+                } else {
+                    0x33_0000_0044
+                };
+                assert_eq!(machine.state.regs.edx_eax(), value);
+                assert_eq!(machine.state.io.pending(), None);
+            });
+        }
+    }
 }
 
 #[test]

@@ -50,6 +50,7 @@ pub struct MsrFile {
     pub mce: Mce,
     misc_enable: u64,
     platform_info: u64,
+    power_ctl: u64,
     patch_level: u64,
     hwcr: u64,
     de_cfg: u64,
@@ -98,6 +99,7 @@ pub(super) fn holds(index: u32) -> bool {
         index::TSC_AUX
             | index::MISC_ENABLE
             | index::PLATFORM_INFO
+            | index::POWER_CTL
             | index::PATCH_LEVEL
             | index::HWCR
             | index::DE_CFG
@@ -139,6 +141,7 @@ impl MsrFile {
             mce: Mce::default(),
             misc_enable: MISC_ENABLE_PMU,
             platform_info: 0,
+            power_ctl: 0,
             patch_level: PATCH_LEVEL_RESET,
             hwcr: HWCR_TSC_FREQ_SEL,
             de_cfg: 0,
@@ -160,6 +163,7 @@ impl MsrFile {
             index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => Ok(self.pv_system_time),
             index::MISC_ENABLE => Ok(self.misc_enable),
             index::PLATFORM_INFO => Ok(self.platform_info),
+            index::POWER_CTL => Ok(self.power_ctl),
             index::PATCH_LEVEL => Ok(self.patch_level),
             index::HWCR => Ok(self.hwcr),
             index::DE_CFG => Ok(self.de_cfg),
@@ -191,6 +195,7 @@ impl MsrFile {
                 require(false, origin)?;
                 self.platform_info = value;
             }
+            index::POWER_CTL => self.power_ctl = value,
             // The guest writes zero before CPUID brings the revision on some CPUs.
             index::PATCH_LEVEL if origin == Origin::Guest => {}
             index::PATCH_LEVEL => self.patch_level = value,

@@ -24,6 +24,8 @@ pub const LAST_BRANCH_FROM: u32 = 0x1db;
 pub const LAST_BRANCH_TO: u32 = 0x1dc;
 pub const LAST_EXCEPTION_FROM: u32 = 0x1dd;
 pub const LAST_EXCEPTION_TO: u32 = 0x1de;
+/// Intel's, but guests of other makes find it, too.
+pub const POWER_CTL: u32 = 0x1fc;
 
 /// Eight pairs of base and mask.
 pub const MTRR_VARIABLE_FIRST: u32 = 0x200;

@@ -25,7 +25,12 @@ fn full() -> Features {
 fn is_in_file(index: u32) -> bool {
     matches!(
         classify(index),
-        MsrClass::File | MsrClass::TscAdjust | MsrClass::PvWallClock | MsrClass::PvSystemTime
+        MsrClass::File
+            | MsrClass::MiscEnable
+            | MsrClass::PlatformInfo
+            | MsrClass::TscAdjust
+            | MsrClass::PvWallClock
+            | MsrClass::PvSystemTime
     )
 }
 

@@ -9,7 +9,7 @@
 )]
 
 use svm::cpu::Guest;
-use svm::dispatch::{dispatch, Action, FaultOutcome, Platform};
+use svm::dispatch::{dispatch, Action, FaultOutcome, Platform, Policy};
 use svm::exit::{Exit, ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::inject::{after_exit, prepare, Entry, InterruptSource};
@@ -50,6 +50,8 @@ pub struct World {
     pub set_tpr: bool,
     pub reads: u32,
     pub monitor: bool,
+    pub policy: Policy,
+    pub msr_denied: bool,
     pub xmm: [u128; 16],
 }
 
@@ -74,6 +76,8 @@ impl Default for World {
             set_tpr: false,
             reads: 0,
             monitor: false,
+            policy: Policy::empty(),
+            msr_denied: false,
             xmm: [0; 16],
         }
     }
@@ -191,6 +195,12 @@ impl Platform for World {
         } else {
             self.fault
         }
+    }
+    fn policy(&self) -> Policy {
+        self.policy
+    }
+    fn msr_denied(&self, _index: u32, _write: bool) -> bool {
+        self.msr_denied
     }
     fn apic_base(&self) -> u64 {
         0xfee0_0900

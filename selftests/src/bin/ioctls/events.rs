@@ -87,7 +87,7 @@ fn immediate_exit_completes(path: &str) -> Result<(), String> {
 }
 
 /// Sends `SIGUSR1` to the calling thread from another one, again and again, while `work` runs.
-fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
     // SAFETY: This only asks for the calling thread's name.
     let thread = unsafe { libc::pthread_self() };
     let done = AtomicBool::new(false);

@@ -9,6 +9,7 @@ mod events;
 mod extensions;
 mod interrupts;
 mod irqchip;
+mod msr;
 mod pointers;
 mod slots;
 mod state;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 13] = [
+    let groups: [&[Test]; 14] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         irqchip::TESTS,
         interrupts::TESTS,
         coalesced::TESTS,
+        msr::TESTS,
         time::TESTS,
         pointers::TESTS,
     ];
