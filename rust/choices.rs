@@ -138,7 +138,8 @@ impl Choices {
 pub(crate) fn disabled_exits() -> u32 {
     const MWAIT: u32 = 1 << 3;
     const ARAT: u32 = 1 << 2;
-    let mut exits = abi::KVM_X86_DISABLE_EXITS_HLT | abi::KVM_X86_DISABLE_EXITS_PAUSE;
+    // Not HLT: the guest would have to lose PV_UNHALT with it.
+    let mut exits = abi::KVM_X86_DISABLE_EXITS_PAUSE;
     if ffi::cpuid(1, 0)[2] & MWAIT != 0 && ffi::cpuid(6, 0)[0] & ARAT != 0 {
         exits |= abi::KVM_X86_DISABLE_EXITS_MWAIT;
     }

@@ -143,7 +143,7 @@ impl MsrFile {
             platform_info: 0,
             power_ctl: 0,
             patch_level: PATCH_LEVEL_RESET,
-            hwcr: HWCR_TSC_FREQ_SEL,
+            hwcr: 0,
             de_cfg: 0,
         }
     }

@@ -105,7 +105,7 @@ fn linux_finds_what_it_reads_without_care() {
     let machine = Machine::new();
     for (index, value) in [
         (index::PATCH_LEVEL, 0x0100_0065),
-        (index::HWCR, 1 << 24),
+        (index::HWCR, 0),
         (index::SYSCFG, 0),
         (index::TOP_MEM, 0),
         (index::TOP_MEM2, 0),
