@@ -40,6 +40,89 @@ pub struct Destination {
     pub narrow_broadcast: bool,
 }
 
+/// Some of the numbers that processors are made with, which are their x2APIC IDs and, until
+/// software changes them, their xAPIC IDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdSet {
+    /// The number of bit 0.
+    pub first: u32,
+    /// The set: one bit for each number.
+    pub bits: u128,
+}
+
+impl IdSet {
+    /// One number.
+    pub const fn one(id: u32) -> Self {
+        Self { first: id, bits: 1 }
+    }
+
+    /// Whether `id` is in the set.
+    pub const fn contains(self, id: u32) -> bool {
+        match self.bits.checked_shr(id.wrapping_sub(self.first)) {
+            Some(bits) => bits & 1 != 0,
+            None => false,
+        }
+    }
+
+    /// The numbers from `64 * index` on, one bit each.
+    pub const fn word(self, index: u32) -> u64 {
+        let (base, first) = (64 * index as u64, self.first as u64);
+        if base >= first {
+            let below = base - first;
+            return if below < 128 {
+                (self.bits >> below) as u64
+            } else {
+                0
+            };
+        }
+        let above = first - base;
+        if above < 64 {
+            (self.bits << above) as u64
+        } else {
+            0
+        }
+    }
+
+    /// The words that have bits, from the first to one after the last.
+    pub const fn words(self) -> (u32, u32) {
+        let last = self.first as u64 + 127 - (self.bits | 1).leading_zeros() as u64;
+        (self.first / 64, (last / 64 + 1) as u32)
+    }
+}
+
+/// What is known of all APICs of a machine together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// None that is present is in xAPIC mode.
+    pub all_x2apic: bool,
+    /// None that is present has been given another ID ([`Snapshot::is_renumbered`]).
+    pub own_ids: bool,
+}
+
+impl Destination {
+    /// The processors among which are all that the message is for, or nothing if it can be any.
+    pub const fn candidates(&self, census: Census) -> Option<IdSet> {
+        let is_narrow = matches!(self.shorthand, Shorthand::None) && self.id != X2APIC_BROADCAST;
+        if !is_narrow {
+            None
+        } else if !self.logical {
+            if self.id != BROADCAST && census.own_ids {
+                Some(IdSet::one(self.id))
+            } else {
+                None
+            }
+        } else if self.id > BROADCAST || census.all_x2apic {
+            // Only x2APICs, and their logical IDs follow from their IDs.
+            Some(IdSet {
+                first: self.id >> 16 << 4,
+                bits: (self.id & 0xffff) as u128,
+            })
+        } else {
+            None
+        }
+    }
+}
+
 /// How an xAPIC reads logical destinations (APM vol. 2, 16.6.1, DFR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogicalFormat {
@@ -142,6 +225,17 @@ impl Snapshot {
         self.0 & Self::X2APIC != 0
     }
 
+    /// Whether it is present and in xAPIC mode.
+    pub const fn is_xapic(self) -> bool {
+        self.is_present() && !self.is_x2apic()
+    }
+
+    /// Whether it is found by another ID than its processor's number `own`, because software has
+    /// changed it.
+    pub const fn is_renumbered(self, own: u32) -> bool {
+        self.is_present() && self.id() != own
+    }
+
     /// Whether the APIC base register enables it.
     pub const fn is_present(self) -> bool {
         self.0 & Self::PRESENT != 0
@@ -214,12 +308,13 @@ pub const fn x2apic_logical_id(id: u32) -> u32 {
 /// Arbitration for [`DeliveryMode::LowestPriority`](crate::DeliveryMode::LowestPriority): one of
 /// `candidates`, chosen by `seed`. The processors' priorities are not compared; a seed that counts
 /// up spreads the load, a seed that is the vector keeps an interrupt where its cache lines are.
-/// Candidates should be enabled ([`Snapshot::is_enabled`]).
-pub fn pick_lowest_priority<I>(candidates: I, seed: u32) -> Option<I::Item>
+/// Candidates should be enabled ([`Snapshot::is_enabled`]). If they become fewer meanwhile, it is the first.
+pub fn pick_lowest_priority<I>(mut candidates: I, seed: u32) -> Option<I::Item>
 where
     I: Iterator + Clone,
 {
     let count = candidates.clone().count();
     let chosen = (seed as usize).checked_rem(count)?;
-    candidates.into_iter().nth(chosen)
+    let mut again = candidates.clone();
+    candidates.nth(chosen).or_else(|| again.next())
 }

@@ -3,7 +3,8 @@
 //! The interrupt controllers and the timer of a VM: PIC, IOAPIC, PIT, and the routes to them.
 //!
 //! One spinlock guards them all, since an edge of one is an input of another. It is taken with
-//! interrupts off, and vCPUs' mailboxes are reached while it is held; nothing else is.
+//! interrupts off. What they send is left in the vCPUs' inboxes while it is held, and the vCPUs are
+//! kicked after that ([`Held`]).
 //!
 //! ```text
 //!   KVM_IRQ_LINE, PIT ─► routes ─┬─► Pic ─ output ─► request CHIPS, vCPUs that listen to it
@@ -17,7 +18,9 @@
 use crate::abi;
 use crate::ended::Resampler;
 use crate::ffi::{self, Expire, IrqLock, Timer};
-use crate::kick::{request, Interrupt, Mailboxes};
+use crate::kick::{request, Interrupt};
+use crate::mailboxes::{Kicks, Mailboxes};
+use core::ops::{Deref, DerefMut};
 use irqchip::lines::{Delivery, Source};
 use irqchip::message::Message;
 use irqchip::routing::{self, Chip, Route, Target};
@@ -34,6 +37,26 @@ pub(crate) struct Devices {
     pub(crate) pit: Option<Pit>,
     /// Sorted by GSI.
     pub(crate) routes: KVec<Route>,
+}
+
+/// The devices, locked.
+pub(crate) struct Held<'a> {
+    /// First, so that the lock is released before the vCPUs are kicked.
+    devices: ffi::IrqGuard<'a, Devices>,
+    pub(crate) kicks: Kicks<'a>,
+}
+
+impl Deref for Held<'_> {
+    type Target = Devices;
+    fn deref(&self) -> &Devices {
+        &self.devices
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Devices {
+        &mut self.devices
+    }
 }
 
 /// The interrupt controllers of a VM, if it has asked for them.
@@ -80,8 +103,8 @@ impl Chips {
         Arc::pin_init(
             pin_init!(Self {
                 pit_timer: SetOnce::new(),
-                devices <- IrqLock::new(devices),
-                resamplers <- IrqLock::new(KVec::new()),
+                devices <- IrqLock::new(devices, c"pacifica_devices", kernel::static_lock_class!()),
+                resamplers <- IrqLock::new(KVec::new(), c"pacifica_resamplers", kernel::static_lock_class!()),
                 created: Atomic::new(NONE),
                 reserved_pins: Atomic::new(0),
                 x2apic_api: Atomic::new(0),
@@ -157,8 +180,11 @@ impl Chips {
     }
 
     /// The devices, for as long as the guard lives.
-    pub(crate) fn devices(&self) -> ffi::IrqGuard<'_, Devices> {
-        self.devices.lock()
+    pub(crate) fn devices(&self) -> Held<'_> {
+        Held {
+            devices: self.devices.lock(),
+            kicks: self.mailboxes.kicks(),
+        }
     }
 
     /// KVM_CREATE_PIT2.
@@ -190,8 +216,18 @@ impl Chips {
         }
     }
 
+    /// The IOAPIC, and what it sends with.
+    pub(crate) fn ioapic<'a, 'h>(
+        &'a self,
+        held: &'h mut Held<'a>,
+    ) -> (&'h mut Ioapic, impl FnMut(Message) -> bool + use<'a, 'h>) {
+        let kicks = &mut held.kicks;
+        let send = |message| kicks.merge(self.send(message));
+        (&mut held.devices.ioapic, send)
+    }
+
     /// Sends a message to the LAPICs.
-    pub(crate) fn send(&self, message: Message) -> bool {
+    pub(crate) fn send(&self, message: Message) -> Kicks<'_> {
         let interrupt = Interrupt {
             mode: message.delivery_mode,
             vector: message.vector,
@@ -205,49 +241,65 @@ impl Chips {
 
     /// The PIC's output may have changed: the vCPUs that listen to it look at it.
     ///
-    /// One that begins to listen says so before it looks, and `devices` is held here: either it is
-    /// seen here, or it sees the change.
-    pub(crate) fn pic_changed(&self) {
-        self.mailboxes.each(|mailbox| {
-            if mailbox.apic().takes_pic() {
-                mailbox.ask(request::CHIPS);
-            }
-        });
+    /// One that begins to listen says so before it looks, and the devices are held here: either it
+    /// is seen here, or it sees the change.
+    pub(crate) fn pic_changed<'a>(&'a self, kicks: &mut Kicks<'a>) {
+        let listeners = self.mailboxes.all();
+        for mailbox in listeners.filter(|mailbox| mailbox.apic().takes_pic()) {
+            mailbox.leave_request(request::CHIPS);
+            kicks.add(mailbox);
+        }
+    }
+
+    /// The same, if the PIC's output was another before.
+    fn compare_pic<'a>(&'a self, held: &mut Held<'a>, before: bool) {
+        if held.pic.output() != before {
+            self.pic_changed(&mut held.kicks);
+        }
     }
 
     /// A GSI's level changes. What became of it; `None` if there is no such GSI.
     pub(crate) fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> Option<Delivery> {
-        let mut guard = self.devices.lock();
-        self.set_gsi_locked(&mut guard, gsi, source, level)
+        self.set_gsi_locked(&mut self.devices(), gsi, source, level)
     }
 
-    /// The same, for whoever has the devices.
-    pub(crate) fn set_gsi_locked(
-        &self,
-        devices: &mut Devices,
+    /// An irqfd was written: an edge.
+    pub(crate) fn pulse_gsi(&self, gsi: u32) {
+        let mut held = self.devices();
+        self.set_gsi_locked(&mut held, gsi, Source::EVENTFD, true);
+        self.set_gsi_locked(&mut held, gsi, Source::EVENTFD, false);
+    }
+
+    /// The same as [`Self::set_gsi`], for whoever has the devices.
+    pub(crate) fn set_gsi_locked<'a>(
+        &'a self,
+        held: &mut Held<'a>,
         gsi: u32,
         source: Source,
         level: bool,
     ) -> Option<Delivery> {
         let mut result = None;
+        let Held { devices, kicks } = held;
         let Devices {
             pic,
             ioapic,
             routes,
             ..
-        } = devices;
+        } = &mut **devices;
         for route in routing::routes(routes, gsi) {
             let delivered = match route.target {
                 Target::Pin {
                     chip: Chip::Ioapic,
                     pin,
-                } => ioapic.set_pin(pin, source, level, &mut |message| self.send(message)),
+                } => ioapic.set_pin(pin, source, level, &mut |message| {
+                    kicks.merge(self.send(message))
+                }),
                 Target::Pin { chip, pin } => {
                     let irq = if chip == Chip::PicSlave { pin + 8 } else { pin };
                     let before = pic.output();
                     let delivered = pic.set_irq(irq, source, level);
                     if pic.output() != before {
-                        self.pic_changed();
+                        self.pic_changed(kicks);
                     }
                     delivered
                 }
@@ -256,7 +308,7 @@ impl Chips {
                         && route
                             .target
                             .message(self.has_wide_ids())
-                            .is_some_and(|message| self.send(message));
+                            .is_some_and(|message| kicks.merge(self.send(message)));
                     if sent {
                         Delivery::Delivered
                     } else {
@@ -289,9 +341,9 @@ impl Chips {
         if !is_device_port(port) || !self.is_full() {
             return None;
         }
-        let mut devices = self.devices.lock();
-        let before = devices.pic.output();
-        let Devices { pic, pit, .. } = &mut *devices;
+        let mut held = self.devices();
+        let before = held.pic.output();
+        let Devices { pic, pit, .. } = &mut *held;
         let mut value = 0;
         for i in 0..u16::from(size.min(4)) {
             let at = port.wrapping_add(i);
@@ -307,10 +359,8 @@ impl Chips {
         }
         // A poll acknowledges.
         let ended = pic.take_ended();
-        if pic.output() != before {
-            self.pic_changed();
-        }
-        drop(devices);
+        self.compare_pic(&mut held, before);
+        drop(held);
         self.pic_ended(ended);
         Some(value)
     }
@@ -323,7 +373,7 @@ impl Chips {
         let mut taken = false;
         let mut pit_changed = false;
         let ended = {
-            let mut devices = self.devices.lock();
+            let mut devices = self.devices();
             let before = devices.pic.output();
             for (i, byte) in value
                 .to_le_bytes()
@@ -340,9 +390,7 @@ impl Chips {
                     pit_changed |= written;
                 }
             }
-            if devices.pic.output() != before {
-                self.pic_changed();
-            }
+            self.compare_pic(&mut devices, before);
             if pit_changed {
                 self.restart_pit(&devices);
             }
@@ -366,10 +414,9 @@ impl Chips {
         let Some(offset) = self.ioapic_offset(gpa) else {
             return false;
         };
-        self.devices
-            .lock()
-            .ioapic
-            .mmio_write(offset, data, &mut |message| self.send(message));
+        let mut held = self.devices();
+        let (ioapic, mut send) = self.ioapic(&mut held);
+        ioapic.mmio_write(offset, data, &mut send);
         true
     }
 
@@ -390,15 +437,15 @@ fn is_device_port(port: u16) -> bool {
 impl Expire for Chips {
     /// The PIT's output rises.
     fn expire(&self) {
-        let mut guard = self.devices.lock();
-        let devices = &mut *guard;
+        let mut held = self.devices();
+        let devices = &mut *held;
         let Some(pit) = devices.pit.as_mut() else {
             return;
         };
         let rises = pit.advance(ffi::now());
         if pit.ticks.tick(rises) {
-            self.send_tick(devices);
+            self.send_tick(&mut held);
         }
-        self.restart_pit(devices);
+        self.restart_pit(&held);
     }
 }

@@ -112,15 +112,14 @@ fn set_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
             };
             let state = bytes.first_chunk::<{ pic::STATE_SIZE }>().ok_or(EINVAL)?;
             devices.pic.set_state(which, state);
-            chips.pic_changed();
+            chips.pic_changed(&mut devices.kicks);
         }
         abi::KVM_IRQCHIP_IOAPIC => {
             let state = bytes
                 .first_chunk::<{ ioapic::STATE_SIZE }>()
                 .ok_or(EINVAL)?;
-            devices
-                .ioapic
-                .set_state(state, &mut |message| chips.send(message));
+            let (ioapic, mut send) = chips.ioapic(&mut devices);
+            ioapic.set_state(state, &mut send);
         }
         _ => return Err(EINVAL),
     }
@@ -200,7 +199,7 @@ fn signal_msi(chips: &Chips, arg: Arg) -> Result<c_long> {
         return Err(EINVAL);
     }
     let message = Message::from_msi(address, msi.data, wide_ids);
-    Ok(c_long::from(chips.send(message)))
+    Ok(c_long::from(chips.send(message).is_any()))
 }
 
 /// KVM_REINJECT_CONTROL: whether ticks of the PIT wait for each other.

@@ -5,7 +5,8 @@
 
 use crate::abi::{self, Arg};
 use crate::ffi;
-use crate::kick::{request, Mailboxes};
+use crate::kick::request;
+use crate::mailboxes::Mailboxes;
 use crate::msr_filter::MsrFilter;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -122,7 +123,7 @@ impl Choices {
     pub(crate) fn set_msr_filter(&self, arg: Arg, vcpus: &Mailboxes) -> Result<c_long> {
         let filter = MsrFilter::read(arg)?;
         let old = core::mem::replace(&mut *self.msr_filter.lock(), filter);
-        vcpus.each(|vcpu| vcpu.ask(request::MSR_FILTER));
+        vcpus.all().for_each(|vcpu| vcpu.ask(request::MSR_FILTER));
         drop(old);
         Ok(0)
     }

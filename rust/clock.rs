@@ -5,7 +5,8 @@
 use crate::abi::{self, Arg};
 use crate::ffi::{self, IrqLock};
 use crate::host;
-use crate::kick::{request, Mailboxes};
+use crate::kick::request;
+use crate::mailboxes::Mailboxes;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_state::touch_time;
 use kernel::ffi::c_long;
@@ -102,7 +103,7 @@ impl VmClock {
             tsc_lost: host::tsc_lost(),
             tsc_is_set: false,
         };
-        pin_init!(Self { state <- IrqLock::new(state) })
+        pin_init!(Self { state <- IrqLock::new(state, c"pacifica_clock", kernel::static_lock_class!()) })
     }
 
     /// The TSC offset of a new vCPU: all begin together.
@@ -167,7 +168,7 @@ impl VmClock {
             _ => real_ns().saturating_sub(data.realtime),
         };
         self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
-        vcpus.each(|vcpu| vcpu.ask(request::CLOCK));
+        vcpus.all().for_each(|vcpu| vcpu.ask(request::CLOCK));
         Ok(0)
     }
 }

@@ -65,7 +65,7 @@ impl Coalesced {
         Ok(pin_init!(Self {
             ring,
             changes <- kernel::new_mutex!(()),
-            zones <- IrqLock::new(KVec::new()),
+            zones <- IrqLock::new(KVec::new(), c"pacifica_zones", kernel::static_lock_class!()),
             has_zones: AtomicBool::new(false),
         }))
     }

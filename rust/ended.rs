@@ -8,7 +8,7 @@
 //!                                       └─► the PIT's next tick
 //! ```
 
-use crate::chips::{Chips, Devices};
+use crate::chips::{Chips, Devices, Held};
 use crate::ffi::{self, Eventfd};
 use irqchip::lines::Source;
 use irqchip::routing::{self, Chip, Pins, Target};
@@ -72,9 +72,9 @@ impl Chips {
             pic: 0,
         };
         self.release(&mut devices, &resamplers, pins);
-        devices
-            .ioapic
-            .eoi(vector, &mut |message| self.send(message));
+        let (ioapic, mut send) = self.ioapic(&mut devices);
+        ioapic.eoi(vector, &mut send);
+        drop((send, resamplers));
         self.tick_ended(&mut devices, pins);
     }
 
@@ -90,11 +90,12 @@ impl Chips {
         let resamplers = self.resamplers.lock();
         let mut devices = self.devices();
         self.release(&mut devices, &resamplers, pins);
+        drop(resamplers);
         self.tick_ended(&mut devices, pins);
     }
 
     /// Lets the lines of the resamplers at `pins` fall.
-    fn release(&self, devices: &mut Devices, resamplers: &[Arc<Resampler>], pins: Pins) {
+    fn release<'a>(&'a self, devices: &mut Held<'a>, resamplers: &[Arc<Resampler>], pins: Pins) {
         for resampler in resamplers {
             if pins.concern(&devices.routes, resampler.gsi) {
                 resampler.ended.store(1, Relaxed);
@@ -105,7 +106,7 @@ impl Chips {
     }
 
     /// Sends the PIT's next tick, if one waits for the end of that at `pins`.
-    fn tick_ended(&self, devices: &mut Devices, pins: Pins) {
+    fn tick_ended<'a>(&'a self, devices: &mut Held<'a>, pins: Pins) {
         if !pins.concern(&devices.routes, PIT_GSI) {
             return;
         }
@@ -115,7 +116,7 @@ impl Chips {
     }
 
     /// A tick of the PIT: an edge at its GSI.
-    pub(crate) fn send_tick(&self, devices: &mut Devices) {
+    pub(crate) fn send_tick<'a>(&'a self, devices: &mut Held<'a>) {
         if devices.pit.as_ref().is_some_and(|pit| pit.ticks.reinject()) {
             self.want_ends(devices, PIT_GSI);
         }

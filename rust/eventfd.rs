@@ -10,13 +10,12 @@
 use crate::abi::{self, Arg};
 use crate::chips::Chips;
 use crate::ended::Resampler;
-use crate::ffi::{Eventfd, EventfdTarget, EventfdWaiter, Expire, IrqLock};
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use irqchip::lines::Source;
+use crate::ffi::{Eventfd, EventfdTarget, EventfdWaiter, Expire};
+use crate::published::Published;
 use irqchip::routing::MAX_GSIS;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::{Arc, Mutex};
+use kernel::sync::{Arc, Mutex, SetOnce};
 
 /// An interrupt line that an eventfd drives.
 struct Irqfd {
@@ -32,8 +31,7 @@ impl Expire for Irqfd {
         if self.resampler.is_some() {
             self.chips.raise_resampled(self.gsi);
         } else {
-            self.chips.set_gsi(self.gsi, Source::EVENTFD, true);
-            self.chips.set_gsi(self.gsi, Source::EVENTFD, false);
+            self.chips.pulse_gsi(self.gsi);
         }
     }
 }
@@ -117,6 +115,8 @@ impl Doorbell {
     }
 }
 
+type Doorbells = KVec<Arc<Doorbell>>;
+
 /// The event descriptors of a VM.
 #[pin_data]
 pub(crate) struct Eventfds {
@@ -125,10 +125,8 @@ pub(crate) struct Eventfds {
     /// Held while the list of doorbells changes.
     #[pin]
     changes: Mutex<()>,
-    #[pin]
-    doorbells: IrqLock<KVec<Arc<Doorbell>>>,
-    /// There is one: spares the lock to guests without.
-    has_doorbells: AtomicBool,
+    /// Once there was one.
+    doorbells: SetOnce<Pin<KBox<Published<Doorbells>>>>,
 }
 
 /// Most interrupt lines that are eventfds: more than any VM has interrupts.
@@ -142,8 +140,7 @@ impl Eventfds {
         pin_init!(Self {
             irqfds <- kernel::new_mutex!(KVec::new()),
             changes <- kernel::new_mutex!(()),
-            doorbells <- IrqLock::new(KVec::new()),
-            has_doorbells: AtomicBool::new(false),
+            doorbells: SetOnce::new(),
         })
     }
 
@@ -233,9 +230,7 @@ impl Eventfds {
             if old.len() >= MAX_DOORBELLS {
                 return Err(ENOSPC);
             }
-            for other in old {
-                new.push(other.clone(), GFP_KERNEL_ACCOUNT)?;
-            }
+            new.extend_from_slice(old, GFP_KERNEL_ACCOUNT)?;
             Ok(new.push(doorbell, GFP_KERNEL_ACCOUNT)?)
         })
     }
@@ -253,45 +248,35 @@ impl Eventfds {
         })
     }
 
-    /// Replaces the list by one that `make` fills: memory is asked for, and the old list given
-    /// back, outside of the spinlock.
+    /// Replaces the list by one that `make` fills. When it returns, nobody rings one that left.
     fn change_doorbells(
         &self,
-        make: impl FnOnce(&[Arc<Doorbell>], &mut KVec<Arc<Doorbell>>) -> Result,
+        make: impl FnOnce(&Doorbells, &mut Doorbells) -> Result,
     ) -> Result<c_long> {
         let _one_at_a_time = self.changes.lock();
-        let mut list = self.copy_doorbells()?;
-        let mut new = KVec::new();
-        make(&list, &mut new)?;
-        self.has_doorbells.store(!new.is_empty(), Relaxed);
-        core::mem::swap(&mut *self.doorbells.lock(), &mut new);
-        list.clear();
-        Ok(0)
-    }
-
-    /// The list of now. Only whoever holds `changes` may rely on its length.
-    fn copy_doorbells(&self) -> Result<KVec<Arc<Doorbell>>> {
-        let count = self.doorbells.lock().len();
-        let mut copy = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-        for doorbell in self.doorbells.lock().iter() {
-            copy.push_within_capacity(doorbell.clone())
-                .map_err(|_| EAGAIN)?;
+        let mut new = KBox::new(KVec::new(), GFP_KERNEL_ACCOUNT)?;
+        match self.doorbells.as_ref() {
+            Some(list) => {
+                make(&list.read(), &mut new)?;
+                list.replace(new);
+            }
+            None => {
+                make(&KVec::new(), &mut new)?;
+                let list = KBox::pin_init(Published::new(new), GFP_KERNEL_ACCOUNT)?;
+                self.doorbells.populate(list);
+            }
         }
-        Ok(copy)
+        Ok(0)
     }
 
     /// A write of the guest: whether it was for a doorbell.
     pub(crate) fn ring(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
-        if !self.has_doorbells.load(Relaxed) {
+        let Some(list) = self.doorbells.as_ref() else {
             return false;
-        }
-        let doorbells = self.doorbells.lock();
-        let hit = doorbells
-            .iter()
-            .find(|doorbell| doorbell.is_hit(is_port, address, data));
-        if let Some(doorbell) = hit {
-            doorbell.eventfd.signal();
-        }
-        hit.is_some()
+        };
+        let list = list.read();
+        let mut doorbells = list.iter();
+        let hit = doorbells.find(|doorbell| doorbell.is_hit(is_port, address, data));
+        hit.inspect(|doorbell| doorbell.eventfd.signal()).is_some()
     }
 }

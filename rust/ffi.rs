@@ -11,7 +11,7 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Timer, WaitQueue};
+pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Sleeper, Timer};
 
 use core::ptr::NonNull;
 use kernel::bindings;
@@ -45,13 +45,11 @@ extern "C" {
     fn pacifica_yield();
     fn pacifica_kick_cpu(cpu: c_uint);
     fn pacifica_interrupt_and_wait(cpu: c_uint);
-    fn pacifica_waitqueue_init(queue: *mut bindings::wait_queue_head);
     fn pacifica_wait(
-        queue: *mut bindings::wait_queue_head,
+        wait: *mut bindings::rcuwait,
         ready: unsafe extern "C" fn(*mut c_void) -> bool,
         arg: *mut c_void,
     ) -> c_int;
-    fn pacifica_wake(queue: *mut bindings::wait_queue_head);
     fn pacifica_pid() -> c_int;
     fn pacifica_sigmask_set(set: *const bindings::sigset_t, old: *mut bindings::sigset_t) -> c_int;
     fn pacifica_signal_set(bits: u64, set: *mut bindings::sigset_t);
@@ -121,7 +119,11 @@ extern "C" {
     fn pacifica_mutex_init(lock: *mut bindings::mutex);
     fn pacifica_mutex_lock(lock: *mut bindings::mutex) -> c_int;
     fn pacifica_mutex_unlock(lock: *mut bindings::mutex);
-    fn pacifica_spin_init(lock: *mut bindings::raw_spinlock_t);
+    fn pacifica_spin_init(
+        lock: *mut bindings::raw_spinlock_t,
+        name: *const c_char,
+        key: *mut bindings::lock_class_key,
+    );
     fn pacifica_spin_lock(lock: *mut bindings::raw_spinlock_t) -> c_ulong;
     fn pacifica_spin_unlock(lock: *mut bindings::raw_spinlock_t, flags: c_ulong);
 }

@@ -15,6 +15,7 @@
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/poll.h>
+#include <linux/rcuwait.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
 #include <linux/smp.h>
@@ -39,7 +40,7 @@
 #include "helpers.h"
 
 #ifdef CONFIG_PREEMPT_RT
-#error "Sleepers are woken under raw spinlocks: PREEMPT_RT kernels are not supported."
+#error "Eventfds are signalled with interrupts off: PREEMPT_RT kernels are not supported."
 #endif
 
 /* ---- the world switch ---------------------------------------------------------------------- */
@@ -175,20 +176,10 @@ void pacifica_interrupt_and_wait(unsigned int cpu)
 	smp_call_function_single(cpu, pacifica_nothing, NULL, true);
 }
 
-void pacifica_waitqueue_init(struct wait_queue_head *queue)
+/* Sleeps until ready(arg); -EINTR if a signal came first. */
+int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg)
 {
-	init_waitqueue_head(queue);
-}
-
-/* Sleeps until ready(arg); -ERESTARTSYS if a signal came first. */
-int pacifica_wait(struct wait_queue_head *queue, bool (*ready)(void *), void *arg)
-{
-	return wait_event_interruptible(*queue, ready(arg));
-}
-
-void pacifica_wake(struct wait_queue_head *queue)
-{
-	wake_up_all(queue);
+	return rcuwait_wait_event(wait, ready(arg), TASK_INTERRUPTIBLE);
 }
 
 int pacifica_pid(void)
@@ -521,9 +512,10 @@ void pacifica_mutex_unlock(struct mutex *lock)
 	mutex_unlock(lock);
 }
 
-void pacifica_spin_init(raw_spinlock_t *lock)
+void pacifica_spin_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key)
 {
 	raw_spin_lock_init(lock);
+	lockdep_set_class_and_name(lock, key, name);
 }
 
 unsigned long pacifica_spin_lock(raw_spinlock_t *lock)

@@ -10,10 +10,11 @@ struct eventfd_ctx;
 struct file;
 struct file_operations;
 struct hrtimer;
+struct lock_class_key;
 struct mutex;
+struct rcuwait;
 struct seq_file;
 struct vm_area_struct;
-struct wait_queue_head;
 
 /* entry.S */
 int pacifica_vmrun(u64 vmcb, u64 host_save, u64 *gpr);
@@ -45,9 +46,7 @@ bool pacifica_signal_pending(void);
 void pacifica_yield(void);
 void pacifica_kick_cpu(unsigned int cpu);
 void pacifica_interrupt_and_wait(unsigned int cpu);
-void pacifica_waitqueue_init(struct wait_queue_head *queue);
-int pacifica_wait(struct wait_queue_head *queue, bool (*ready)(void *), void *arg);
-void pacifica_wake(struct wait_queue_head *queue);
+int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg);
 int pacifica_pid(void);
 int pacifica_sigmask_set(const sigset_t *set, sigset_t *old);
 void pacifica_signal_set(u64 bits, sigset_t *set);
@@ -86,7 +85,7 @@ void pacifica_real_time(u64 *sec, u32 *nsec);
 void pacifica_mutex_init(struct mutex *lock);
 int pacifica_mutex_lock(struct mutex *lock);
 void pacifica_mutex_unlock(struct mutex *lock);
-void pacifica_spin_init(raw_spinlock_t *lock);
+void pacifica_spin_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key);
 unsigned long pacifica_spin_lock(raw_spinlock_t *lock);
 void pacifica_spin_unlock(raw_spinlock_t *lock, unsigned long flags);
 int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *entry,

@@ -125,7 +125,9 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
     inner.parts.unhalted = false;
     if let Some(lapic) = &mut inner.parts.lapic {
         lapic.init();
-        vcpu.mailbox.publish_apic(lapic.snapshot());
+        vcpu.vm
+            .mailboxes
+            .publish_apic(&vcpu.mailbox, lapic.snapshot());
         let boot = vcpu.mailbox.id == vcpu.vm.boot_cpu();
         inner.state.mp_state = if boot {
             MpState::Runnable

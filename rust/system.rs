@@ -8,7 +8,7 @@ use crate::choices;
 use crate::clock;
 use crate::ffi;
 use crate::host::host;
-use crate::kick::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::mailboxes::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::run_page;
 use crate::slots;
 use crate::sync_regs;

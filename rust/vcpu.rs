@@ -128,15 +128,12 @@ impl Vcpu {
     /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
     pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
         let host = host().ok_or(ENODEV)?;
-        let mailbox = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
+        let mailbox = vm.mailboxes.create(id)?;
         let lapic = match vm.chips.has_lapics() {
             true => Some(new_lapic(&vm, id)?),
             false => None,
         };
-        if let Some(lapic) = &lapic {
-            mailbox.publish_apic(lapic.snapshot());
-        }
-
+        let apic = lapic.as_ref().map(|lapic| lapic.snapshot());
         let mut vmcb = Pages::<Vmcb>::new()?;
         let mut state = new_state(&mut vmcb, vm.features)?;
         let (iopm, msrpm) = host.permission_maps();
@@ -208,10 +205,13 @@ impl Vcpu {
         )?;
         // Whoever sets a filter from now on finds the mailbox.
         mailbox.ask(request::MSR_FILTER);
-        vm.mailboxes.add(mailbox)?;
+        if let Some(apic) = apic {
+            vm.mailboxes.publish_apic(&mailbox, apic);
+        }
+        vm.mailboxes.publish(&mailbox);
         crate::device::new_fd(c"pacifica-vcpu", vcpu)
             .inspect(|_| vm.stats.add(id, stats))
-            .inspect_err(|_| vm.mailboxes.remove(id))
+            .inspect_err(|_| vm.mailboxes.withdraw(&mailbox))
     }
 
     /// An ioctl that has the vCPU for itself.

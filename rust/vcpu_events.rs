@@ -163,7 +163,9 @@ fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     lapic
         .set_state(&page, now, vcpu.vm.chips.has_wide_ids())
         .map_err(|_| EINVAL)?;
-    vcpu.mailbox.publish_apic(lapic.snapshot());
+    vcpu.vm
+        .mailboxes
+        .publish_apic(&vcpu.mailbox, lapic.snapshot());
     vcpu.mailbox.ask(request::CHIPS);
     touch_time(inner);
     Ok(())

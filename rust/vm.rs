@@ -12,7 +12,7 @@ use crate::device::{self, FileObject};
 use crate::eventfd::Eventfds;
 use crate::ffi;
 use crate::host::{host, Svm};
-use crate::kick::{Mailboxes, MAX_VCPU_ID};
+use crate::mailboxes::{Mailboxes, MAX_VCPU_ID};
 use crate::memory::{Region, VmMemory};
 use crate::stats::{StatsFile, VmStats};
 use crate::stats_fd::StatsFd;

@@ -9,6 +9,7 @@ use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::{Outcome, VcpuMemory};
 use crate::msr_filter::MsrFilter;
 use crate::vm::Vm;
+use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
 use irqchip::{DeliveryMode, Lapic, Now};
 use kernel::prelude::*;
@@ -117,9 +118,8 @@ impl World<'_> {
                     vector: ipi.vector,
                     level: ipi.level,
                 };
-                self.vm
-                    .mailboxes
-                    .deliver(&ipi.dest, Some(self.mailbox.id), &interrupt);
+                let mailboxes = &self.vm.mailboxes;
+                drop(mailboxes.deliver(&ipi.dest, Some(self.mailbox.id), &interrupt));
             }
             Effect::Timer => self.parts.deferred |= deferred::TIMER,
             Effect::Routing => {
@@ -127,7 +127,9 @@ impl World<'_> {
                 // LINT0 may have been opened or closed to the PIC.
                 self.mailbox.ask(request::CHIPS);
                 if let Some(lapic) = &self.parts.lapic {
-                    self.mailbox.publish_apic(lapic.snapshot());
+                    self.vm
+                        .mailboxes
+                        .publish_apic(self.mailbox, lapic.snapshot());
                 }
             }
         }
@@ -378,20 +380,18 @@ impl Platform for World<'_> {
     }
 
     fn wake(&mut self, apic_id: u32) {
-        self.vm.mailboxes.each(|mailbox| {
-            if mailbox.apic().is_present() && mailbox.apic().id() == apic_id {
-                mailbox.ask(request::UNHALT);
-            }
-        });
+        let meant = self.vm.mailboxes.by_apic_id(IdSet::one(apic_id));
+        meant.for_each(|mailbox| mailbox.ask(request::UNHALT));
     }
 
-    fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
+    fn send_ipis(&mut self, first: u32, bits: u128, message: u32) -> u32 {
         let interrupt = Interrupt {
             mode: DeliveryMode::from_bits(message >> 8),
             vector: message as u8,
             level: message & ICR_LEVEL != 0,
         };
-        self.vm.mailboxes.deliver_set(lowest, set, &interrupt)
+        let ids = IdSet { first, bits };
+        self.vm.mailboxes.deliver_set(ids, &interrupt)
     }
 
     fn pv_wall_clock(&mut self, _value: u64) {

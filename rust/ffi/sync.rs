@@ -5,6 +5,7 @@
 use super::*;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
+use kernel::sync::LockClassKey;
 
 /// A value behind a mutex that may be held for long: whoever waits for it can be killed.
 #[pin_data]
@@ -78,11 +79,18 @@ unsafe impl<T: Send> Sync for IrqLock<T> {}
 unsafe impl<T: Send> Send for IrqLock<T> {}
 
 impl<T> IrqLock<T> {
-    /// A lock around `value`.
-    pub(crate) fn new(value: T) -> impl PinInit<Self> {
+    /// A lock around `value`. All locks of one kind have the same `key`, by which the kernel checks
+    /// in what order locks are taken, if it is built so.
+    pub(crate) fn new(
+        value: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
-            // SAFETY: The C function initialises the lock.
-            lock <- Opaque::ffi_init(|p| unsafe { pacifica_spin_init(p) }),
+            // SAFETY: The C function initialises the lock; name and key are static.
+            lock <- Opaque::ffi_init(|p| unsafe {
+                pacifica_spin_init(p, name.as_char_ptr(), key.as_ptr())
+            }),
             value: UnsafeCell::new(value),
         })
     }
@@ -141,44 +149,43 @@ impl<T> Drop for IrqGuard<'_, T> {
     }
 }
 
-/// A place to sleep until another CPU, or an interrupt handler, has something for us.
+/// Where one thread sleeps until another CPU, or an interrupt handler, has something for it.
 #[pin_data]
-pub(crate) struct WaitQueue {
+pub(crate) struct Sleeper {
     #[pin]
-    queue: Opaque<bindings::wait_queue_head>,
+    task: Opaque<bindings::rcuwait>,
 }
 
-// SAFETY: The queue has its own lock.
-unsafe impl Sync for WaitQueue {}
+// SAFETY: RCU keeps the task that is woken.
+unsafe impl Sync for Sleeper {}
 // SAFETY: Likewise.
-unsafe impl Send for WaitQueue {}
+unsafe impl Send for Sleeper {}
 
-impl WaitQueue {
-    /// An empty queue.
+impl Sleeper {
+    /// Nobody sleeps.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            // SAFETY: The C function initialises the queue.
-            queue <- Opaque::ffi_init(|p| unsafe { pacifica_waitqueue_init(p) }),
+            task: Opaque::new(bindings::rcuwait::default()),
         })
     }
 
-    /// Sleeps until `ready()` is true; `ERESTARTSYS` if a signal came first.
+    /// Sleeps until `ready()` is true; `EINTR` if a signal came first. One thread at a time.
     ///
-    /// Whoever makes `ready` true calls [`WaitQueue::wake`] afterwards.
+    /// Whoever makes `ready` true calls [`Sleeper::wake`] afterwards.
     pub(crate) fn wait<F: Fn() -> bool>(&self, ready: &F) -> Result {
         unsafe extern "C" fn call<F: Fn() -> bool>(arg: *mut c_void) -> bool {
             // SAFETY: `arg` is the closure below, which lives until `pacifica_wait` returns.
             (unsafe { &*arg.cast::<F>() })()
         }
         let arg = core::ptr::from_ref(ready).cast_mut().cast();
-        // SAFETY: The queue was initialised; `call` fits `arg`.
-        to_result(unsafe { pacifica_wait(self.queue.get(), call::<F>, arg) })
+        // SAFETY: The structure was initialised; `call` fits `arg`.
+        to_result(unsafe { pacifica_wait(self.task.get(), call::<F>, arg) })
     }
 
-    /// Lets the sleepers look again. Any context.
+    /// Lets the sleeper look again. Any context, and under any lock.
     pub(crate) fn wake(&self) {
-        // SAFETY: The queue was initialised.
-        unsafe { pacifica_wake(self.queue.get()) };
+        // SAFETY: The structure was initialised.
+        unsafe { bindings::rcuwait_wake_up(self.task.get()) };
     }
 }
 

@@ -17,6 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
         create_vcpu,
     ),
     (
+        "KVM_CREATE_VCPU that found no descriptor leaves its id free",
+        create_vcpu_again,
+    ),
+    (
         "KVM_CREATE_VCPU makes as many as KVM_CAP_NR_VCPUS says, up to 64",
         many_vcpus,
     ),
@@ -60,6 +64,46 @@ fn create_vcpu(path: &str) -> Result<(), String> {
     )?;
     vm.open_with(number::CREATE_VCPU, most as u64 - 1)?;
     Ok(())
+}
+
+/// The limit of descriptors.
+fn descriptors() -> libc::rlimit {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: The structure is ours.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    limit
+}
+
+fn create_vcpu_again(path: &str) -> Result<(), String> {
+    let (_device, vm) = vm(path)?;
+    vm.call(number::CREATE_IRQCHIP, 0)?;
+    let first = vm.open_with(number::CREATE_VCPU, 0)?;
+    let usual = descriptors();
+    let full = libc::rlimit {
+        rlim_cur: first.fd() as u64 + 1,
+        ..usual
+    };
+    // SAFETY: Descriptors that are open stay so.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &full) };
+    let failed = vm.call(number::CREATE_VCPU, 70);
+    // An NMI for it, whether it is there or not.
+    let msi = kvm_msi {
+        address_lo: 0xfee0_0000 | 70 << 12,
+        data: 0x400,
+        ..Default::default()
+    };
+    let _ = vm.set(number::SIGNAL_MSI, &msi);
+    // SAFETY: As above.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &usual) };
+    refused("without a descriptor", failed, libc::EMFILE)?;
+    let second = vm.open_with(number::CREATE_VCPU, 70)?;
+    equal("a message", vm.set(number::SIGNAL_MSI, &msi), Ok(1))?;
+    let events: kvm_vcpu_events = second.get(number::GET_VCPU_EVENTS)?;
+    equal("one NMI", events.nmi.pending, 1)?;
+    refused("again", vm.call(number::CREATE_VCPU, 70), libc::EEXIST)
 }
 
 fn many_vcpus(path: &str) -> Result<(), String> {

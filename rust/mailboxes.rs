@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! All mailboxes of a VM: how a device or another CPU finds its vCPUs, without a lock.
+//!
+//! ```text
+//!   number of a vCPU: │ word │ bit │        present[word]: a bit for each vCPU that exists
+//!                        │      └─────────► boxes[word][bit]: its mailbox
+//! ```
+//!
+//! Mailboxes are only ever added. That of a vCPU whose creation failed stays, and is used again.
+//! A message whose destination says enough of its receiver goes straight there; others go along the
+//! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the [`Kicks`]
+//! are dropped, which the sender does after it has released its locks.
+
+use crate::ffi;
+use crate::kick::{request, Interrupt, Mailbox};
+use crate::memory::Flush;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use irqchip::dest::{pick_lowest_priority, Census, IdSet};
+use irqchip::{DeliveryMode, Destination, Snapshot};
+use kernel::prelude::*;
+use kernel::sync::{Arc, SetOnce};
+
+/// Most vCPUs that a VM can have.
+pub(crate) const MAX_VCPUS: usize = 1024;
+/// One more than the highest number of a vCPU.
+pub(crate) const MAX_VCPU_ID: u32 = 64 * WORDS;
+const WORDS: u32 = 64;
+
+/// The word and the bit of a number.
+fn place(id: u32) -> (usize, u64) {
+    ((id / 64 % WORDS) as usize, 1 << (id % 64))
+}
+
+type Boxes = [SetOnce<Arc<Mailbox>>; 64];
+
+/// All mailboxes of a VM.
+pub(crate) struct Mailboxes {
+    present: [AtomicU64; WORDS as usize],
+    /// One more than the last word in use.
+    words: AtomicU32,
+    /// How many present APICs are in xAPIC mode.
+    xapics: AtomicU32,
+    /// How many present APICs have another ID than their vCPU's number.
+    renumbered: AtomicU32,
+    boxes: [SetOnce<KBox<Boxes>>; WORDS as usize],
+}
+
+impl Mailboxes {
+    /// None.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let this = Self {
+            present: [const { AtomicU64::new(0) }; WORDS as usize],
+            words: AtomicU32::new(0),
+            xapics: AtomicU32::new(0),
+            renumbered: AtomicU32::new(0),
+            boxes: [const { SetOnce::new() }; WORDS as usize],
+        };
+        Ok(Arc::new(this, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// The mailbox for a vCPU to be; `EEXIST` if there is one with its number, `EINVAL` if there
+    /// are enough. One thread at a time may create vCPUs.
+    pub(crate) fn create(&self, id: u32) -> Result<Arc<Mailbox>> {
+        if id >= MAX_VCPU_ID || self.count() >= MAX_VCPUS {
+            return Err(EINVAL);
+        }
+        let (word, bit) = place(id);
+        if self.present[word].load(Relaxed) & bit != 0 {
+            return Err(EEXIST);
+        }
+        let boxes = &self.boxes[word];
+        if boxes.as_ref().is_none() {
+            boxes.populate(KBox::new(
+                [const { SetOnce::new() }; 64],
+                GFP_KERNEL_ACCOUNT,
+            )?);
+        }
+        if let Some(left) = self.get(id) {
+            left.empty();
+            return Ok(left.clone());
+        }
+        let new = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
+        let slot = boxes.as_ref().ok_or(ENOMEM)?;
+        slot[(id % 64) as usize].populate(new.clone());
+        Ok(new)
+    }
+
+    /// The vCPU of this mailbox exists.
+    pub(crate) fn publish(&self, mailbox: &Mailbox) {
+        let (word, bit) = place(mailbox.id);
+        self.words.fetch_max(word as u32 + 1, SeqCst);
+        self.present[word].fetch_or(bit, SeqCst);
+    }
+
+    /// It does not, after all.
+    pub(crate) fn withdraw(&self, mailbox: &Mailbox) {
+        let (word, bit) = place(mailbox.id);
+        self.present[word].fetch_and(!bit, SeqCst);
+        self.publish_apic(mailbox, Snapshot::ABSENT);
+    }
+
+    /// Publishes how a LAPIC is addressed. For the vCPU's own thread.
+    pub(crate) fn publish_apic(&self, mailbox: &Mailbox, apic: Snapshot) {
+        let counts = |apic: Snapshot| (apic.is_xapic(), apic.is_renumbered(mailbox.id));
+        let (was, is) = (counts(mailbox.apic()), counts(apic));
+        // It is counted for longer than others can see it.
+        self.xapics.fetch_add(is.0.into(), SeqCst);
+        self.renumbered.fetch_add(is.1.into(), SeqCst);
+        mailbox.set_apic(apic);
+        self.xapics.fetch_sub(was.0.into(), SeqCst);
+        self.renumbered.fetch_sub(was.1.into(), SeqCst);
+    }
+
+    fn census(&self) -> Census {
+        Census {
+            all_x2apic: self.xapics.load(Relaxed) == 0,
+            own_ids: self.renumbered.load(Relaxed) == 0,
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub(crate) fn count(&self) -> usize {
+        let each = self.present.iter();
+        each.fold(0, |sum, word| {
+            sum + word.load(Relaxed).count_ones() as usize
+        })
+    }
+
+    fn get(&self, id: u32) -> Option<&Arc<Mailbox>> {
+        let boxes = self.boxes.get((id / 64) as usize)?.as_ref()?;
+        boxes[(id % 64) as usize].as_ref()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Found<'_> {
+        Found {
+            table: self,
+            set: None,
+            next: 0,
+            end: self.words.load(Relaxed),
+            bits: 0,
+        }
+    }
+
+    /// Those of `set`, if there is one, else all.
+    fn find(&self, set: Option<IdSet>) -> Found<'_> {
+        let all = self.all();
+        match set {
+            None => all,
+            Some(ids) => {
+                let (next, end) = ids.words();
+                Found {
+                    set,
+                    next,
+                    end: end.min(all.end),
+                    ..all
+                }
+            }
+        }
+    }
+
+    /// Those that are present and whose APIC ID is in `ids`.
+    pub(crate) fn by_apic_id(&self, ids: IdSet) -> impl Iterator<Item = &Mailbox> {
+        let found = self.find(self.census().own_ids.then_some(ids));
+        found.filter(move |one| one.apic().is_present() && ids.contains(one.apic().id()))
+    }
+
+    /// Sends a message to those it is for. Any context.
+    pub(crate) fn deliver(
+        &self,
+        to: &Destination,
+        source: Option<u32>,
+        ipi: &Interrupt,
+    ) -> Kicks<'_> {
+        let found = self.find(to.candidates(self.census()));
+        let matching = found.filter(|mailbox| {
+            let apic = mailbox.apic();
+            // An APIC that software has not enabled refuses vectors, and takes the rest.
+            apic.matches(to, source == Some(mailbox.id))
+                && (apic.is_enabled() || !ipi.mode.has_vector())
+        });
+        let mut kicks = self.kicks();
+        let mut bring = |one| {
+            Mailbox::receive(one, ipi);
+            kicks.add(one);
+        };
+        if ipi.mode == DeliveryMode::LowestPriority {
+            pick_lowest_priority(matching, u32::from(ipi.vector)).map(bring);
+        } else {
+            matching.for_each(&mut bring);
+        }
+        kicks
+    }
+
+    /// Sends a message to those whose APIC ID is in `ids`; how many took it.
+    pub(crate) fn deliver_set(&self, ids: IdSet, ipi: &Interrupt) -> u32 {
+        let mut count = 0;
+        for mailbox in self.by_apic_id(ids) {
+            if mailbox.apic().is_enabled() || !ipi.mode.has_vector() {
+                count += 1;
+                mailbox.receive(ipi);
+                mailbox.kick();
+            }
+        }
+        count
+    }
+
+    /// Nobody to be kicked yet.
+    pub(crate) fn kicks(&self) -> Kicks<'_> {
+        Kicks {
+            table: self,
+            whom: Whom::Nobody,
+        }
+    }
+}
+
+/// The vCPUs that exist, or some of them, in the order of their numbers.
+#[derive(Clone)]
+pub(crate) struct Found<'a> {
+    table: &'a Mailboxes,
+    set: Option<IdSet>,
+    next: u32,
+    end: u32,
+    /// Those of the word before `next` that are still to come.
+    bits: u64,
+}
+
+impl<'a> Iterator for Found<'a> {
+    type Item = &'a Mailbox;
+
+    fn next(&mut self) -> Option<&'a Mailbox> {
+        while self.bits == 0 {
+            if self.next >= self.end {
+                return None;
+            }
+            let present = self.table.present.get(self.next as usize)?.load(SeqCst);
+            self.bits = present & self.set.map_or(u64::MAX, |set| set.word(self.next));
+            self.next += 1;
+        }
+        let bit = self.bits.trailing_zeros();
+        self.bits &= self.bits - 1;
+        // What is present has a mailbox.
+        self.table.get((self.next - 1) * 64 + bit).map(|one| &**one)
+    }
+}
+
+/// Whom a message was brought to: they are kicked when this is dropped.
+#[must_use]
+pub(crate) struct Kicks<'a> {
+    table: &'a Mailboxes,
+    whom: Whom<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Whom<'a> {
+    Nobody,
+    One(&'a Mailbox),
+    /// All who are asked for something: a kick too many does no harm.
+    Asked,
+}
+
+impl<'a> Kicks<'a> {
+    /// Another one.
+    pub(crate) fn add(&mut self, mailbox: &'a Mailbox) {
+        self.whom = match self.whom {
+            Whom::Nobody => Whom::One(mailbox),
+            Whom::One(other) if core::ptr::eq(other, mailbox) => Whom::One(other),
+            _ => Whom::Asked,
+        };
+    }
+
+    /// Those of another message, too; whether there are any.
+    pub(crate) fn merge(&mut self, mut other: Kicks<'a>) -> bool {
+        match core::mem::replace(&mut other.whom, Whom::Nobody) {
+            Whom::Nobody => return false,
+            Whom::One(one) => self.add(one),
+            Whom::Asked => self.whom = Whom::Asked,
+        }
+        true
+    }
+
+    /// Whether anybody took the message.
+    pub(crate) fn is_any(&self) -> bool {
+        !matches!(self.whom, Whom::Nobody)
+    }
+}
+
+impl Drop for Kicks<'_> {
+    fn drop(&mut self) {
+        match self.whom {
+            Whom::Nobody => {}
+            Whom::One(one) => one.kick(),
+            Whom::Asked => self
+                .table
+                .all()
+                .filter(|one| one.is_asked())
+                .for_each(Mailbox::kick),
+        }
+    }
+}
+
+impl Flush for Mailboxes {
+    fn flush_all(&self) {
+        for mailbox in self.all() {
+            mailbox.leave_request(request::TLB_FLUSH);
+        }
+        for mailbox in self.all() {
+            // An interrupt that has been handled there: the guest was left after our request.
+            if let Some(cpu) = mailbox.running_on() {
+                ffi::interrupt_and_wait(cpu);
+            }
+        }
+    }
+}
