@@ -59,6 +59,7 @@ abi!(
     kvm_mp_state,
     kvm_vcpu_events,
     kvm_debugregs,
+    kvm_guest_debug,
     kvm_xsave,
     kvm_xcrs,
     kvm_device_attr,

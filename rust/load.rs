@@ -10,7 +10,6 @@ use crate::world::deferred;
 use crate::{ffi, fpu};
 use svm::asid;
 use svm::exit::Exit;
-use svm::state::VcpuState;
 use svm::vmcb::TlbControl;
 
 /// Whether the handler changed what [`load`] has put into the CPU.
@@ -67,7 +66,7 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
         // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.tsc_aux)) };
     }
-    let guest = VcpuState::breakpoints_enabled(&inner.vmcb).then_some(&inner.state.db);
+    let guest = inner.state.breakpoints(&inner.vmcb);
     ffi::debug_enter(guest, &mut inner.host_breakpoints);
     ffi::guest_timing_enter();
     fpu::enter(inner, &host.fpu);

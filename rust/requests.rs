@@ -144,7 +144,7 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
 pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     let work = core::mem::take(&mut inner.parts.deferred);
     // Kept: until the CPU is known, where `load` flushes; and for the VMM.
-    inner.parts.deferred |= work & (deferred::FLUSH | deferred::EOI);
+    inner.parts.deferred |= work & (deferred::FLUSH | deferred::FOR_VMM);
     if work & deferred::TELL != 0 {
         vcpu.vm.chips.tell_resamplers();
     }

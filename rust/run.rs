@@ -131,10 +131,8 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         }
         if inner.parts.deferred != 0 {
             do_deferred(vcpu, inner);
-            if inner.parts.deferred & deferred::EOI != 0 {
-                inner.parts.deferred &= !deferred::EOI;
-                vcpu.run_page.set_eoi(inner.parts.ended);
-                return Ok(Some(Leave::ToUser));
+            if inner.parts.deferred & deferred::FOR_VMM != 0 {
+                return tell_vmm(vcpu, inner).map(Some);
             }
         }
         let mut window = false;
@@ -157,6 +155,19 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         }
     }
     Ok(None)
+}
+
+/// What the handlers have put off that is the VMM's.
+#[cold]
+fn tell_vmm(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
+    if inner.parts.deferred & deferred::EOI != 0 {
+        inner.parts.deferred &= !deferred::EOI;
+        vcpu.run_page.set_eoi(inner.parts.ended);
+    } else {
+        inner.parts.deferred &= !deferred::STEPPED;
+        to_user(vcpu, inner, UserExit::STEPPED)?;
+    }
+    Ok(Leave::ToUser)
 }
 
 /// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if

@@ -203,6 +203,15 @@ impl RunPage {
         (error == 0).then(|| field!(read self, __bindgen_anon_1.msr.data))
     }
 
+    /// KVM_EXIT_DEBUG.
+    pub(crate) fn set_debug(&self, exception: u8, pc: u64, dr6: u64, dr7: u64) {
+        field!(write self, u32::from(exception), __bindgen_anon_1.debug.arch.exception);
+        field!(write self, pc, __bindgen_anon_1.debug.arch.pc);
+        field!(write self, dr6, __bindgen_anon_1.debug.arch.dr6);
+        field!(write self, dr7, __bindgen_anon_1.debug.arch.dr7);
+        self.set_reason(abi::KVM_EXIT_DEBUG);
+    }
+
     /// KVM_EXIT_FAIL_ENTRY.
     pub(crate) fn set_fail_entry(&self, reason: u64) {
         field!(write self, reason, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason);

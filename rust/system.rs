@@ -71,6 +71,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_INTERNAL_ERROR_DATA
         | abi::KVM_CAP_VCPU_EVENTS
         | abi::KVM_CAP_DEBUGREGS
+        | abi::KVM_CAP_SET_GUEST_DEBUG
         | abi::KVM_CAP_X86_ROBUST_SINGLESTEP
         | abi::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
         | abi::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
@@ -110,6 +111,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         abi::KVM_CAP_X2APIC_API => chips_ioctl::X2APIC_API as c_long,
         abi::KVM_CAP_DISABLE_QUIRKS2 => choices::QUIRKS as c_long,
         abi::KVM_CAP_X86_DISABLE_EXITS => choices::disabled_exits() as c_long,
+        abi::KVM_CAP_SET_GUEST_DEBUG2 => svm::debug::DebugControl::all().bits() as c_long,
         abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
         // What is recommended, and what is possible.

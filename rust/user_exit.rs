@@ -11,7 +11,7 @@ use crate::vcpu::{Inner, Vcpu};
 use kernel::prelude::*;
 use svm::dispatch::{InternalError, UserExit};
 use svm::io::UserIo;
-use x86::regs::Rflags;
+use x86::regs::{Rflags, SegReg};
 
 /// Fills `struct kvm_run`.
 pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result {
@@ -46,6 +46,11 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
             reason,
         }) => page.set_msr(index, write.then_some(value), reason),
         UserExit::Shutdown => page.set_reason(abi::KVM_EXIT_SHUTDOWN),
+        UserExit::Debug { vector, dr6 } => {
+            let vmcb = &inner.vmcb;
+            let pc = vmcb.segment(SegReg::Cs).base.wrapping_add(vmcb.rip());
+            page.set_debug(vector, pc, dr6, vmcb.dr7());
+        }
         UserExit::SetTpr => page.set_reason(abi::KVM_EXIT_SET_TPR),
         UserExit::FailEntry { reason } => {
             vcpu.vm

@@ -7,9 +7,11 @@ use crate::kick::request;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_state::touch_time;
 use crate::vm::option;
-use crate::world;
+use crate::world::{self, deferred};
 use irqchip::lapic::STATE_SIZE;
 use kernel::prelude::*;
+use svm::debug::DebugControl;
+use svm::dispatch;
 use svm::event::{QueuedException, QueuedInterrupt};
 use x86::regs::{vector, Exception};
 
@@ -20,11 +22,12 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, inner, &arg.read()?),
         abi::PACIFICA_GET_DEBUGREGS => arg.write(&abi::kvm_debugregs {
             db: inner.state.db,
-            dr6: inner.vmcb.dr6(),
-            dr7: inner.vmcb.dr7(),
+            dr6: inner.state.debug.dr6(&inner.vmcb),
+            dr7: inner.state.debug.dr7(&inner.vmcb),
             ..Default::default()
         }),
         abi::PACIFICA_SET_DEBUGREGS => set_debugregs(inner, &arg.read()?),
+        abi::PACIFICA_SET_GUEST_DEBUG => set_guest_debug(vcpu, inner, &arg.read()?),
         abi::PACIFICA_X86_SETUP_MCE => setup_mce(inner, arg.read()?),
         abi::PACIFICA_GET_LAPIC => get_lapic(vcpu, inner, arg),
         abi::PACIFICA_SET_LAPIC => set_lapic(vcpu, inner, arg),
@@ -124,6 +127,7 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_eve
     if new.flags & abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 {
         vcpu.mailbox.set_sipi_vector(new.sipi_vector as u8);
     }
+    inner.with_guest(vcpu, true, |guest| dispatch::events_set(guest));
     Ok(())
 }
 
@@ -133,8 +137,31 @@ fn set_debugregs(inner: &mut Inner, new: &abi::kvm_debugregs) -> Result {
         return Err(EINVAL);
     }
     inner.state.db = new.db;
-    inner.vmcb.set_dr6(new.dr6);
-    inner.vmcb.set_dr7(new.dr7);
+    inner.state.debug.set_dr6(&mut inner.vmcb, new.dr6);
+    inner.state.debug.set_dr7(&mut inner.vmcb, new.dr7);
+    Ok(())
+}
+
+/// KVM_SET_GUEST_DEBUG: the VMM's debugger takes breakpoints and single steps over, or gives them back.
+fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_guest_debug) -> Result {
+    let control = DebugControl::from_bits(new.control).ok_or(EINVAL)?;
+    let [a, b, c, d, .., dr7] = new.arch.debugreg;
+    if dr7 >> 32 != 0 {
+        return Err(EINVAL);
+    }
+    if control.intersects(DebugControl::INJECT_DB | DebugControl::INJECT_BP) {
+        if inner.state.events.exception.is_some() {
+            return Err(EBUSY);
+        }
+        let db = control.contains(DebugControl::INJECT_DB);
+        let vector = if db { vector::DB } else { vector::BP };
+        inner.state.events.raise(Exception::new(vector));
+        inner.with_guest(vcpu, true, |guest| dispatch::events_set(guest));
+    }
+    let features = vcpu.vm.features;
+    let debug = &mut inner.state.debug;
+    debug.set(&mut inner.vmcb, features, control, [a, b, c, d], dr7);
+    inner.parts.deferred &= !deferred::STEPPED;
     Ok(())
 }
 

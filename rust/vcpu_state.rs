@@ -75,6 +75,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         | abi::PACIFICA_SET_VCPU_EVENTS
         | abi::PACIFICA_GET_DEBUGREGS
         | abi::PACIFICA_SET_DEBUGREGS
+        | abi::PACIFICA_SET_GUEST_DEBUG
         | abi::PACIFICA_X86_SETUP_MCE
         | abi::PACIFICA_GET_LAPIC
         | abi::PACIFICA_SET_LAPIC
@@ -128,7 +129,7 @@ pub(crate) fn get_regs(inner: &Inner) -> abi::kvm_regs {
         r14: r.get(14),
         r15: r.get(15),
         rip: inner.vmcb.rip(),
-        rflags: inner.vmcb.rflags().bits(),
+        rflags: inner.state.debug.rflags(&inner.vmcb).bits(),
     }
 }
 
@@ -137,9 +138,12 @@ pub(crate) fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
         regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
         regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
-    inner.vmcb.set_rip(regs.rip);
+    if regs.rip != inner.vmcb.rip() {
+        inner.state.events.behind_instruction = false;
+        inner.vmcb.set_rip(regs.rip);
+    }
     let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;
-    inner.vmcb.set_rflags(rflags);
+    inner.state.debug.set_rflags(&mut inner.vmcb, rflags);
     // An access that was under way belongs to registers that are no more.
     inner.state.events.exception = None;
 }

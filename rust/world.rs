@@ -37,6 +37,10 @@ pub(crate) mod deferred {
     pub(crate) const EOI: u32 = 1 << 4;
     /// Tell the resamplers whose interrupts have ended.
     pub(crate) const TELL: u32 = 1 << 5;
+    /// Tell the VMM that its debugger's single step is done.
+    pub(crate) const STEPPED: u32 = 1 << 6;
+    /// What KVM_RUN returns for.
+    pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
@@ -377,6 +381,10 @@ impl Platform for World<'_> {
 
     fn wbinvd(&mut self) {
         // No device reaches guest memory past the caches.
+    }
+
+    fn stepped(&mut self) {
+        self.parts.deferred |= deferred::STEPPED;
     }
 
     fn wake(&mut self, apic_id: u32) {

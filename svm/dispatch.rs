@@ -11,12 +11,14 @@ mod rip;
 mod task;
 
 pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
+pub use exception::events_set;
 pub use instruction::{dynamic, set_xcr0};
 pub use msr::{finish_msr, read_msr, write_msr};
 
 use crate::cpu::Guest;
 use crate::exit::{Exit, NestedError};
 use crate::io::UserIo;
+use crate::vmcb::DR6_RESET;
 use rip::Opcode;
 use x86::cpu::{Access, Cpu, GuestMemory, Stop};
 use x86::cpuid::Dynamic;
@@ -160,6 +162,9 @@ pub trait Platform: GuestMemory {
         let _ = (lowest, set, message);
         0
     }
+    /// An instruction has been completed that the VMM single-steps: `KVM_EXIT_DEBUG`, before the guest
+    /// is entered again.
+    fn stepped(&mut self) {}
     /// A machine check happened while the guest ran; it is the host's. The host's handler is to be
     /// called.
     fn machine_check(&mut self) {}
@@ -205,6 +210,13 @@ pub enum UserExit {
     Shutdown,
     /// `KVM_EXIT_SET_TPR`.
     SetTpr,
+    /// `KVM_EXIT_DEBUG`, at RIP.
+    Debug {
+        /// #DB or #BP.
+        vector: u8,
+        /// DR6, for a #DB.
+        dr6: u64,
+    },
     /// `KVM_EXIT_FAIL_ENTRY`: the CPU refused the VMCB.
     FailEntry {
         /// `hardware_entry_failure_reason`.
@@ -214,6 +226,14 @@ pub enum UserExit {
     InternalError(InternalError),
     /// `KVM_RUN` fails with `EFAULT`: the VMM has no memory where its slots say so.
     Fault,
+}
+
+impl UserExit {
+    /// The end of a single step that needed us.
+    pub const STEPPED: Self = Self::Debug {
+        vector: vector::DB,
+        dr6: DR6_RESET | rip::DR6_BS,
+    };
 }
 
 /// What is to be done after an exit.
@@ -258,6 +278,7 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             info2,
         } => Ok(exception::exception(guest, vector, error_code, info2)),
         Exit::Iret => Ok(exception::iret(guest)),
+        Exit::SoftwareInterrupt => exception::software_interrupt(guest),
         Exit::Rdtsc => instruction::rdtsc(guest, false),
         Exit::Rdtscp => instruction::rdtsc(guest, true),
         Exit::Rdpmc => instruction::rdpmc(guest),

@@ -100,6 +100,8 @@ pub(crate) enum Given {
     Exception,
     Nmi,
     Interrupt,
+    /// The event of an instruction behind which RIP is already.
+    Soft,
 }
 
 /// A single step of ours, to learn when NMIs can be delivered.
@@ -133,6 +135,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// `triple_fault.pending`.
     pub triple_fault: bool,
+    /// RIP is behind the INT3 or INT n that `exception` or `interrupt` comes from.
+    pub behind_instruction: bool,
     /// What is in EVENTINJ.
     pub(crate) given: Given,
     /// The IRET that ends the masking of NMIs is about to be executed here.
@@ -253,6 +257,12 @@ impl Events {
             Given::Exception => self.exception = None,
             Given::Nmi => self.nmi_injected = false,
             Given::Interrupt => self.interrupt = None,
+            // It is given again: to execute its instruction again would be another event.
+            Given::Soft if exit_int_info & Event::VALID != 0 => return,
+            Given::Soft => {
+                (self.exception, self.interrupt) = (None, None);
+                self.behind_instruction = false;
+            }
         }
         self.given = Given::Nothing;
         if exit_int_info & Event::VALID != 0 {

@@ -34,6 +34,7 @@ impl ExitCode {
     pub const CPUID: Self = Self(0x72);
     pub const RSM: Self = Self(0x73);
     pub const IRET: Self = Self(0x74);
+    pub const SWINT: Self = Self(0x75);
     pub const INVD: Self = Self(0x76);
     pub const PAUSE: Self = Self(0x77);
     pub const HLT: Self = Self(0x78);
@@ -247,6 +248,8 @@ pub enum Exit {
     Cpuid,
     Rsm,
     Iret,
+    /// INT n.
+    SoftwareInterrupt,
     Invd,
     Pause,
     Hlt,
@@ -329,6 +332,7 @@ impl Exit {
             ExitCode::RDPMC => Exit::Rdpmc,
             ExitCode::RSM => Exit::Rsm,
             ExitCode::IRET => Exit::Iret,
+            ExitCode::SWINT => Exit::SoftwareInterrupt,
             ExitCode::INVD => Exit::Invd,
             ExitCode::INVLPG => Exit::Invlpg,
             ExitCode::INVLPGA => Exit::Invlpga,

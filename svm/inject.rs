@@ -20,6 +20,7 @@
 //!   masked ── IRET intercept ──► exit before the IRET ── single step ──► #DB behind it: unmasked
 //! ```
 
+use crate::debug::GuestDebug;
 use crate::event::{Event, Events, Given, QueuedInterrupt, Step};
 use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
@@ -68,16 +69,22 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     }
     vmcb.set_rax(state.regs.get(gpr::RAX));
     vmcb.set_rsp(state.regs.get(gpr::RSP));
-    let events = &mut state.events;
-    take_up_nmi(vmcb, events);
+    let VcpuState { events, debug, .. } = state;
     let mut interrupt_window = source.has_interrupt();
+    let mut nmi = events.nmi_pending != 0;
+    if (interrupt_window || nmi) && debug.blocks_interrupts() {
+        (interrupt_window, nmi) = (false, false);
+    }
+    if nmi {
+        take_up_nmi(vmcb, events);
+    }
     if interrupt_window {
         interrupt_window = take_up_interrupt(vmcb, events, source);
     }
-    give(vmcb, events);
+    give(vmcb, events, debug);
 
     let mut briefly = false;
-    if events.nmi_pending != 0 {
+    if nmi && events.nmi_pending != 0 {
         match nmi_window(vmcb, events) {
             NmiWindow::AfterDelivery => briefly = true,
             NmiWindow::EndOfShadow => interrupt_window = true,
@@ -98,7 +105,7 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
 /// A pending NMI becomes an injected one, if it may.
 #[inline]
 fn take_up_nmi(vmcb: &Vmcb, events: &mut Events) {
-    if events.nmi_pending != 0 && !events.busy() && !events.nmi_masked && !vmcb.interrupt_shadow() {
+    if !events.busy() && !events.nmi_masked && !vmcb.interrupt_shadow() {
         events.nmi_pending = events.nmi_pending.saturating_sub(1);
         events.nmi_injected = true;
         events.nmi_masked = true;
@@ -125,23 +132,26 @@ fn interrupts_allowed(vmcb: &Vmcb) -> bool {
 
 /// Writes EVENTINJ.
 #[inline]
-fn give(vmcb: &mut Vmcb, events: &mut Events) {
-    let (given, event) = next(vmcb, events);
+fn give(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) {
+    let (given, event) = next(vmcb, events, debug);
     events.given = given;
     vmcb.set_event_inj(event.map_or(0, Event::encode));
 }
 
 /// The most urgent event.
 #[inline]
-fn next(vmcb: &mut Vmcb, events: &mut Events) -> (Given, Option<Event>) {
+fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given, Option<Event>) {
     if let Some(queued) = &mut events.exception {
         if !queued.injected {
-            deliver_payload(vmcb, queued.exception);
+            deliver_payload(vmcb, debug, queued.exception);
             queued.injected = true;
         }
         let Exception {
             vector, error_code, ..
         } = queued.exception;
+        if events.behind_instruction && vector == vector::BP {
+            return (soft(vmcb), Some(Event::Exception(vector, None)));
+        }
         return (Given::Exception, Some(Event::Exception(vector, error_code)));
     }
     if events.nmi_injected {
@@ -152,10 +162,20 @@ fn next(vmcb: &mut Vmcb, events: &mut Events) -> (Given, Option<Event>) {
             vector,
             soft: false,
         }) => (Given::Interrupt, Some(Event::Interrupt(vector))),
+        Some(QueuedInterrupt { vector, soft: true }) if events.behind_instruction => {
+            (soft(vmcb), Some(Event::Software(vector)))
+        }
         // RIP is at the INT n: it is executed again.
         Some(QueuedInterrupt { soft: true, .. }) => (Given::Interrupt, None),
         None => (Given::Nothing, None),
     }
+}
+
+/// Some CPUs take the return address from RIP, others from nRIP (APM vol. 2, 15.20).
+#[cold]
+fn soft(vmcb: &mut Vmcb) -> Given {
+    vmcb.set_next_rip(vmcb.rip());
+    Given::Soft
 }
 
 /// Shows a pending exception as one whose delivery has begun: with CR2 and DR6 as its handler will
@@ -164,14 +184,14 @@ pub fn expose_exception(vmcb: &mut Vmcb, state: &mut VcpuState) {
     if let Some(queued) = &mut state.events.exception {
         if !queued.injected {
             queued.injected = true;
-            deliver_payload(vmcb, queued.exception);
+            deliver_payload(vmcb, &mut state.debug, queued.exception);
         }
     }
 }
 
 /// What comes with an exception besides its stack frame: CR2, DR6 and DR7 (APM vol. 2, 8.2.2,
 /// 8.2.15), and RFLAGS.RF in the frame of a fault (APM vol. 2, 3.1.6).
-fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {
+fn deliver_payload(vmcb: &mut Vmcb, debug: &mut GuestDebug, exception: Exception) {
     /// General detect enable in DR7.
     const DR7_GD: u64 = 1 << 13;
     /// The breakpoint conditions in DR6, which every #DB sets anew, ...
@@ -182,10 +202,12 @@ fn deliver_payload(vmcb: &mut Vmcb, exception: Exception) {
         (vector::PF, Some(address)) => vmcb.set_cr2(address),
         (vector::DB, payload) => {
             if let Some(bits) = payload {
-                vmcb.set_dr6((vmcb.dr6() & !DR6_BREAKPOINTS) | bits & DR6_CAUSES);
+                let dr6 = (debug.dr6(vmcb) & !DR6_BREAKPOINTS) | bits & DR6_CAUSES;
+                debug.set_dr6(vmcb, dr6);
             }
-            if vmcb.dr7() & DR7_GD != 0 {
-                vmcb.set_dr7(vmcb.dr7() & !DR7_GD);
+            let dr7 = debug.dr7(vmcb);
+            if dr7 & DR7_GD != 0 {
+                debug.set_dr7(vmcb, dr7 & !DR7_GD);
             }
         }
         _ => {}

@@ -48,6 +48,8 @@ bitflags! {
     pub struct ExceptionIntercepts: u32 {
         /// Debug exception.
         const DB = 1 << 1;
+        /// Breakpoint: INT3.
+        const BP = 1 << 3;
         /// Alignment check.
         const AC = 1 << 17;
         /// Machine check.
@@ -165,7 +167,8 @@ impl Intercepts {
     /// - RDTSC, and RDTSCP if the guest has it (`state.rs`): TSC_OFFSET does the work, and the
     ///   host switches TSC_AUX.
     /// - Reads of DR6 and DR7 and writes of DR6: the VMCB holds them.
-    /// - #UD, #GP, #PF, #BP: the guest handles its own; nothing of ours rests on them.
+    /// - #UD, #GP, #PF: the guest handles its own; nothing of ours rests on them.
+    /// - #BP, and all of the debug registers: only for a debugger (`debug.rs`).
     /// - Descriptor-table reads and writes, PUSHF, POPF, INTn, ICEBP: no use for them.
     /// - IRET and VINTR: only while an NMI or interrupt window is wanted (`inject.rs`).
     pub const BASELINE: Self = Self {

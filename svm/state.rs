@@ -2,6 +2,7 @@
 
 //! Everything of a virtual CPU that is neither in the VMCB nor in the local APIC nor in the FPU.
 
+use crate::debug::GuestDebug;
 use crate::event::Events;
 use crate::features::SvmFeatures;
 use crate::io::IoState;
@@ -64,8 +65,10 @@ pub struct VcpuState {
     pub regs: GuestRegs,
     /// Events on their way.
     pub events: Events,
-    /// DR0 to DR3. DR6 and DR7 are in the VMCB.
+    /// DR0 to DR3. DR6 and DR7 are in the VMCB, unless `debug` has them.
     pub db: [u64; 4],
+    /// What the VMM debugs.
+    pub debug: GuestDebug,
     /// CR0.CD and CR0.NW as the guest wrote them: the CPU never gets them.
     pub cr0_hidden: Cr0,
     /// CR4.MCE as the guest wrote it: for the CPU it is always set.
@@ -96,6 +99,7 @@ impl VcpuState {
             regs: GuestRegs::default(),
             events: Events::default(),
             db: [0; 4],
+            debug: GuestDebug::default(),
             cr0_hidden: Cr0::CD | Cr0::NW,
             cr4_mce: false,
             xcr0: XCR0_RESET,
@@ -140,7 +144,9 @@ impl VcpuState {
         self.db = [0; 4];
         self.cr4_mce = false;
         self.io.clear();
+        let debugger_dr7 = vmcb.dr7();
         vmcb.reset_registers();
+        self.debug.after_init(vmcb, debugger_dr7);
         set_hidden_intercepts(vmcb, self);
     }
 
@@ -154,12 +160,13 @@ impl VcpuState {
         self.mp_state = MpState::Runnable;
     }
 
-    /// Whether DR0 to DR3 must be in the CPU while this guest runs: a breakpoint is enabled.
+    /// DR0 to DR3, if they must be in the CPU while this guest runs: a breakpoint is enabled.
     #[inline]
-    pub fn breakpoints_enabled(vmcb: &Vmcb) -> bool {
+    pub fn breakpoints(&self, vmcb: &Vmcb) -> Option<&[u64; 4]> {
         /// The local and global enable bits of DR7 (APM vol. 2, 13.1.1.4).
         const DR7_ENABLE: u64 = 0xff;
-        vmcb.dr7() & DR7_ENABLE != 0
+        let enabled = vmcb.dr7() & DR7_ENABLE != 0;
+        enabled.then(|| self.debug.breakpoints().unwrap_or(&self.db))
     }
 }
 

@@ -22,6 +22,7 @@
 pub mod asid;
 pub mod clean;
 pub mod cpu;
+pub mod debug;
 pub mod dispatch;
 pub mod event;
 pub mod exit;

@@ -226,6 +226,13 @@ pub(super) fn dr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
         return Err(Exception::GP0.into());
     }
     if guest.vmcb.dr7() & DR7_GD != 0 {
+        if guest.state.debug.takes_db() {
+            let dr6 = guest.vmcb.dr6() | DR6_BD;
+            return Ok(Action::User(UserExit::Debug {
+                vector: vector::DB,
+                dr6,
+            }));
+        }
         return Err(Stop::Exception(Exception {
             payload: Some(DR6_BD),
             ..Exception::new(vector::DB)
@@ -254,8 +261,8 @@ fn dr_number<P: Platform>(guest: &Guest<'_, P>, register: u8) -> Result<u8, Exce
 fn read_dr<P: Platform>(guest: &Guest<'_, P>, register: u8) -> u64 {
     match guest.state.db.get(usize::from(register)) {
         Some(&value) => value,
-        None if register == 6 => guest.vmcb.dr6(),
-        None => guest.vmcb.dr7(),
+        None if register == 6 => guest.state.debug.dr6(guest.vmcb),
+        None => guest.state.debug.dr7(guest.vmcb),
     }
 }
 
@@ -267,9 +274,9 @@ fn write_dr<P: Platform>(
     if let Some(breakpoint) = guest.state.db.get_mut(usize::from(register)) {
         *breakpoint = value;
     } else if register == 6 {
-        guest.vmcb.set_dr6(valid_dr6(value)?);
+        guest.state.debug.set_dr6(guest.vmcb, valid_dr6(value)?);
     } else {
-        guest.vmcb.set_dr7(valid_dr7(value)?);
+        guest.state.debug.set_dr7(guest.vmcb, valid_dr7(value)?);
     }
     Ok(())
 }

@@ -2,8 +2,13 @@
 
 //! Intercepted exceptions go on to the guest (APM vol. 2, 15.12), except those that are the host's.
 
-use super::{Action, Platform};
+use super::{Action, Platform, UserExit};
 use crate::cpu::Guest;
+use crate::event::QueuedInterrupt;
+use crate::vmcb::DR6_RESET;
+use x86::cpu::Stop;
+use x86::decode::{Insn, Map};
+use x86::emulate::fetch;
 use x86::regs::{vector, Exception};
 
 /// An exception of the guest. The CPU has put DR6 into the VMCB, and not yet CR2.
@@ -19,6 +24,12 @@ pub(super) fn exception<P: Platform>(
             return Action::Resume;
         }
         vector::DB if guest.state.events.own_debug => return Action::Resume,
+        vector::DB if guest.state.debug.takes_db() => {
+            let dr6 = guest.vmcb.dr6();
+            guest.vmcb.set_dr6(DR6_RESET);
+            return debug(number, dr6);
+        }
+        vector::BP if guest.state.debug.takes_bp() => return debug(number, 0),
         vector::PF => Exception::page_fault(info2, error_code),
         vector::DF
         | vector::TS
@@ -37,4 +48,49 @@ pub(super) fn exception<P: Platform>(
 pub(super) fn iret<P: Platform>(guest: &mut Guest<'_, P>) -> Action {
     guest.state.events.iret_at = Some(guest.vmcb.rip());
     Action::Resume
+}
+
+fn debug(vector: u8, dr6: u64) -> Action {
+    Action::User(UserExit::Debug { vector, dr6 })
+}
+
+/// INT n, while the VMM debugs a guest on a CPU that may take INT3 for one.
+pub(super) fn software_interrupt<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    let insn = fetch(guest, &[])?;
+    if is_int3(&insn) {
+        return Ok(debug(vector::BP, 0));
+    }
+    guest.state.events.interrupt = Some(QueuedInterrupt {
+        vector: insn.immediate as u8,
+        soft: true,
+    });
+    go_behind(guest, &insn);
+    Ok(Action::Resume)
+}
+
+/// The VMM has set the events. The handler of a #BP returns behind the INT3, if there is one at RIP.
+pub fn events_set<P: Platform>(guest: &mut Guest<'_, P>) {
+    let events = &mut guest.state.events;
+    let bp = matches!(&events.exception, Some(queued) if queued.exception.vector == vector::BP);
+    let soft = matches!(&events.interrupt, Some(interrupt) if interrupt.soft);
+    if !bp && !soft {
+        events.behind_instruction = false;
+    } else if bp && !events.behind_instruction {
+        if let Ok(insn) = fetch(guest, &[]) {
+            if is_int3(&insn) {
+                go_behind(guest, &insn);
+            }
+        }
+    }
+}
+
+fn is_int3(insn: &Insn) -> bool {
+    insn.is(Map::OneByte, 0xcc)
+}
+
+/// An event from this instruction is to be injected: its handler returns behind it.
+fn go_behind<P: Platform>(guest: &mut Guest<'_, P>, insn: &Insn) {
+    let next = insn.next_rip(guest.vmcb.rip());
+    guest.vmcb.set_rip(next);
+    guest.state.events.behind_instruction = true;
 }

@@ -88,10 +88,15 @@ pub(super) fn advance<P: Platform>(guest: &mut Guest<'_, P>, next: u64) {
     }
 }
 
+/// Single step, in DR6.
+pub(super) const DR6_BS: u64 = 1 << 14;
+
 /// The #DB behind an instruction that began with TF set (APM vol. 2, 13.1.4).
 pub(super) fn single_step_trap<P: Platform>(guest: &mut Guest<'_, P>) {
-    /// Single step, in DR6.
-    const DR6_BS: u64 = 1 << 14;
+    if guest.state.debug.steps() {
+        guest.platform.stepped();
+        return;
+    }
     guest.state.events.raise(Exception {
         payload: Some(DR6_BS),
         ..Exception::new(vector::DB)

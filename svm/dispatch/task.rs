@@ -305,7 +305,8 @@ impl<P: Platform> Switch<'_, '_, P> {
         }
         guest.set_rflags(flags);
         guest.set_rip(ip);
-        guest.vmcb.set_dr7(guest.vmcb.dr7() & !DR7_LOCAL);
+        let dr7 = guest.state.debug.dr7(guest.vmcb) & !DR7_LOCAL;
+        guest.state.debug.set_dr7(guest.vmcb, dr7);
         guest.vmcb.set_segment(
             SegReg::Tr,
             Segment {

@@ -11,7 +11,7 @@ use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::intercept::{CrIntercepts, Word4};
 use svm::io::UserIo;
-use svm::state::{guest_cr0, guest_cr4, VcpuState};
+use svm::state::{guest_cr0, guest_cr4};
 use x86::features::{Feature, Features};
 use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags};
 
@@ -613,7 +613,7 @@ fn debug_registers() {
         machine.exit(ExitCode(0x33), 0, 0);
         completed(machine, 3);
         assert_eq!(machine.state.db[3], 0x5555);
-        assert!(!VcpuState::breakpoints_enabled(&machine.vmcb));
+        assert_eq!(machine.state.breakpoints(&machine.vmcb), None);
     });
     // mov dr7, rcx
     everywhere(&[0x0f, 0x23, 0xf9], |machine| {
@@ -622,7 +622,10 @@ fn debug_registers() {
         machine.exit(ExitCode(0x37), 0, 0);
         completed(machine, 3);
         assert_eq!(machine.vmcb.dr7(), 0x402);
-        assert!(VcpuState::breakpoints_enabled(&machine.vmcb));
+        assert_eq!(
+            machine.state.breakpoints(&machine.vmcb),
+            Some(&machine.state.db)
+        );
     });
     // mov rcx, dr5, an alias of DR7 or undefined
     everywhere(&[0x0f, 0x21, 0xe9], |machine| {

@@ -43,6 +43,7 @@ pub struct World {
     pub flushes: u32,
     pub wbinvds: u32,
     pub pauses: u32,
+    pub steps: u32,
     pub machine_checks: u32,
     pub woken: Option<u32>,
     pub ipis: Option<(u32, u128, u32)>,
@@ -69,6 +70,7 @@ impl Default for World {
             flushes: 0,
             wbinvds: 0,
             pauses: 0,
+            steps: 0,
             machine_checks: 0,
             woken: None,
             ipis: None,
@@ -246,6 +248,9 @@ impl Platform for World {
     fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
         self.ipis = Some((lowest, set, message));
         set.count_ones()
+    }
+    fn stepped(&mut self) {
+        self.steps += 1;
     }
     fn machine_check(&mut self) {
         self.machine_checks += 1;

@@ -5,6 +5,7 @@
 
 mod bare;
 mod coalesced;
+mod debug;
 mod events;
 mod extensions;
 mod interrupts;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 14] = [
+    let groups: [&[Test]; 15] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         state::TESTS,
         xstate::TESTS,
         events::TESTS,
+        debug::TESTS,
         sync::TESTS,
         irqchip::TESTS,
         interrupts::TESTS,
