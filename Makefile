@@ -105,6 +105,12 @@ SECONDS ?= 600
 fuzz: all ## hostile ioctls and guests for SECONDS=600, and the random tests of the crates (SEED=...)
 	@selftests/fuzz $(SECONDS) $(if $(filter file,$(origin SEED)),$$RANDOM,$(SEED))
 
+TIMES ?= 10
+
+.PHONY: soak
+soak: all ## a guest with 4 vCPUs under load and CPU hotplug for SECONDS=60, TIMES=10 in a row
+	@selftests/soak $(TIMES) $(if $(filter file,$(origin SECONDS)),60,$(SECONDS))
+
 .PHONY: check-hosts
 check-hosts: all ## the self-tests on every emulated host
 	@selftests/run --all

@@ -387,21 +387,22 @@ pub(crate) fn cpuid(rng: &mut Rng, fixed: &Fixed, _: usize) -> Vec<u8> {
     all
 }
 
-/// Breakpoints on instructions only: one on data that the delivery of an event meets ends QEMU.
-const EXECUTION_ONLY: u64 = 0xffff;
+/// No breakpoint is enabled: two kinds of them end QEMU (`tcg-watchpoint-abort` and
+/// `tcg-breakpoint-base` in selftests/guests/excuses).
+const NO_BREAKPOINT: u64 = 0xff00;
 
 pub(crate) fn debug_registers(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
     let mut registers = kvm_debugregs {
         db: [0x8000, 0x8001, rng.value(), rng.value()],
         dr6: rng.value() & 0xffff_ffff,
-        dr7: rng.value() & EXECUTION_ONLY,
+        dr7: rng.value() & NO_BREAKPOINT,
         ..Default::default()
     };
     if rng.once_in(8) {
         registers.flags = rng.value();
     }
     if rng.once_in(8) {
-        registers.dr7 = rng.value() & EXECUTION_ONLY | 1 << 32;
+        registers.dr7 = rng.value() & NO_BREAKPOINT | 1 << 32;
     }
     bytes(&registers)
 }
@@ -415,7 +416,7 @@ pub(crate) fn guest_debug(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
         ..Default::default()
     };
     debug.arch.debugreg = [0x8000, 0x8001, rng.value(), 0x9000, 0, 0, 0, 0];
-    debug.arch.debugreg[7] = rng.value() & EXECUTION_ONLY;
+    debug.arch.debugreg[7] = rng.value() & NO_BREAKPOINT;
     bytes(&debug)
 }
 
