@@ -14,13 +14,14 @@ pub(crate) fn program() -> Command {
     )
 }
 
-/// The hypervisor's node, if there is one.
-pub(crate) fn device() -> Option<String> {
-    let device = std::env::var("PACIFICA_TEST_DEVICE").ok();
-    if device.is_none() {
-        eprintln!("skipped: PACIFICA_TEST_DEVICE is not set");
-    }
-    device
+/// What ring 2 gives to the tests that want a hypervisor.
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+/// The hypervisor's node.
+pub(crate) fn device() -> String {
+    variable("PACIFICA_TEST_DEVICE")
 }
 
 /// The image of a guest, in a file that lives as long as this value.

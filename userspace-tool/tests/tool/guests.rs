@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use crate::common::{device, program, Guest};
+use crate::common::{device, program, variable, Guest};
 
 /// out %al, $0xf4 with this value.
 fn debug_exit(value: u8) -> Vec<u8> {
@@ -23,30 +23,26 @@ fn run(device: &str, arguments: &[&str]) -> Command {
 }
 
 /// Runs a guest of a few instructions.
-fn run_code(code: &[u8], arguments: &[&str]) -> Option<Output> {
-    let device = device()?;
+fn run_code(code: &[u8], arguments: &[&str]) -> Output {
+    let device = device();
     let guest = Guest::new(code);
     let mut command = run(&device, &["--memory", "4M", "--kernel", guest.path()]);
-    Some(command.args(arguments).output().unwrap())
+    command.args(arguments).output().unwrap()
 }
 
 /// Runs Linux with these words on its command line, and more arguments.
-fn run_linux(words: &str, arguments: &[&str]) -> Option<Command> {
-    let device = device()?;
-    let (Ok(kernel), Ok(initrd)) = (
-        std::env::var("PACIFICA_TEST_KERNEL"),
-        std::env::var("PACIFICA_TEST_INITRD"),
-    ) else {
-        eprintln!("skipped: PACIFICA_TEST_KERNEL and PACIFICA_TEST_INITRD are not set");
-        return None;
-    };
+fn run_linux(words: &str, arguments: &[&str]) -> Command {
+    let (kernel, initrd) = (
+        variable("PACIFICA_TEST_KERNEL"),
+        variable("PACIFICA_TEST_INITRD"),
+    );
     let words = format!("console=ttyS0 quiet {words}");
     let mut command = run(
-        &device,
+        &device(),
         &["--kernel", &kernel, "--initrd", &initrd, "--append", &words],
     );
     command.args(arguments);
-    Some(command)
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -57,12 +53,11 @@ fn text(bytes: &[u8]) -> String {
 const IRQCHIPS: [&str; 2] = ["--irqchip=kernel", "--irqchip=none"];
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn the_debug_exit_port_sets_the_status() {
     for irqchip in IRQCHIPS {
         for (value, status) in [(0, 0), (1, 65), (13, 77), (64, 64), (255, 127)] {
-            let Some(output) = run_code(&debug_exit(value), &[irqchip]) else {
-                return;
-            };
+            let output = run_code(&debug_exit(value), &[irqchip]);
             assert_eq!(output.status.code(), Some(status), "{output:?}");
             assert!(output.stderr.is_empty(), "{output:?}");
         }
@@ -70,6 +65,7 @@ fn the_debug_exit_port_sets_the_status() {
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn strings_go_out_byte_by_byte() {
     let mut code = vec![
         0x48, 0x8d, 0x35, 0x10, 0, 0, 0, // lea 0x10(%rip), %rsi
@@ -80,60 +76,54 @@ fn strings_go_out_byte_by_byte() {
     code.extend(debug_exit(0));
     code.push(0xf4);
     code.extend(b"hello\n");
-    let Some(output) = run_code(&code, &[]) else {
-        return;
-    };
+    let output = run_code(&code, &[]);
     assert_eq!(text(&output.stdout), "hello\n");
     assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn nothing_answers_with_ones() {
     // mov $0xd0000000, %ebx; mov (%rbx), %eax; not %eax; out %eax, $0xf4
     let memory = [0xbb, 0, 0, 0, 0xd0, 0x8b, 0x03, 0xf7, 0xd0, 0xe7, 0xf4];
     // mov $0x5000, %dx; in %dx, %eax; not %eax; out %eax, $0xf4
     let port = [0x66, 0xba, 0, 0x50, 0xed, 0xf7, 0xd0, 0xe7, 0xf4];
     for code in [&memory[..], &port] {
-        let Some(output) = run_code(code, &[]) else {
-            return;
-        };
+        let output = run_code(code, &[]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn resets_have_a_status_of_their_own() {
     // mov $0xfe, %al; out %al, $0x64
     let keyboard = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
     // mov $0xcf9, %dx; mov $6, %al; out %al, %dx
     let register = [0x66, 0xba, 0xf9, 0x0c, 0xb0, 6, 0xee, 0xf4];
     for code in [&keyboard[..], &register] {
-        let Some(output) = run_code(code, &[]) else {
-            return;
-        };
+        let output = run_code(code, &[]);
         assert_eq!(output.status.code(), Some(3), "{output:?}");
     }
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn power_off_by_the_sleep_register() {
     // mov $0x604, %dx; mov $0x3400, %ax; out %ax, %dx
     let code = [
         0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xf4,
     ];
-    let Some(output) = run_code(&code, &[]) else {
-        return;
-    };
+    let output = run_code(&code, &[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn crashes_are_reported_with_the_registers() {
     for irqchip in IRQCHIPS {
         // ud2, without an interrupt table
-        let Some(output) = run_code(&[0x0f, 0x0b], &[irqchip]) else {
-            return;
-        };
+        let output = run_code(&[0x0f, 0x0b], &[irqchip]);
         let report = text(&output.stderr);
         assert_eq!(output.status.code(), Some(4), "{report}");
         for word in ["triple fault", "RIP=", "CR3=", "EFER=", "GDT"] {
@@ -143,26 +133,25 @@ fn crashes_are_reported_with_the_registers() {
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn halting_for_ever_is_a_crash_without_interrupts() {
-    let Some(output) = run_code(&[0xf4], &["--irqchip=none"]) else {
-        return;
-    };
+    let output = run_code(&[0xf4], &["--irqchip=none"]);
     let report = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{report}");
     assert!(report.contains("RIP=0000000000200001"), "{report}");
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn processors_that_wait_for_their_start_end_with_the_first() {
-    let Some(output) = run_code(&debug_exit(0), &["--cpus=3"]) else {
-        return;
-    };
+    let output = run_code(&debug_exit(0), &["--cpus=3"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn bad_files_are_named() {
-    let Some(device) = device() else { return };
+    let device = device();
     for (kernel, message) in [
         ("/", "is a directory"),
         ("/nowhere", "No such file"),
@@ -179,11 +168,10 @@ fn bad_files_are_named() {
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn linux_finds_its_processors_and_powers_off() {
     for cpus in [1, 2] {
-        let Some(mut command) = run_linux("", &["--cpus", &cpus.to_string()]) else {
-            return;
-        };
+        let mut command = run_linux("", &["--cpus", &cpus.to_string()]);
         let output = command.output().unwrap();
         let report = text(&output.stdout);
         assert_eq!(
@@ -200,10 +188,9 @@ fn linux_finds_its_processors_and_powers_off() {
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn linux_takes_input_and_reboots() {
-    let Some(mut command) = run_linux("pacifica.shell", &[]) else {
-        return;
-    };
+    let mut command = run_linux("pacifica.shell", &[]);
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -221,10 +208,9 @@ fn linux_takes_input_and_reboots() {
 }
 
 #[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn too_little_memory_is_said_before_the_start() {
-    let Some(mut command) = run_linux("", &["--memory", "16M"]) else {
-        return;
-    };
+    let mut command = run_linux("", &["--memory", "16M"]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("--memory"), "{output:?}");

@@ -79,7 +79,7 @@ impl Report {
 
     /// Says what was reached; answers how many calls there were, and which ioctls of the module never
     /// succeeded.
-    pub(crate) fn summary(&self, known: &[&str]) -> (u32, Vec<&'static str>) {
+    pub(crate) fn summary<'a>(&self, known: &[&'a str]) -> (u32, Vec<&'a str>) {
         let exits: Vec<String> = self
             .exits
             .iter()
@@ -88,18 +88,24 @@ impl Report {
             .map(|(reason, count)| format!("{reason}: {}", count.load(Relaxed)))
             .collect();
         println!("# exits by reason: {}", exits.join(", "));
-        let mut never = Vec::new();
-        let mut calls = 0;
-        for (ioctl, count) in IOCTLS.iter().zip(self.counts) {
-            let succeeded = count.succeeded.load(Relaxed);
-            calls += succeeded + count.failed.load(Relaxed);
-            let elsewhere = IOCTLS.iter().zip(self.counts).any(|(other, count)| {
-                other.name == ioctl.name && count.succeeded.load(Relaxed) != 0
-            });
-            if !elsewhere && known.contains(&ioctl.name) {
-                never.push(ioctl.name);
-            }
-        }
+        let of = |count: &Count| (count.succeeded.load(Relaxed), count.failed.load(Relaxed));
+        let calls = self.counts.iter().map(of).map(|(yes, no)| yes + no).sum();
+        // Some are there for files of several kinds; they have one number.
+        let mut rarest: Vec<(u32, &str)> = known
+            .iter()
+            .map(|name| {
+                let all = IOCTLS.iter().zip(self.counts);
+                let same = all.filter(|(ioctl, _)| ioctl.name == *name);
+                (same.map(|(_, count)| of(count).0).sum(), *name)
+            })
+            .collect();
+        rarest.sort_unstable();
+        println!(
+            "# least often succeeded: {:?}",
+            &rarest[..rarest.len().min(6)]
+        );
+        let never = rarest.iter().filter(|(count, _)| *count == 0);
+        let never = never.map(|(_, name)| *name).collect();
         println!("# {calls} ioctls");
         (calls, never)
     }
