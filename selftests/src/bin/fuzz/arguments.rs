@@ -46,6 +46,16 @@ pub(crate) fn few_bits(rng: &mut Rng, _: &Fixed, size: usize) -> Vec<u8> {
     bytes
 }
 
+/// Zeros, with 0, 1 or 2 at the beginning.
+pub(crate) fn one_bit(rng: &mut Rng, _: &Fixed, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    bytes[0] = rng.below(3) as u8;
+    if rng.once_in(4) {
+        rng.mutate(&mut bytes);
+    }
+    bytes
+}
+
 /// A header that says how many elements there is room for.
 pub(crate) fn room(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
     let count = match rng.below(4) {
@@ -193,7 +203,7 @@ pub(crate) fn msi(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
 }
 
 pub(crate) fn routing(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
-    let count = rng.below(40) as u32;
+    let count = 1 + rng.below(40) as u32;
     let said = if rng.once_in(16) {
         rng.value() as u32
     } else {
@@ -326,7 +336,7 @@ pub(crate) fn msr(rng: &mut Rng) -> u32 {
 }
 
 pub(crate) fn msrs(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
-    let count = rng.below(12) as u32;
+    let count = 1 + rng.below(12) as u32;
     let said = if rng.once_in(16) {
         rng.value() as u32
     } else {
@@ -373,7 +383,7 @@ pub(crate) fn cpuid(rng: &mut Rng, fixed: &Fixed, _: usize) -> Vec<u8> {
         }
     }
     if rng.once_in(8) {
-        entries.truncate(rng.below(entries.len()));
+        entries.truncate(1 + rng.below(entries.len()));
     }
     let said = if rng.once_in(16) {
         rng.value() as u32

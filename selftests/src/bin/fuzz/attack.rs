@@ -98,6 +98,7 @@ fn set_up(path: &str, rng: &mut Rng, fixed: &Fixed) -> Result<(), String> {
         let vm = world::ioctl(device, number::CREATE_VM, 0)?;
         fixed.put(Kind::Vm, index, vm);
         let region = kvm_userspace_memory_region {
+            flags: rng.pick(&[0, KVM_MEM_LOG_DIRTY_PAGES]),
             memory_size: RAM_SIZE as u64,
             userspace_addr: RAM as u64,
             ..Default::default()
@@ -106,15 +107,7 @@ fn set_up(path: &str, rng: &mut Rng, fixed: &Fixed) -> Result<(), String> {
         world::ioctl(vm, number::SET_USER_MEMORY_REGION, argument)?;
         match rng.below(4) {
             0 => {}
-            1 => {
-                let mut cap = kvm_enable_cap {
-                    cap: KVM_CAP_SPLIT_IRQCHIP,
-                    ..Default::default()
-                };
-                cap.args[0] = 24;
-                // Where there is no such thing it is refused.
-                let _ = world::ioctl(vm, number::ENABLE_CAP, std::ptr::from_ref(&cap) as usize);
-            }
+            1 => enable(vm, KVM_CAP_SPLIT_IRQCHIP, 24),
             _ => {
                 world::ioctl(vm, number::CREATE_IRQCHIP, 0)?;
                 if rng.once_in(2) {
@@ -123,14 +116,36 @@ fn set_up(path: &str, rng: &mut Rng, fixed: &Fixed) -> Result<(), String> {
                 }
             }
         }
+        if rng.once_in(4) {
+            enable(vm, KVM_CAP_X86_USER_SPACE_MSR, 7);
+        }
         for id in 0..1 + rng.below(3) {
             let vcpu = world::ioctl(vm, number::CREATE_VCPU, id)?;
             fixed.keep(rng, Kind::Vcpu, vcpu);
             set_cpuid(fixed, vcpu);
+            if rng.once_in(2) {
+                start_clock(vcpu);
+            }
             guest::set_state(rng, vcpu);
         }
     }
     Ok(())
+}
+
+/// A capability of a VM; where there is no such thing it is refused.
+fn enable(vm: RawFd, cap: u32, argument: u64) {
+    let mut cap = kvm_enable_cap {
+        cap,
+        ..Default::default()
+    };
+    cap.args[0] = argument;
+    let _ = world::ioctl(vm, number::ENABLE_CAP, std::ptr::from_ref(&cap) as usize);
+}
+
+/// The guest's paravirtual clock, as the guest starts it.
+fn start_clock(vcpu: RawFd) {
+    let msr: [u64; 3] = [1, 0x4b56_4d01, 0x7001];
+    let _ = world::ioctl(vcpu, number::SET_MSRS, msr.as_ptr() as usize);
 }
 
 fn set_cpuid(fixed: &Fixed, vcpu: RawFd) {

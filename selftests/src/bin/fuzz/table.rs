@@ -297,7 +297,7 @@ pub(crate) const IOCTLS: &[Ioctl] = &[
     vm(
         "CREATE_PIT2",
         n::CREATE_PIT2,
-        Made(make::few_bits),
+        Made(make::one_bit),
         &[EINVAL, ENOENT, EEXIST],
     ),
     vm("GET_PIT", more::GET_PIT, Made(LINES), &[ENXIO]),
@@ -317,7 +317,7 @@ pub(crate) const IOCTLS: &[Ioctl] = &[
     vm(
         "REINJECT_CONTROL",
         n::REINJECT_CONTROL,
-        Made(make::few_bits),
+        Made(make::one_bit),
         &[ENXIO, EINVAL],
     ),
     vm(

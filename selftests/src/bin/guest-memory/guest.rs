@@ -208,11 +208,16 @@ impl Vm {
 
     /// Ends an access to a device: the answer is in the shared page already.
     pub(crate) fn finish_access(&self) -> Outcome {
-        self.vcpu.share(|run| run.immediate_exit = 1);
-        let _ = self.vcpu.run();
-        self.vcpu.share(|run| run.immediate_exit = 0);
+        finish_access_of(&self.vcpu);
         Ok(())
     }
+}
+
+/// The same for any vCPU.
+pub(crate) fn finish_access_of(vcpu: &Vcpu) {
+    vcpu.share(|run| run.immediate_exit = 1);
+    let _ = vcpu.run();
+    vcpu.share(|run| run.immediate_exit = 0);
 }
 
 /// Calls a function of the guest on a vCPU; the reason of the exit.

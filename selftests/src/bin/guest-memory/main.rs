@@ -69,6 +69,10 @@ fn main() -> ExitCode {
         tap.result(name, test(&device));
     }
     let time = Duration::from_secs(seconds);
+    tap.result(
+        "slots change under a running vCPU",
+        fire::slots_change(&device, time),
+    );
     tap.result("under fire", fire::under_fire(&device, time));
     tap.result(
         "copied while it runs",

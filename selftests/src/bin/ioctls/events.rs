@@ -3,7 +3,7 @@
 //! `KVM_RUN` itself: how it ends, what it leaves in the shared page, and who can disturb it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::number;
@@ -36,11 +36,6 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "KVM_INTERRUPT refuses bad vectors and a second one",
         interrupt,
-    ),
-    ("two threads in KVM_RUN take turns", two_threads),
-    (
-        "ioctls while the guest runs wait for it",
-        ioctl_while_running,
     ),
     (
         "KVM_EXIT_SHUTDOWN can be followed by another run",
@@ -222,39 +217,6 @@ fn interrupt(path: &str) -> Result<(), String> {
     refused("256", inject(256), libc::EINVAL)?;
     refused("-1", inject(u32::MAX), libc::EINVAL)?;
     equal("255", inject(255), Ok(0))
-}
-
-fn two_threads(path: &str) -> Result<(), String> {
-    let bare = Bare::new(path, &LOOP)?;
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                for _ in 0..500 {
-                    let _ = bare.vcpu.run();
-                }
-            });
-        }
-    });
-    bare.byte()?;
-    Ok(())
-}
-
-fn ioctl_while_running(path: &str) -> Result<(), String> {
-    let bare = Bare::new(path, &SPIN)?;
-    std::thread::scope(|scope| {
-        let runner = scope.spawn(|| with_signals(Duration::from_millis(300), || bare.vcpu.run()));
-        std::thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
-        let regs = bare.vcpu.handle.get::<kvm_regs>(number::GET_REGS);
-        let answer = runner.join().map_err(|_| "the thread died".to_owned())?;
-        refused("run", answer, libc::EINTR)?;
-        equal("registers", regs?.rip, crate::bare::CODE)?;
-        equal(
-            "it waited",
-            start.elapsed() > Duration::from_millis(50),
-            true,
-        )
-    })
 }
 
 fn after_shutdown(path: &str) -> Result<(), String> {

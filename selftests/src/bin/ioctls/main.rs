@@ -5,6 +5,7 @@
 
 mod bare;
 mod coalesced;
+mod concurrent;
 mod debug;
 mod events;
 mod extensions;
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 15] = [
+    let groups: [&[Test]; 16] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         events::TESTS,
         debug::TESTS,
         sync::TESTS,
+        concurrent::TESTS,
         irqchip::TESTS,
         interrupts::TESTS,
         coalesced::TESTS,
