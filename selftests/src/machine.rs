@@ -240,7 +240,7 @@ impl Machine {
                         is_late.store(true, Ordering::SeqCst);
                     }
                     if left == 0 || id != 0 && over.load(Ordering::SeqCst) {
-                        left = 50;
+                        left = left.max(50);
                         // SAFETY: The thread lives until this scope has ended.
                         unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
                     }

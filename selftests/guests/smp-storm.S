@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Eight CPUs that interrupt each other.
+// mode: long64
+// irqchip: kernel
+// cpus: 8
+// limit: 60000
+// bug: bochs-tss-long-mode
+#include "smp-storm.inc"
