@@ -43,6 +43,7 @@ extern "C" {
     fn pacifica_handle_work() -> c_int;
     fn pacifica_signal_pending() -> bool;
     fn pacifica_yield();
+    fn pacifica_run_delay() -> u64;
     fn pacifica_kick_cpu(cpu: c_uint);
     fn pacifica_interrupt_and_wait(cpu: c_uint);
     fn pacifica_wait(
@@ -194,6 +195,8 @@ safe! {
     signal_pending = pacifica_signal_pending() -> bool;
     /// Lets others run; for loops that wait for another CPU.
     yield_now = pacifica_yield();
+    /// For how many nanoseconds this thread has been waiting for a CPU, in all its life.
+    run_delay = pacifica_run_delay() -> u64;
     /// Makes a CPU leave its guest.
     kick_cpu = pacifica_kick_cpu(cpu: u32);
     /// Interrupts a CPU, and returns when its handler has run. Interrupts must be on.

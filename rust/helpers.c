@@ -161,6 +161,15 @@ void pacifica_yield(void)
 	cpu_relax();
 }
 
+u64 pacifica_run_delay(void)
+{
+#ifdef CONFIG_SCHED_INFO
+	return current->sched_info.run_delay;
+#else
+	return 0;
+#endif
+}
+
 void pacifica_kick_cpu(unsigned int cpu)
 {
 	smp_send_reschedule(cpu);

@@ -44,6 +44,7 @@ bool pacifica_work_pending(void);
 int pacifica_handle_work(void);
 bool pacifica_signal_pending(void);
 void pacifica_yield(void);
+u64 pacifica_run_delay(void);
 void pacifica_kick_cpu(unsigned int cpu);
 void pacifica_interrupt_and_wait(unsigned int cpu);
 int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg);

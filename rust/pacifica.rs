@@ -56,6 +56,7 @@ mod run_page;
 mod slots;
 mod stats;
 mod stats_fd;
+mod steal;
 mod sync_regs;
 mod system;
 mod tables;

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::host::host;
 use crate::kick::request;
 use crate::stats::Count;
+use crate::steal;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_cpuid;
 use crate::world::deferred;
@@ -153,6 +154,9 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
         clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+    }
+    if work & deferred::STEAL_TIME != 0 {
+        steal::start(inner);
     }
 }
 

@@ -21,6 +21,7 @@ use crate::requests::{
     do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
 };
 use crate::stats::Count;
+use crate::steal;
 use crate::sync_regs;
 use crate::user_exit::{set_common, to_user};
 use crate::vcpu::{Inner, Vcpu};
@@ -94,6 +95,7 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         // The exit reason stays what it was: the VMM may only have wanted its answer taken.
         return Err(EINTR);
     }
+    steal::after_pause(inner);
     loop {
         if let Some(leave) = prepare(vcpu, inner)? {
             return Ok(leave);
@@ -122,9 +124,11 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             if ffi::signal_pending() {
                 return Ok(Some(Leave::Interrupted));
             }
+            steal::before_pause(inner);
             if ffi::handle_work().is_err() {
                 return Ok(Some(Leave::Interrupted));
             }
+            steal::after_pause(inner);
         }
         if vcpu.mailbox.is_asked() {
             serve(vcpu, inner);
@@ -153,6 +157,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         if vcpu.mailbox.sleep().is_err() {
             return Ok(Some(Leave::Interrupted));
         }
+        steal::after_pause(inner);
     }
     Ok(None)
 }

@@ -13,6 +13,7 @@ use crate::memory::VcpuMemory;
 use crate::run_page::RunPage;
 use crate::stats::Stats;
 use crate::stats_fd::StatsFd;
+use crate::steal::Steal;
 use crate::vm::Vm;
 use crate::world::{Parts, World};
 use crate::{clock, run, vcpu_state};
@@ -71,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) host_pkru: u32,
     /// Signals that are let through during KVM_RUN.
     pub(crate) signal_mask: Option<bindings::sigset_t>,
+    /// The time that was stolen from the guest.
+    pub(crate) steal: Steal,
     /// KVM_RUN was called at least once.
     pub(crate) has_run: bool,
     /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
@@ -177,6 +180,7 @@ impl Vcpu {
             reach: fpu::Reach::default(),
             host_pkru: 0,
             signal_mask: None,
+            steal: Steal::default(),
             has_run: false,
             tsc_lost: tsc_lost(),
             resumes: resumes(),

@@ -23,7 +23,9 @@ fn caps() -> Caps {
         | PvFeatures::CLOCKSOURCE2
         | PvFeatures::NOP_IO_DELAY
         | PvFeatures::UNHALT
-        | PvFeatures::SEND_IPI;
+        | PvFeatures::SEND_IPI
+        | PvFeatures::STEAL_TIME
+        | PvFeatures::TLB_FLUSH;
     if stable {
         pv |= PvFeatures::CLOCKSOURCE_STABLE;
     }

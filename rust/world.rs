@@ -39,6 +39,8 @@ pub(crate) mod deferred {
     pub(crate) const TELL: u32 = 1 << 5;
     /// Tell the VMM that its debugger's single step is done.
     pub(crate) const STEPPED: u32 = 1 << 6;
+    /// Begin to count the time that is stolen from the guest.
+    pub(crate) const STEAL_TIME: u32 = 1 << 7;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -408,6 +410,10 @@ impl Platform for World<'_> {
 
     fn pv_system_time(&mut self, _value: u64) {
         self.parts.deferred |= deferred::PV_CLOCK;
+    }
+
+    fn pv_steal_time(&mut self) {
+        self.parts.deferred |= deferred::STEAL_TIME;
     }
 }
 

@@ -147,6 +147,8 @@ pub trait Platform: GuestMemory {
     fn pv_wall_clock(&mut self, value: u64);
     /// The guest wants its paravirtual vCPU clock at this address, or (bit 0 clear) no longer.
     fn pv_system_time(&mut self, value: u64);
+    /// The guest wants to know, or no longer, how much time is stolen from it.
+    fn pv_steal_time(&mut self) {}
     /// A hypercall with its up to four arguments; `None` if there is no such.
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
         let _ = (number, arguments);

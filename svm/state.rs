@@ -135,7 +135,7 @@ impl VcpuState {
         });
     }
 
-    /// INIT: as RESET, but the FPU, XCR0, most MSRs, CR0.CD and CR0.NW stay (APM vol. 2, table
+    /// INIT: as RESET, but the FPU, XCR0, the MSRs of real CPUs, CR0.CD and CR0.NW stay (APM vol. 2, table
     /// 14-1).
     pub fn init(&mut self, vmcb: &mut Vmcb, signature: u32) {
         self.regs = GuestRegs::default();
@@ -144,6 +144,7 @@ impl VcpuState {
         self.db = [0; 4];
         self.cr4_mce = false;
         self.io.clear();
+        self.msrs.init();
         let debugger_dr7 = vmcb.dr7();
         vmcb.reset_registers();
         self.debug.after_init(vmcb, debugger_dr7);

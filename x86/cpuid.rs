@@ -138,8 +138,12 @@ bitflags! {
         const NOP_IO_DELAY = 1 << 1;
         /// The clock at MSRs 4b56_4d00 and 4b56_4d01.
         const CLOCKSOURCE2 = 1 << 3;
+        /// The time that is stolen from the vCPU, at MSR 4b56_4d03.
+        const STEAL_TIME = 1 << 5;
         /// The hypercall `KVM_HC_KICK_CPU` wakes a halted vCPU.
         const UNHALT = 1 << 7;
+        /// A vCPU that is not running can be asked there to flush its TLB when it does.
+        const TLB_FLUSH = 1 << 9;
         /// The hypercall `KVM_HC_SEND_IPI`.
         const SEND_IPI = 1 << 11;
         /// The clock is the same on all vCPUs.

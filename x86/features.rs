@@ -46,6 +46,7 @@ bitflags! {
         const XSAVES = 1 << 29;
         const PV_UNHALT = 1 << 30;
         const PV_SEND_IPI = 1 << 31;
+        const PV_STEAL_TIME = 1 << 32;
     }
 }
 
@@ -262,5 +263,6 @@ fn pv(eax: u32) -> Feature {
         (pv.contains(PvFeatures::CLOCKSOURCE2), Feature::PV_CLOCK2),
         (pv.contains(PvFeatures::UNHALT), Feature::PV_UNHALT),
         (pv.contains(PvFeatures::SEND_IPI), Feature::PV_SEND_IPI),
+        (pv.contains(PvFeatures::STEAL_TIME), Feature::PV_STEAL_TIME),
     ])
 }

@@ -97,6 +97,8 @@ pub enum MsrClass {
     PvWallClock,
     /// The vCPU clock's address and enable bit: kept in the file; a write also starts the clock.
     PvSystemTime,
+    /// The address of the record of stolen time, and its enable bit: likewise.
+    PvStealTime,
     /// Nobody: #GP to the guest, an error to the VMM.
     Unknown,
 }
@@ -131,6 +133,7 @@ pub fn classify(index: u32) -> MsrClass {
         index::X2APIC_FIRST..=index::X2APIC_LAST => MsrClass::X2Apic((index & 0xff) as u8),
         index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => MsrClass::PvWallClock,
         index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => MsrClass::PvSystemTime,
+        index::PV_STEAL_TIME => MsrClass::PvStealTime,
         _ if file::holds(index) => File,
         _ => MsrClass::Unknown,
     }
@@ -231,6 +234,7 @@ pub const SAVED_MSRS: &[u32] = &[
     index::PV_SYSTEM_TIME_OLD,
     index::PV_WALL_CLOCK,
     index::PV_SYSTEM_TIME,
+    index::PV_STEAL_TIME,
     index::MTRR_DEF_TYPE,
     index::MTRR_FIX_64K,
     index::MTRR_FIX_16K,

@@ -114,7 +114,8 @@ pub fn read_msr<P: Platform>(
         | MsrClass::PlatformInfo
         | MsrClass::TscAdjust
         | MsrClass::PvWallClock
-        | MsrClass::PvSystemTime => {
+        | MsrClass::PvSystemTime
+        | MsrClass::PvStealTime => {
             let state = &guest.state;
             state.msrs.read(index, origin, &state.features)
         }
@@ -156,7 +157,8 @@ pub fn write_msr<P: Platform>(
         | MsrClass::PlatformInfo
         | MsrClass::TscAdjust
         | MsrClass::PvWallClock
-        | MsrClass::PvSystemTime => {}
+        | MsrClass::PvSystemTime
+        | MsrClass::PvStealTime => {}
     }
     let adjust = guest.state.msrs.tsc_adjust;
     let features = guest.state.features;
@@ -168,6 +170,7 @@ pub fn write_msr<P: Platform>(
         MsrClass::MiscEnable => show_mwait(guest, value),
         MsrClass::PvWallClock => guest.platform.pv_wall_clock(value),
         MsrClass::PvSystemTime => guest.platform.pv_system_time(value),
+        MsrClass::PvStealTime => guest.platform.pv_steal_time(),
         _ => {}
     }
     Ok(())

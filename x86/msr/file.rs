@@ -30,8 +30,10 @@ const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// The patch level that KVM gives a new vCPU on AMD; a VMM may set the host's.
 const PATCH_LEVEL_RESET: u64 = 0x0100_0065;
 
-/// In the vCPU clock's MSR: on.
+/// In the MSRs of the vCPU clock and of steal time: on.
 const PV_ENABLED: u64 = 1 << 0;
+/// The record of stolen time has 64 bytes, and is aligned to them.
+const PV_STEAL_RESERVED: u64 = 0x3e;
 
 /// The guest's MSRs that are neither in the VMCB nor in a device. It is plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct MsrFile {
     pub pv_wall_clock: u64,
     /// Where the guest wants its vCPU clock, and bit 0 for "on".
     pub pv_system_time: u64,
+    /// Where the guest wants to read how much time was stolen from it, and bit 0 for "on".
+    pub pv_steal_time: u64,
     /// The memory-type range registers.
     pub mtrr: Mtrr,
     /// The machine-check registers.
@@ -125,6 +129,7 @@ fn is_present(index: u32, features: &Features) -> bool {
         index::XSS => features.has(Feature::XSAVES),
         index::PV_WALL_CLOCK_OLD | index::PV_SYSTEM_TIME_OLD => features.has(Feature::PV_CLOCK),
         index::PV_WALL_CLOCK | index::PV_SYSTEM_TIME => features.has(Feature::PV_CLOCK2),
+        index::PV_STEAL_TIME => features.has(Feature::PV_STEAL_TIME),
         _ => true,
     }
 }
@@ -137,6 +142,7 @@ impl MsrFile {
             tsc_adjust: 0,
             pv_wall_clock: 0,
             pv_system_time: 0,
+            pv_steal_time: 0,
             mtrr: Mtrr::default(),
             mce: Mce::default(),
             misc_enable: MISC_ENABLE_PMU,
@@ -148,12 +154,25 @@ impl MsrFile {
         }
     }
 
+    /// INIT leaves what real CPUs have. But what is written into the guest's memory ends: whoever
+    /// starts the CPU next has other uses for it.
+    pub fn init(&mut self) {
+        self.pv_system_time = 0;
+        self.pv_steal_time = 0;
+    }
+
     /// The guest-physical address of the vCPU's clock, if it is on.
     pub fn pv_clock_gpa(&self) -> Option<u64> {
         (self.pv_system_time & PV_ENABLED != 0).then_some(self.pv_system_time & !PV_ENABLED)
     }
 
-    /// Reads an MSR of class `File`, `TscAdjust`, `PvWallClock` or `PvSystemTime`.
+    /// The guest-physical address of the record of stolen time, if it is on.
+    #[inline]
+    pub fn pv_steal_gpa(&self) -> Option<u64> {
+        (self.pv_steal_time & PV_ENABLED != 0).then_some(self.pv_steal_time & !PV_ENABLED)
+    }
+
+    /// Reads an MSR of class `File`, `TscAdjust` or one of the `Pv` ones.
     pub fn read(&self, index: u32, origin: Origin, features: &Features) -> Result<u64, Exception> {
         require(is_present(index, features), origin)?;
         match index {
@@ -161,6 +180,7 @@ impl MsrFile {
             index::TSC_ADJUST => Ok(self.tsc_adjust),
             index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => Ok(self.pv_wall_clock),
             index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => Ok(self.pv_system_time),
+            index::PV_STEAL_TIME => Ok(self.pv_steal_time),
             index::MISC_ENABLE => Ok(self.misc_enable),
             index::PLATFORM_INFO => Ok(self.platform_info),
             index::POWER_CTL => Ok(self.power_ctl),
@@ -190,6 +210,8 @@ impl MsrFile {
             index::TSC_ADJUST => self.tsc_adjust = value,
             index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => self.pv_wall_clock = value,
             index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => self.pv_system_time = value,
+            index::PV_STEAL_TIME if value & PV_STEAL_RESERVED != 0 => return Err(Exception::GP0),
+            index::PV_STEAL_TIME => self.pv_steal_time = value,
             index::MISC_ENABLE => self.write_misc_enable(value, origin)?,
             index::PLATFORM_INFO => {
                 require(false, origin)?;

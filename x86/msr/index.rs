@@ -51,6 +51,7 @@ pub const XSS: u32 = 0xda0;
 
 pub const PV_WALL_CLOCK: u32 = 0x4b56_4d00;
 pub const PV_SYSTEM_TIME: u32 = 0x4b56_4d01;
+pub const PV_STEAL_TIME: u32 = 0x4b56_4d03;
 
 pub const EFER: u32 = 0xc000_0080;
 pub const STAR: u32 = 0xc000_0081;

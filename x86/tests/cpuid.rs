@@ -256,7 +256,7 @@ fn paravirtual_leaves() {
         .collect();
     assert_eq!(signature, b"KVMKVMKVM\0\0\0");
     assert_eq!(max, 0x4000_0001);
-    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_088b, 0, 0, 0]);
+    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_0aab, 0, 0, 0]);
     assert_eq!(
         entries
             .iter()
@@ -484,7 +484,8 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::PV_CLOCK
         | Feature::PV_CLOCK2
         | Feature::PV_UNHALT
-        | Feature::PV_SEND_IPI;
+        | Feature::PV_SEND_IPI
+        | Feature::PV_STEAL_TIME;
     assert_eq!(offered.set, all);
 
     // A VMM that passes the host's CPUID on gets no more.

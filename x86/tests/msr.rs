@@ -31,6 +31,7 @@ fn is_in_file(index: u32) -> bool {
             | MsrClass::TscAdjust
             | MsrClass::PvWallClock
             | MsrClass::PvSystemTime
+            | MsrClass::PvStealTime
     )
 }
 
@@ -172,6 +173,7 @@ fn saved_registers_hold_the_state() {
         (index::MTRR_FIX_4K_LAST, 0x0606_0606_0505_0505),
         (index::MTRR_VARIABLE_LAST, 0xff_ff00_0800),
         (index::PV_SYSTEM_TIME, 0x1234_0001),
+        (index::PV_STEAL_TIME, 0x1_2340_0041),
         (index::PV_WALL_CLOCK, 0x5678),
         (index::MCG_STATUS, 4),
     ] {
@@ -194,6 +196,7 @@ fn registers_need_their_feature() {
         (index::TSC_ADJUST, Feature::TSC_ADJUST),
         (index::PV_SYSTEM_TIME, Feature::PV_CLOCK2),
         (index::PV_WALL_CLOCK, Feature::PV_CLOCK2),
+        (index::PV_STEAL_TIME, Feature::PV_STEAL_TIME),
         (index::PV_SYSTEM_TIME_OLD, Feature::PV_CLOCK),
         (index::PV_WALL_CLOCK_OLD, Feature::PV_CLOCK),
     ] {
@@ -479,4 +482,15 @@ proptest! {
             }
         }
     }
+}
+
+/// What was written into the guest's memory is not, after INIT.
+#[test]
+fn init_ends_the_paravirtual_records() {
+    let mut file = MsrFile::new();
+    file.pv_system_time = 0x1001;
+    file.pv_steal_time = 0x2001;
+    assert_eq!(file.pv_steal_gpa(), Some(0x2000));
+    file.init();
+    assert_eq!((file.pv_clock_gpa(), file.pv_steal_gpa()), (None, None));
 }

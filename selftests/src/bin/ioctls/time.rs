@@ -18,12 +18,57 @@ pub(crate) const TESTS: &[Test] = &[
     ("KVM_SET_TSC_KHZ on a VM takes the host's rate", tsc_khz),
     ("a guest without TSC_AUX does not read the host's", tsc_aux),
     ("the clock follows the CPU if TSCs differ", unstable),
+    ("stolen time is told, and who is not running", steal_time),
     ("feature MSRs can be read on the device", feature_msrs),
     ("KVM_GET_STATS_FD describes and counts", statistics),
 ];
 
 const TSC: u32 = 0x10;
 const SECOND: u64 = 1_000_000_000;
+
+fn steal_time(path: &str) -> Result<(), String> {
+    const STEAL_TIME: u32 = 0x4b56_4d03;
+    const RECORD: usize = 0x4000;
+    /// Time, version, flags, preempted.
+    type Record = (u64, u32, u32, u8);
+    let bare = Bare::new(path, &[OUT[0], OUT[1], 0xeb, 0xfc])?;
+    if bare.device.extension(KVM_CAP_STEAL_TIME) == 0 {
+        return skipped("no steal time");
+    }
+    let set = |value| {
+        msrs(
+            &bare.vcpu.handle,
+            number::SET_MSRS,
+            &mut [(STEAL_TIME, value)],
+        )
+    };
+    let record = || -> Record {
+        let bytes = bare.ram.read(RECORD, 20);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]));
+        let time = u64::from(word(0)) | u64::from(word(4)) << 32;
+        (time, word(8), word(12), bytes[16])
+    };
+    for bit in 1..6 {
+        equal("reserved", set(RECORD as u64 | 1 << bit), Ok(0))?;
+    }
+    equal("set", set(RECORD as u64 | 1), Ok(1))?;
+    // As another vCPU leaves it that wants the TLB flushed.
+    bare.ram.write(RECORD + 16, &[3]);
+    bare.ram.write(RECORD + 8, &[7]);
+    bare.byte()?;
+    let (first, version, flags, preempted) = record();
+    equal("version", (version % 2, version > 7), (0, true))?;
+    equal("flags, preempted", (flags, preempted), (0, 0))?;
+    bare.byte()?;
+    equal("time goes on", record().0 >= first, true)?;
+    equal("off", set(0), Ok(1))?;
+    bare.ram.write(RECORD, &[0xaa; 20]);
+    bare.byte()?;
+    equal("untouched", record().3, 0xaa)?;
+    equal("no memory there", set(1 << 40 | 1), Ok(1))?;
+    bare.byte()?;
+    Ok(())
+}
 
 fn real_time(path: &str) -> Result<(), String> {
     let (device, vm) = vm(path)?;
