@@ -35,6 +35,8 @@ bitflags! {
         const LARGE = 1 << 7;
         /// G: has no meaning in nested tables; kept 0.
         const GLOBAL = 1 << 8;
+        /// Software's own: see [`Rights::MAY_WRITE`].
+        const MAY_WRITE = 1 << 9;
         /// NX: instruction fetches are not permitted. Needs the host's EFER.NXE.
         const NO_EXECUTE = 1 << 63;
     }
@@ -48,6 +50,9 @@ bitflags! {
         const WRITE = 1 << 0;
         /// Instruction fetches.
         const EXECUTE = 1 << 1;
+        /// Writing, as far as the host is concerned: without [`Rights::WRITE`], only a dirty log
+        /// withholds it. `WRITE` implies it.
+        const MAY_WRITE = 1 << 2;
     }
 }
 
@@ -100,6 +105,10 @@ impl Entry {
         let mut bits = NptEntry::PRESENT | NptEntry::USER;
         bits.set(NptEntry::LARGE, size != PageSize::Size4K);
         bits.set(NptEntry::WRITABLE, rights.contains(Rights::WRITE));
+        bits.set(
+            NptEntry::MAY_WRITE,
+            rights.intersects(Rights::WRITE | Rights::MAY_WRITE),
+        );
         bits.set(NptEntry::NO_EXECUTE, !rights.contains(Rights::EXECUTE));
         Entry(page.0 & ADDRESS & !size.offset_mask() | bits.bits())
     }
@@ -153,11 +162,18 @@ impl Entry {
         NptEntry::from_bits_truncate(self.0) & (NptEntry::ACCESSED | NptEntry::DIRTY)
     }
 
+    /// The right to write alone.
+    #[inline]
+    pub(crate) fn right(self) -> NptEntry {
+        NptEntry::from_bits_truncate(self.0) & NptEntry::WRITABLE
+    }
+
     /// What the entry permits, if it maps a page.
     #[inline]
     pub fn rights(self) -> Rights {
         let mut rights = Rights::empty();
         rights.set(Rights::WRITE, self.has(NptEntry::WRITABLE));
+        rights.set(Rights::MAY_WRITE, self.has(NptEntry::MAY_WRITE));
         rights.set(Rights::EXECUTE, !self.has(NptEntry::NO_EXECUTE));
         rights
     }
@@ -186,7 +202,7 @@ mod tests {
 
     #[test]
     fn page_round_trip() {
-        let rights = Rights::WRITE | Rights::EXECUTE;
+        let rights = Rights::WRITE | Rights::MAY_WRITE | Rights::EXECUTE;
         for (size, level) in [
             (PageSize::Size4K, 1),
             (PageSize::Size2M, 2),

@@ -13,21 +13,24 @@
 //!   shape.rs  levels, sizes, ranges; the trait behind which the memory of the tables is
 //!   place.rs  one place in the tree, and what is done to the entry there
 //!   table.rs  the tree: walk, map, unmap, protect, split, merge
-//!   dirty.rs  accessed and dirty bits: look, harvest, clear
+//!   protect.rs  the right to write: taken away for a dirty log, and given again
+//!   age.rs    accessed bits: look, clear
 //!   flush.rs  what the caller must flush before it may go on
 //! ```
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 #![forbid(unsafe_code)]
 
-mod dirty;
+mod age;
 mod entry;
 mod flush;
 mod place;
+mod protect;
 mod shape;
 mod table;
 
 pub use entry::{Entry, Kind, NptEntry, Rights};
 pub use flush::Flush;
+pub use protect::Permit;
 pub use shape::{GpaRange, Levels, MapError, Mapping, PageSize, Tables};
 pub use table::Npt;
 

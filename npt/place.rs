@@ -94,17 +94,19 @@ impl Place {
             _ => None,
         };
         let stays = |old: Entry| is_page(old, self.level) && same_page(old, wanted, self.level);
-        let old = self.update(tables, |old| match stays(old) {
+        let becomes = |old: Entry| match stays(old) {
+            // A right that only a log withholds is not taken back from who has been given it.
+            true if wanted.has(NptEntry::MAY_WRITE) => wanted.with(old.history() | old.right()),
             true => wanted.with(old.history()),
             false => wanted,
-        });
+        };
+        let old = self.update(tables, becomes);
         if let Some(table) = table {
             tables.free(table);
         } else if stays(old) {
-            flush |= Flush::when(!new.rights.contains(old.rights()));
+            flush |= Flush::when(!becomes(old).rights().contains(old.rights()));
         } else if is_page(old, self.level) {
             flush |= Flush::All;
-            self.report(tables, old);
         }
         flush
     }
@@ -120,13 +122,6 @@ impl Place {
             let entry = Entry::page(page, PageSize::Size4K, rights).raw();
             // Not to lose what is there, the exchange is tried once, with an absent entry.
             let _ = tables.compare_exchange(self.table, index, Entry::ABSENT.raw(), entry);
-        }
-    }
-
-    /// Tells the tables of a dirty page that was taken out here.
-    fn report<T: Tables>(self, tables: &mut T, old: Entry) {
-        if let (true, Some(size)) = (old.has(NptEntry::DIRTY), PageSize::of_level(self.level)) {
-            tables.dirty_page_left(self.gpa, size);
         }
     }
 
@@ -167,16 +162,22 @@ impl Place {
             let entry = child(index).read(tables);
             let offset = (index as u64).wrapping_mul(span(level));
             entry.kind(level) == Kind::Page(Hpa(page.0.wrapping_add(offset)))
-                && entry.rights() == first.rights()
+                && (entry.rights() ^ first.rights())
+                    .difference(Rights::WRITE)
+                    .is_empty()
         };
         if page.0 & size.offset_mask() != 0 || !(0..ENTRIES).all(fits) {
             return false;
         }
         // As in `replace`: each page leaves with its final A and D before the large one comes.
-        let history = (0..ENTRIES).fold(NptEntry::empty(), |all, index| {
-            all | child(index).take(tables).history()
-        });
-        let merged = Entry::page(page, size, first.rights()).with(history);
+        let mut rights = first.rights();
+        let mut history = NptEntry::empty();
+        for index in 0..ENTRIES {
+            let old = child(index).take(tables);
+            history |= old.history();
+            rights &= old.rights();
+        }
+        let merged = Entry::page(page, size, rights).with(history);
         self.update(tables, |_| merged);
         tables.free(table);
         true
@@ -214,8 +215,7 @@ pub(crate) fn clear<T: Tables>(
         match place.read(tables).kind(level) {
             Kind::Absent => {}
             Kind::Page(_) => {
-                let old = place.take(tables);
-                place.report(tables, old);
+                place.take(tables);
                 flush |= Flush::All;
             }
             Kind::Table(next) => {
@@ -226,6 +226,59 @@ pub(crate) fn clear<T: Tables>(
                     flush |= Flush::All;
                 }
             }
+        }
+    }
+    flush
+}
+
+/// Splits the large pages below `table`, which begins at `base`, that `range` touches.
+pub(crate) fn split_all<T: Tables>(
+    tables: &mut T,
+    table: Hpa,
+    level: u8,
+    base: u64,
+    range: GpaRange,
+    flush: &mut Flush,
+) -> Result<(), MapError> {
+    for place in places(table, level, base, range) {
+        let next = match place.read(tables).kind(level) {
+            Kind::Absent => continue,
+            Kind::Table(next) => next,
+            Kind::Page(_) => {
+                let next = place.split(tables)?;
+                *flush |= Flush::All;
+                next
+            }
+        };
+        if level > 2 {
+            let below = level.saturating_sub(1);
+            split_all(tables, next, below, place.gpa, range, flush)?;
+        }
+    }
+    Ok(())
+}
+
+/// Merges what can be merged below `table`, which begins at `base`, within `range`.
+pub(crate) fn merge_all<T: Tables>(
+    tables: &mut T,
+    table: Hpa,
+    level: u8,
+    base: u64,
+    range: GpaRange,
+) -> Flush {
+    let mut flush = Flush::None;
+    for place in places(table, level, base, range) {
+        let Kind::Table(next) = place.read(tables).kind(level) else {
+            continue;
+        };
+        if level > 2 {
+            flush |= merge_all(tables, next, level.saturating_sub(1), place.gpa, range);
+        }
+        if let (true, Some(size)) = (
+            range.covers(place.gpa, span(level)),
+            PageSize::of_level(level),
+        ) {
+            flush |= Flush::when(place.merge(tables, size));
         }
     }
     flush

@@ -28,8 +28,6 @@ pub trait Tables {
     /// that the operation returned was done; its first entry may be written over with any value
     /// that has P clear.
     fn free(&mut self, table: Hpa);
-    /// Hears of a dirty page that leaves the tables, so that a dirty log can keep it.
-    fn dirty_page_left(&mut self, _gpa: u64, _size: PageSize) {}
 }
 
 /// The sizes of a page.

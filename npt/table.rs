@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The tree: walk, map, unmap, protect, split, merge.
+//! The tree: walk, map, unmap, split, merge.
 //!
 //! ```text
 //!   guest-physical address
@@ -24,9 +24,9 @@
 //! writes without it, but only sets A and D in present entries. So a compare-and-exchange loop
 //! ends, and an entry that was taken out ([`Place::take`]) holds the final A and D of its time.
 
-use crate::entry::{Entry, Kind, NptEntry};
+use crate::entry::{Entry, Kind, Rights};
 use crate::flush::Flush;
-use crate::place::{clear, is_page, visit, Place};
+use crate::place::{clear, is_page, merge_all, split_all, visit, Place};
 use crate::shape::{span, GpaRange, Levels, MapError, Mapping, PageSize, Tables};
 use crate::Hpa;
 
@@ -85,16 +85,17 @@ impl Npt {
     /// Maps a page. What was mapped there before, at whatever size, is replaced; where a larger page
     /// is in the way, it is split, unless it already gives all that is asked for.
     pub fn map<T: Tables>(&self, tables: &mut T, new: Mapping) -> Result<Flush, MapError> {
-        self.map_run(tables, new, core::iter::empty())
+        self.map_run(tables, new, core::iter::empty(), new.rights)
     }
 
     /// Maps a page as [`map`](Npt::map) does. If it is a small one, the pages `ahead` follow it, with
-    /// the same rights and no history: until the end of its table, and only where nothing is mapped.
+    /// these rights and no history: until the end of its table, and only where nothing is mapped.
     pub fn map_run<T: Tables>(
         &self,
         tables: &mut T,
         new: Mapping,
         ahead: impl Iterator<Item = Hpa>,
+        rights: Rights,
     ) -> Result<Flush, MapError> {
         if (new.gpa | new.page.0) & new.size.offset_mask() != 0 {
             return Err(MapError::Misaligned);
@@ -122,7 +123,7 @@ impl Npt {
         }
         flush |= place.replace(tables, &new);
         if new.size == PageSize::Size4K {
-            place.fill_ahead(tables, new.rights, ahead);
+            place.fill_ahead(tables, rights, ahead);
         }
         Ok(flush)
     }
@@ -130,16 +131,6 @@ impl Npt {
     /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it.
     pub fn unmap<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
         clear(tables, self.root, self.levels, 0, range)
-    }
-
-    /// Takes the right to write from every page that `range` touches.
-    pub fn protect<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
-        let mut flush = Flush::None;
-        self.visit_pages(tables, range, &mut |tables, place| {
-            let old = place.update(tables, |entry| entry.without(NptEntry::WRITABLE));
-            flush |= Flush::when(old.has(NptEntry::WRITABLE));
-        });
-        flush
     }
 
     /// Splits the large page at `gpa` into pages of the next smaller size. They inherit A and D.
@@ -154,9 +145,20 @@ impl Npt {
         }
     }
 
+    /// Splits every large page that `range` touches into pages of 4 KiB. If the tables run out, as
+    /// much as could be done is done, and what is to be flushed is in `flush` either way.
+    pub fn split_range<T: Tables>(
+        &self,
+        tables: &mut T,
+        range: GpaRange,
+        flush: &mut Flush,
+    ) -> Result<(), MapError> {
+        split_all(tables, self.root, self.levels, 0, range, flush)
+    }
+
     /// Makes one page of `size` at `gpa` out of the smaller pages there, if all of them are present,
-    /// adjoin in host memory and have the same rights. The result is accessed or dirty if any of
-    /// them was. Does nothing otherwise.
+    /// adjoin in host memory and have the same rights, but for what a log withholds. The result is
+    /// accessed or dirty if any of them was, and withheld if it was in any. Does nothing otherwise.
     pub fn merge<T: Tables>(&self, tables: &mut T, gpa: u64, size: PageSize) -> Flush {
         if gpa >= self.limit() {
             return Flush::None;
@@ -169,6 +171,11 @@ impl Npt {
             }
         }
         Flush::when(place.merge(tables, size))
+    }
+
+    /// Does so wherever it is possible within `range`, first to 2 MiB, and then to 1 GiB.
+    pub fn merge_range<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
+        merge_all(tables, self.root, self.levels, 0, range)
     }
 
     /// Takes everything out and gives the root back, too. No CPU may use the tables any more, or
@@ -189,7 +196,7 @@ impl Npt {
 
     /// The entry at which the walk for `gpa` ends.
     #[inline]
-    fn find<T: Tables>(&self, tables: &T, gpa: u64) -> Option<(Place, Entry)> {
+    pub(crate) fn find<T: Tables>(&self, tables: &T, gpa: u64) -> Option<(Place, Entry)> {
         if gpa >= self.limit() {
             return None;
         }

@@ -30,6 +30,7 @@ abi!(
     kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
     kvm_dirty_log,
+    kvm_clear_dirty_log,
     kvm_regs,
     kvm_sregs,
     kvm_sregs2,

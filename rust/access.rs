@@ -49,7 +49,7 @@ impl GuestMemory for GuestAccess<'_> {
             return Err(MemError::ReadOnly);
         }
         write_user(slot.hva(gpa), data, self.may_sleep).map_err(|_| self.failed())?;
-        slot.wrote(gpa, 1);
+        slot.wrote(gpa, self.memory.ring());
         drop(slots);
         self.memory.hint = hint;
         Ok(())
@@ -71,7 +71,7 @@ impl GuestMemory for GuestAccess<'_> {
         let result = cmpxchg_user(slot.hva(gpa), size, old, new, self.may_sleep);
         let result = result.map_err(|_| self.failed())?;
         if result.is_ok() {
-            slot.wrote(gpa, 1);
+            slot.wrote(gpa, self.memory.ring());
         }
         drop(slots);
         self.memory.hint = hint;

@@ -3,6 +3,7 @@
 //! A nested page fault: from the guest-physical address to a mapped page.
 
 use crate::access::GuestAccess;
+use crate::dirty_ring::DirtyRing;
 use crate::memory::{Mmu, VmMemory};
 use crate::memory_ffi::{host_page_size, HostPages, MOST_PAGES};
 use crate::slots::{Slot, SlotList};
@@ -10,7 +11,7 @@ use crate::tables::{LockedTables, TableCache};
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
-use npt::{Hpa, Mapping, NptEntry, PageSize, Rights};
+use npt::{Hpa, Mapping, NptEntry, PageSize, Permit, Rights};
 
 /// What became of a nested page fault.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,7 @@ pub(crate) enum Outcome {
 pub(crate) struct VcpuMemory {
     vm: Arc<VmMemory>,
     pub(crate) hint: usize,
+    ring: Option<Arc<DirtyRing>>,
     stock: KBox<Stock>,
 }
 
@@ -49,6 +51,7 @@ struct Fault<'a> {
     vm: &'a VmMemory,
     slots: &'a SlotList,
     slot: &'a Slot,
+    ring: Option<&'a DirtyRing>,
     /// The guest's page.
     gpa: u64,
     /// Where the process has it.
@@ -68,13 +71,29 @@ impl VcpuMemory {
         };
         let mut stock = KBox::new(stock, GFP_KERNEL_ACCOUNT)?;
         stock.cache.fill()?;
-        let hint = 0;
-        Ok(Self { vm, hint, stock })
+        let ring = vm.new_ring()?;
+        Ok(Self {
+            vm,
+            hint: 0,
+            ring,
+            stock,
+        })
     }
 
     /// The VM's memory.
     pub(crate) fn vm(&self) -> &VmMemory {
         &self.vm
+    }
+
+    /// The dirty ring, if the VM has them.
+    #[inline]
+    pub(crate) fn ring(&self) -> Option<&DirtyRing> {
+        self.ring.as_deref()
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_ring(&self) -> Option<Arc<DirtyRing>> {
+        self.ring.clone()
     }
 
     /// Guest memory for the emulator and the page walk.
@@ -84,9 +103,17 @@ impl VcpuMemory {
 
     /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`.
     ///
+    /// `present` says that there was a page, which does not permit the access.
+    ///
     /// Interrupts must be on. With `may_sleep` false it takes a spinlock at most, and preemption
     /// may be off.
-    pub(crate) fn fault(&mut self, gpa: u64, write: bool, may_sleep: bool) -> Outcome {
+    pub(crate) fn fault(
+        &mut self,
+        gpa: u64,
+        write: bool,
+        present: bool,
+        may_sleep: bool,
+    ) -> Outcome {
         let Stock { cache, pages } = &mut *self.stock;
         if !cache.is_full() {
             if !may_sleep {
@@ -108,12 +135,16 @@ impl VcpuMemory {
             vm: &self.vm,
             slots: &slots,
             slot,
+            ring: self.ring.as_deref(),
             gpa,
             hva: slot.hva(gpa),
             write,
             may_sleep,
             sequence: self.vm.sequence(),
         };
+        if present && fault.permit() {
+            return Outcome::Mapped;
+        }
         let outcome = match fault.look_up(pages) {
             Ok(Some(writable)) => fault.map(cache, pages, writable),
             Ok(None) => Outcome::WouldSleep,
@@ -125,6 +156,28 @@ impl VcpuMemory {
 }
 
 impl Fault<'_> {
+    /// Gives the right to write that only a log has withheld. True if there is nothing more to do.
+    fn permit(&self) -> bool {
+        let mmu = self.vm.mmu.lock();
+        if !self.vm.is_current_list(&mmu, self.slots) {
+            return false;
+        }
+        let (mut wanted, mut most) = (Rights::EXECUTE, PageSize::Size1G);
+        wanted.set(Rights::WRITE, self.write);
+        if self.slot.log().is_some() {
+            most = PageSize::Size4K;
+        }
+        let mut tables = LockedTables::new(None);
+        match mmu.npt.permit(&mut tables, self.gpa, wanted, most) {
+            Permit::Held => true,
+            Permit::Given => {
+                self.slot.wrote(self.gpa, self.ring);
+                true
+            }
+            Permit::Refused => false,
+        }
+    }
+
     /// Looks up the page, and those after it that are present anyway. True if the guest may write
     /// to them; `None` if this would have to sleep, and may not.
     #[inline]
@@ -166,8 +219,13 @@ impl Fault<'_> {
         // page.
         let host = unsafe { pages.first(writable) };
         let size = self.best_size(&mmu, host);
-        let mut rights = Rights::EXECUTE;
-        rights.set(Rights::WRITE, writable);
+        // What is logged is given when it is used.
+        let logged = self.slot.log().is_some();
+        let mut ahead_rights = Rights::EXECUTE;
+        ahead_rights.set(Rights::MAY_WRITE, writable);
+        ahead_rights.set(Rights::WRITE, writable && !logged);
+        let mut rights = ahead_rights;
+        rights.set(Rights::WRITE, writable && (self.write || !logged));
         let mut history = NptEntry::ACCESSED;
         history.set(NptEntry::DIRTY, self.write);
         let mapping = Mapping {
@@ -181,11 +239,16 @@ impl Fault<'_> {
             // SAFETY: As above.
             unsafe { pages.ahead(index, writable) }
         });
-        let mut tables = LockedTables::new(Some(cache), Some(mmu.logs(self.slots)));
-        let result = mmu.npt.map_run(&mut tables, mapping, ahead);
+        let mut tables = LockedTables::new(Some(cache));
+        let result = mmu.npt.map_run(&mut tables, mapping, ahead, ahead_rights);
         tables.finish(result.unwrap_or(npt::Flush::All), self.vm.flush());
         match result {
-            Ok(_) => Outcome::Mapped,
+            Ok(_) => {
+                if self.write {
+                    self.slot.wrote(self.gpa, self.ring);
+                }
+                Outcome::Mapped
+            }
             Err(_) => Outcome::HostFault(ENOMEM),
         }
     }
@@ -217,6 +280,14 @@ impl Fault<'_> {
             }
             PageSize::Size1G | PageSize::Size2M if stays(PageSize::Size2M) => PageSize::Size2M,
             _ => PageSize::Size4K,
+        }
+    }
+}
+
+impl Drop for VcpuMemory {
+    fn drop(&mut self) {
+        if let Some(ring) = &self.ring {
+            self.vm.remove_ring(ring);
         }
     }
 }

@@ -86,6 +86,7 @@ extern "C" {
     fn pacifica_map_pages(
         vma: *mut bindings::vm_area_struct,
         pages: *const *mut c_void,
+        first: c_ulong,
         count: c_ulong,
     ) -> c_int;
     fn pacifica_timer_setup(
@@ -425,9 +426,10 @@ pub(crate) unsafe fn new_fd(
 pub(crate) unsafe fn map_pages(
     vma: *mut bindings::vm_area_struct,
     pages: &[*mut c_void],
+    first: usize,
 ) -> Result {
     // SAFETY: As promised by the caller.
-    to_result(unsafe { pacifica_map_pages(vma, pages.as_ptr(), pages.len()) })
+    to_result(unsafe { pacifica_map_pages(vma, pages.as_ptr(), first, pages.len()) })
 }
 
 /// A directory or a file in debugfs, for as long as this lives. If debugfs has failed, it is an

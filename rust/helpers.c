@@ -448,18 +448,22 @@ bool pacifica_is_err(const void *p)
 
 /*
  * Maps `count` pages from the start of the area on; the area may be smaller, never larger.
- * Each mapping holds a reference to its page.
+ * Each mapping holds a reference to its page. The first of them is at page `first` of the file; what is
+ * not at its start can only be shared, and not executed.
  */
-int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long count)
+int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long first,
+		       unsigned long count)
 {
-	unsigned long i, wanted = vma_pages(vma);
+	unsigned long i, wanted = vma_pages(vma), from = vma->vm_pgoff - first;
 
-	if (vma->vm_pgoff >= count || wanted > count - vma->vm_pgoff)
+	if (from >= count || wanted > count - from)
+		return -EINVAL;
+	if (first && (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC)))
 		return -EINVAL;
 	vm_flags_set(vma, VM_DONTEXPAND);
 	for (i = 0; i < wanted; i++) {
 		int ret = vm_insert_page(vma, vma->vm_start + i * PAGE_SIZE,
-					 virt_to_page(pages[vma->vm_pgoff + i]));
+					 virt_to_page(pages[from + i]));
 
 		if (ret)
 			return ret;

@@ -76,7 +76,8 @@ void pacifica_syscore_register(void);
 void pacifica_syscore_unregister(void);
 struct file *pacifica_anon_file(const char *name, const struct file_operations *fops, void *priv);
 bool pacifica_is_err(const void *p);
-int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long count);
+int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages,
+		       unsigned long first, unsigned long count);
 void pacifica_timer_setup(struct hrtimer *timer, enum hrtimer_restart (*call)(struct hrtimer *));
 void pacifica_timer_start(struct hrtimer *timer, u64 ns);
 void pacifica_timer_cancel(struct hrtimer *timer);

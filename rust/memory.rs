@@ -15,7 +15,7 @@
 //! | `fault.rs` | a vCPU's nested page fault |
 //! | `access.rs` | guest memory for the emulator and the page walk |
 //! | `notifier.rs` | the calls of the host when it takes pages back |
-//! | `dirty_log.rs` | which pages were written |
+//! | `dirty_log.rs`, `dirty_ring.rs` | which pages were written |
 //! | `tables.rs` | the pages that the nested tables are made of |
 //!
 //! # Locks, in the order in which they are taken
@@ -37,19 +37,23 @@
 //!   reference to the page is held.
 //! - So a fault looks the page up, takes `mmu`, and maps it only if the snapshot is still the
 //!   current one, and no invalidation of the page is under way or ended since before the lookup.
-//! - Each change of the tables is flushed before `mmu` is released. So nobody else can find an
-//!   entry gone while a CPU still uses it.
+//! - What is taken out of the tables is flushed before `mmu` is released. So nobody else can find an
+//!   entry gone while a CPU still uses it. A right that a log withholds is flushed later, before the
+//!   VMM hears that it is.
 //! - A page that the guest may write to is dirty in the eyes of the host.
 
+use crate::dirty_log::NewLog;
+use crate::dirty_ring::DirtyRing;
 pub(crate) use crate::fault::{Outcome, VcpuMemory};
 use crate::ffi;
 use crate::memory_ffi::{self, Srcu, SrcuGuard};
 use crate::notifier::Notifier;
 pub(crate) use crate::slots::Region;
-use crate::slots::{Change, Slot, SlotList, SLOT_LIMIT};
-use crate::tables::{LockedTables, Logs, TableCache};
+use crate::slots::{Change, Slot, SlotList};
+use crate::tables::{LockedTables, TableCache};
 use core::mem::offset_of;
 use core::pin::Pin;
+use core::sync::atomic::AtomicU32;
 use kernel::bindings;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -95,7 +99,7 @@ pub(crate) struct VmMemory {
     ncr3: u64,
     /// The slots by their ids.
     #[pin]
-    change: Mutex<RBTree<u32, Slot>>,
+    pub(crate) change: Mutex<RBTree<u32, Slot>>,
     #[pin]
     readers: Srcu,
     /// The current snapshot, owned; replaced under `mmu`.
@@ -107,6 +111,12 @@ pub(crate) struct VmMemory {
     #[pin]
     notifier: Notifier,
     registered: Atomic<bool>,
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: the flags.
+    pub(crate) manual_log: AtomicU32,
+    /// `KVM_CAP_DIRTY_LOG_RING`: see [`VmMemory::ring_size`].
+    pub(crate) ring_bytes: AtomicU32,
+    #[pin]
+    pub(crate) rings: Mutex<KVec<Arc<DirtyRing>>>,
 }
 
 // SAFETY: All fields but the snapshot are made for many threads, and it is replaced and freed by
@@ -126,7 +136,7 @@ impl VmMemory {
         let mm: ARef<Mm> = unsafe { Mm::from_raw(mm) }.into();
         let mut cache = TableCache::new();
         cache.fill()?;
-        let mut tables = LockedTables::new(Some(&mut cache), None);
+        let mut tables = LockedTables::new(Some(&mut cache));
         let npt = Npt::new(&mut tables, memory_ffi::host_levels()).ok_or(ENOMEM)?;
         let slots = KBox::into_raw(KBox::new(SlotList::new(), GFP_KERNEL_ACCOUNT)?);
         let init = try_pin_init!(Self {
@@ -141,12 +151,15 @@ impl VmMemory {
             mmu <- new_spinlock!(Mmu::new(npt), "pacifica::mmu"),
             notifier: Notifier::new(),
             registered: Atomic::new(false),
+            manual_log: AtomicU32::new(0),
+            ring_bytes: AtomicU32::new(0),
+            rings <- new_mutex!(KVec::new(), "pacifica::rings"),
         });
         let memory = Arc::pin_init(init, GFP_KERNEL_ACCOUNT).inspect_err(|_| {
             // SAFETY: Nobody has seen the empty snapshot and the root.
             unsafe {
                 drop(KBox::from_raw(slots));
-                let mut tables = LockedTables::new(None, None);
+                let mut tables = LockedTables::new(None);
                 let _ = npt.destroy(&mut tables);
                 tables.give_back();
             }
@@ -176,7 +189,7 @@ impl VmMemory {
         let mut ids = self.change.lock();
         // SAFETY: Only changes free a snapshot, and they are behind the mutex.
         let slots = unsafe { &*self.slots.load(Relaxed) };
-        let change = slots.plan(ids.get(&region.slot), region, self.limit)?;
+        let change = slots.plan(ids.get(&region.slot), region, self.limit, self.new_log())?;
         if let Change::Nothing = change {
             return Ok(());
         }
@@ -184,8 +197,6 @@ impl VmMemory {
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let leaving = match &change {
             Change::Delete(old) | Change::Move(old, _) => Some(old),
-            // Large pages and earlier D bits go, so that the log is exact from here on.
-            Change::Log(old, new) if new.log().is_some() => Some(old),
             _ => None,
         };
         self.replace(list, leaving)?;
@@ -194,7 +205,11 @@ impl VmMemory {
             None => drop(ids.remove(&region.slot)),
         }
         if let Change::Log(_, new) = &change {
-            new.log().inspect(|log| log.clear());
+            match new.log() {
+                Some(_) if self.new_log() == NewLog::Full => {}
+                Some(_) => self.begin_log(new),
+                None => self.end_log(new),
+            }
         }
         Ok(())
     }
@@ -211,8 +226,7 @@ impl VmMemory {
             old
         };
         if let Some(slot) = leaving {
-            let gpas = slot.gpas();
-            for range in chunks(gpas.start, gpas.end) {
+            for range in chunks(slot.gpas()) {
                 self.unmap(&mut self.mmu.lock(), range);
                 ffi::yield_now();
             }
@@ -228,34 +242,26 @@ impl VmMemory {
 
     /// Takes a range out of the tables and flushes.
     fn unmap(&self, mmu: &mut Mmu, range: GpaRange) {
-        // SAFETY: The lock is held, so the snapshot stays until it is released.
-        let slots = unsafe { &*self.slots.load(Relaxed) };
-        let mut tables = LockedTables::new(None, Some(mmu.logs(slots)));
+        let mut tables = LockedTables::new(None);
         let needed = mmu.npt.unmap(&mut tables, range);
         tables.finish(needed, &*self.flush);
     }
 
-    /// `KVM_GET_DIRTY_LOG`: calls `put` with each word of the log of slot `id`, in order, and
-    /// clears it. `EINVAL` if there can be no such slot, `ENOENT` if it keeps no log. May sleep.
-    pub(crate) fn dirty_log(&self, id: u32, mut put: impl FnMut(u64) -> Result) -> Result {
-        let ids = self.change.lock();
-        if id >= SLOT_LIMIT {
-            return Err(EINVAL);
+    /// How many pages of 4 KiB, 2 MiB and 1 GiB the guest has. May sleep.
+    pub(crate) fn count_pages(&self) -> [u64; 3] {
+        let mut sum = [0u64; 3];
+        for slot in self.slots().iter() {
+            for range in chunks(slot.gpas()) {
+                let mmu = self.mmu.lock();
+                let counts = mmu.npt.count(&mut LockedTables::new(None), range);
+                for (sum, count) in sum.iter_mut().zip(counts) {
+                    *sum = sum.wrapping_add(count);
+                }
+                drop(mmu);
+                ffi::yield_now();
+            }
         }
-        let slot = ids.get(&id).ok_or(ENOENT)?;
-        let log = slot.log().ok_or(ENOENT)?;
-        let gpas = slot.gpas();
-        for range in chunks(gpas.start, gpas.end) {
-            let mmu = self.mmu.lock();
-            let mut tables = LockedTables::new(None, None);
-            let needed = mmu.npt.harvest_dirty(&mut tables, range, |gpa, size| {
-                log.set(gpa.wrapping_sub(gpas.start) >> 12, size.bytes() >> 12);
-            });
-            tables.finish(needed, &*self.flush);
-            drop(mmu);
-            ffi::yield_now();
-        }
-        (0..log.words()).try_for_each(|word| put(log.take(word)))
+        sum
     }
 
     /// Begins to read the slots.
@@ -306,7 +312,9 @@ impl VmMemory {
     /// The host is going to change what the user addresses from `start` to `end` map to.
     pub(crate) fn begin_invalidation(&self, start: u64, end: u64, may_sleep: bool) {
         self.mmu.lock().begin(start, end);
-        self.for_each_backed(start, end, may_sleep, |mmu, range| self.unmap(mmu, range));
+        self.for_each_backed(start, end, may_sleep, |mmu, tables, range| {
+            mmu.npt.unmap(tables, range)
+        });
     }
 
     /// It has done so.
@@ -321,31 +329,34 @@ impl VmMemory {
     /// Whether the guest has used memory behind these user addresses since this was last forgotten.
     pub(crate) fn was_accessed(&self, start: u64, end: u64, forget: bool) -> bool {
         let mut accessed = false;
-        self.for_each_backed(start, end, false, |mmu, range| {
-            let mut tables = LockedTables::new(None, None);
+        self.for_each_backed(start, end, false, |mmu, tables, range| {
             accessed |= match forget {
-                true => mmu.npt.clear_accessed(&mut tables, range),
-                false => mmu.npt.is_accessed(&mut tables, range),
+                true => mmu.npt.clear_accessed(tables, range),
+                false => mmu.npt.is_accessed(tables, range),
             };
+            npt::Flush::None
         });
         accessed
     }
 
-    /// The process is gone, or the VM: nothing is mapped any more, and nothing will be.
+    /// The process is gone, or the VM: nothing is mapped any more, and nothing will be. May sleep.
     pub(crate) fn release(&self) {
         self.mmu.lock().dead = true;
-        self.for_each_backed(0, u64::MAX, false, |mmu, range| self.unmap(mmu, range));
+        self.for_each_backed(0, u64::MAX, true, |mmu, tables, range| {
+            mmu.npt.unmap(tables, range)
+        });
     }
 
     /// Calls `f` for each range of guest memory that the user addresses from `start` to `end`
-    /// back, a chunk at a time; the lock is released in between.
+    /// back, a chunk at a time. After each chunk what `f` has asked for is flushed, once, and the
+    /// lock is released.
     fn for_each_backed<F>(&self, start: u64, end: u64, may_sleep: bool, mut f: F)
     where
-        F: FnMut(&mut Mmu, GpaRange),
+        F: FnMut(&Mmu, &mut LockedTables<'_>, GpaRange) -> npt::Flush,
     {
         let mut at = start;
         while at < end {
-            let mut mmu = self.mmu.lock();
+            let mmu = self.mmu.lock();
             // SAFETY: The lock is held, so the snapshot stays until it is released.
             let slots = unsafe { &*self.slots.load(Relaxed) };
             let leaving = mmu.leaving.as_ref().map(Slot::place);
@@ -355,9 +366,12 @@ impl VmMemory {
                 return;
             };
             at = from.saturating_add(CHUNK).min(end);
+            let mut tables = LockedTables::new(None);
+            let mut needed = npt::Flush::None;
             for place in Iterator::chain(slots.backed_by(from, at), leaving) {
-                f(&mut mmu, place.gpas_of(from, at));
+                needed |= f(&mmu, &mut tables, place.gpas_of(from, at));
             }
+            tables.finish(needed, &*self.flush);
             drop(mmu);
             if may_sleep && at < end {
                 ffi::yield_now();
@@ -375,12 +389,9 @@ impl PinnedDrop for VmMemory {
         }
         // SAFETY: The snapshot came from a box, and nobody reads it any more.
         let slots = unsafe { KBox::from_raw(self.slots.load(Relaxed)) };
-        let ranges = slots.iter().flat_map(|slot| {
-            let gpas = slot.gpas();
-            chunks(gpas.start, gpas.end)
-        });
+        let ranges = slots.iter().flat_map(|slot| chunks(slot.gpas()));
         let npt = self.mmu.lock().npt;
-        let mut tables = LockedTables::new(None, None);
+        let mut tables = LockedTables::new(None);
         for range in ranges {
             // No vCPU is left that could hold a translation: it would hold a reference to us.
             let _ = npt.unmap(&mut tables, range);
@@ -413,14 +424,6 @@ impl Mmu {
         self.invalidations = self.invalidations.saturating_add(1);
     }
 
-    /// Who wants to know of dirty pages that leave the tables.
-    pub(crate) fn logs<'a>(&'a self, slots: &'a SlotList) -> Logs<'a> {
-        Logs {
-            slots,
-            leaving: self.leaving.as_ref(),
-        }
-    }
-
     /// Whether pages at user addresses from `start` to `end`, looked up after `sequence` was read,
     /// may not be mapped.
     pub(crate) fn forbids(&self, memory: &VmMemory, sequence: u64, start: u64, end: u64) -> bool {
@@ -443,12 +446,11 @@ impl core::ops::Deref for Slots<'_> {
     }
 }
 
-/// Cuts a range into pieces.
-fn chunks(start: u64, end: u64) -> impl Iterator<Item = GpaRange> {
-    (start..end)
-        .step_by(CHUNK as usize)
-        .map(move |start| GpaRange {
-            start,
-            end: start.saturating_add(CHUNK).min(end),
-        })
+/// Cuts a range into pieces, at multiples of their size.
+pub(crate) fn chunks(range: GpaRange) -> impl Iterator<Item = GpaRange> {
+    let starts = (range.start & !(CHUNK - 1)..range.end).step_by(CHUNK as usize);
+    starts.map(move |start| GpaRange {
+        start: start.max(range.start),
+        end: start.saturating_add(CHUNK).min(range.end),
+    })
 }

@@ -35,6 +35,7 @@ mod clock;
 mod coalesced;
 mod device;
 mod dirty_log;
+mod dirty_ring;
 mod ended;
 mod eventfd;
 mod fault;

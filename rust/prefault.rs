@@ -37,7 +37,7 @@ fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
             }
             ffi::handle_work()?;
         }
-        match inner.parts.memory.fault(range.gpa, false, true) {
+        match inner.parts.memory.fault(range.gpa, false, false, true) {
             Outcome::Mapped => {
                 range.gpa = range.gpa.wrapping_add(PAGE);
                 range.size = range.size.wrapping_sub(PAGE);

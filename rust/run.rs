@@ -133,6 +133,10 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         if vcpu.mailbox.is_asked() {
             serve(vcpu, inner);
         }
+        if inner.parts.memory.ring().is_some_and(|ring| ring.is_full()) {
+            vcpu.run_page.set_reason(abi::KVM_EXIT_DIRTY_RING_FULL);
+            return Ok(Some(Leave::ToUser));
+        }
         if inner.parts.deferred != 0 {
             do_deferred(vcpu, inner);
             if inner.parts.deferred & deferred::FOR_VMM != 0 {

@@ -65,7 +65,7 @@ impl RunPage {
         let pages: [*mut c_void; PAGES] =
             core::array::from_fn(|i| self.pages[i].as_ptr().cast::<c_void>());
         // SAFETY: As promised by the caller; the pages are there to be shown.
-        unsafe { ffi::map_pages(vma, &pages) }
+        unsafe { ffi::map_pages(vma, &pages, 0) }
     }
 
     /// The VMM wants KVM_RUN to return at once.

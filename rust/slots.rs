@@ -6,7 +6,7 @@
 //! `memory.rs`. It is sorted by guest-physical address, where slots never overlap, for the faults;
 //! the notifier, which comes with user addresses, looks through all that can have them.
 
-use crate::dirty_log::DirtyLog;
+use crate::dirty_log::{DirtyLog, NewLog};
 use crate::memory_ffi::access_ok;
 use core::iter::once;
 use core::ops::Deref;
@@ -81,6 +81,12 @@ impl Place {
         gpa.wrapping_sub(self.gpa).wrapping_add(self.hva)
     }
 
+    /// How many pages it has.
+    #[inline]
+    pub(crate) fn pages(&self) -> u64 {
+        self.bytes >> 12
+    }
+
     /// Bytes from `gpa`, which is in it, to its end.
     #[inline]
     pub(crate) fn bytes_from(&self, gpa: u64) -> u64 {
@@ -124,6 +130,12 @@ impl Slot {
         self.place
     }
 
+    /// Its number.
+    #[inline]
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Whether writes go to user space.
     pub(crate) fn read_only(&self) -> bool {
         self.read_only
@@ -132,15 +144,6 @@ impl Slot {
     /// The dirty log, if the slot keeps one.
     pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref()
-    }
-
-    /// Marks the pages from `gpa` on as dirty that are in the slot, if there is a log.
-    #[inline]
-    pub(crate) fn wrote(&self, gpa: u64, bytes: u64) {
-        if let Some(log) = self.log.as_ref().filter(|_| self.contains(gpa)) {
-            let first = gpa.wrapping_sub(self.place.gpa) >> 12;
-            log.set(first, bytes.div_ceil(PageSize::Size4K.bytes()));
-        }
     }
 }
 
@@ -296,7 +299,14 @@ impl SlotList {
 
     /// What `region` asks for, with KVM's rules: `EINVAL` for what can never be, `EEXIST` for an
     /// overlap. `old` is the slot that has the id now; guest-physical addresses are below `limit`.
-    pub(crate) fn plan(&self, old: Option<&Slot>, region: &Region, limit: u64) -> Result<Change> {
+    /// A log that begins is a `new_log`.
+    pub(crate) fn plan(
+        &self,
+        old: Option<&Slot>,
+        region: &Region,
+        limit: u64,
+        new_log: NewLog,
+    ) -> Result<Change> {
         let aligned = (region.gpa | region.size | region.hva) & PageSize::Size4K.offset_mask() == 0;
         if region.flags & !(FLAG_LOG_DIRTY | FLAG_READ_ONLY) != 0
             || region.slot >= SLOT_LIMIT
@@ -332,7 +342,7 @@ impl SlotList {
             }
         }
         if logs && new.log.is_none() {
-            new.log = Some(DirtyLog::new(new.bytes >> 12)?);
+            new.log = Some(DirtyLog::new(new.pages(), new_log)?);
         }
         match old {
             Some(old) if old.gpa == new.gpa && old.log.is_some() == logs => Ok(Change::Nothing),

@@ -3,6 +3,7 @@
 //! Counters of a vCPU and of a VM, and their files in debugfs: `pacifica/PID-N`.
 
 use crate::ffi::DebugfsEntry;
+use crate::memory::VmMemory;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kernel::bindings;
 use kernel::ffi::{c_int, c_void};
@@ -49,6 +50,9 @@ counters! {
     /// Interrupts of the LAPIC's timer.
     Timer = "timer",
 }
+
+/// What is counted of a VM's memory, as it is now.
+pub(crate) const PAGE_NAMES: [&str; 3] = ["pages_4k", "pages_2m", "pages_1g"];
 
 /// Counters of one vCPU. Only its own thread writes them, and they order nothing: so they can be
 /// `core`'s atomics, which are an instruction where the kernel's are a call.
@@ -105,18 +109,19 @@ impl Stats {
     }
 }
 
-/// The counters of a VM's vCPUs.
+/// The counters of a VM's vCPUs, and its memory.
 #[pin_data]
 pub(crate) struct VmStats {
+    memory: Arc<VmMemory>,
     #[pin]
     vcpus: Mutex<KVec<(u32, Arc<Stats>)>>,
 }
 
 impl VmStats {
     /// No counters yet.
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    pub(crate) fn new(memory: Arc<VmMemory>) -> Result<Arc<Self>> {
         Arc::pin_init(
-            pin_init!(Self { vcpus <- kernel::new_mutex!(KVec::new()) }),
+            pin_init!(Self { memory, vcpus <- kernel::new_mutex!(KVec::new()) }),
             GFP_KERNEL_ACCOUNT,
         )
     }
@@ -128,6 +133,11 @@ impl VmStats {
 }
 
 impl VmStats {
+    /// See [`PAGE_NAMES`].
+    pub(crate) fn pages(&self) -> [u64; 3] {
+        self.memory.count_pages()
+    }
+
     /// The sum of one counter over all vCPUs.
     pub(crate) fn sum(&self, counter: usize) -> u64 {
         let vcpus = self.vcpus.lock();
@@ -166,6 +176,9 @@ unsafe extern "C" fn pacifica_stats_show(file: *mut bindings::seq_file, _: *mut 
     let file = unsafe { SeqFile::from_raw(file) };
     for (id, stats) in stats.vcpus.lock().iter() {
         stats.show(*id, file);
+    }
+    for (name, count) in PAGE_NAMES.iter().zip(stats.pages()) {
+        seq_print!(file, "vm {name} {count}\n");
     }
     0
 }

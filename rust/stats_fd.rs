@@ -8,7 +8,7 @@
 
 use crate::abi::{self, Arg};
 use crate::device::{self, FileObject};
-use crate::stats::{Stats, VmStats, NAMES};
+use crate::stats::{Stats, VmStats, NAMES, PAGE_NAMES};
 use crate::vcpu::Vcpu;
 use core::mem::size_of;
 use kernel::ffi::c_long;
@@ -21,8 +21,6 @@ const NAME_SIZE: usize = abi::KVM_STATS_NAME_SIZE as usize;
 /// Bytes of a descriptor with its name.
 const DESCRIPTOR: usize = size_of::<abi::kvm_stats_desc>();
 const DESCRIPTORS: usize = size_of::<abi::kvm_stats_header>() + NAME_SIZE;
-const DATA: usize = DESCRIPTORS + NAMES.len() * DESCRIPTOR;
-const SIZE: usize = DATA + NAMES.len() * size_of::<u64>();
 
 /// Whose counters they are.
 enum Source {
@@ -63,28 +61,43 @@ impl StatsFd {
         }
     }
 
+    /// What only a VM has.
+    fn pages(&self) -> Option<[u64; 3]> {
+        match &self.source {
+            Source::Vcpu(_) => None,
+            Source::Vm(stats) => Some(stats.pages()),
+        }
+    }
+
     /// The whole file, as it is now.
     fn image(&self) -> Result<KVec<u8>> {
-        let mut image = KVec::with_capacity(SIZE, GFP_KERNEL_ACCOUNT)?;
+        let pages = self.pages();
+        let page_names: &[&str] = if pages.is_some() { &PAGE_NAMES } else { &[] };
+        let count = NAMES.len() + page_names.len();
+        let data = DESCRIPTORS + count * DESCRIPTOR;
+        let size = data + count * size_of::<u64>();
+        let mut image = KVec::with_capacity(size, GFP_KERNEL_ACCOUNT)?;
         let mut put = |bytes: &[u8]| image.extend_from_slice(bytes, GFP_KERNEL_ACCOUNT);
         // Flags, and the rest of `struct kvm_stats_header`.
         for word in [
             0,
             NAME_SIZE,
-            NAMES.len(),
+            count,
             size_of::<abi::kvm_stats_header>(),
             DESCRIPTORS,
-            DATA,
+            data,
         ] {
             put(&(word as u32).to_ne_bytes())?;
         }
         put(&padded(self.name.to_bytes()))?;
-        for (i, name) in NAMES.iter().enumerate() {
-            const FLAGS: u32 = abi::KVM_STATS_TYPE_CUMULATIVE
-                | abi::KVM_STATS_UNIT_NONE
-                | abi::KVM_STATS_BASE_POW10;
+        for (i, name) in Iterator::chain(NAMES.iter(), page_names).enumerate() {
+            let kind = match i < NAMES.len() {
+                true => abi::KVM_STATS_TYPE_CUMULATIVE,
+                false => abi::KVM_STATS_TYPE_INSTANT,
+            };
+            let flags = kind | abi::KVM_STATS_UNIT_NONE | abi::KVM_STATS_BASE_POW10;
             // Flags, exponent 0 and one word, offset, no buckets.
-            put(&FLAGS.to_ne_bytes())?;
+            put(&flags.to_ne_bytes())?;
             put(&0_u16.to_ne_bytes())?;
             put(&1_u16.to_ne_bytes())?;
             put(&((i * size_of::<u64>()) as u32).to_ne_bytes())?;
@@ -93,6 +106,9 @@ impl StatsFd {
         }
         for i in 0..NAMES.len() {
             put(&self.value(i).to_ne_bytes())?;
+        }
+        for count in pages.into_iter().flatten() {
+            put(&count.to_ne_bytes())?;
         }
         Ok(image)
     }

@@ -6,6 +6,8 @@ use crate::abi::{self, Arg};
 use crate::chips_ioctl;
 use crate::choices;
 use crate::clock;
+use crate::dirty_log;
+use crate::dirty_ring;
 use crate::ffi;
 use crate::host::host;
 use crate::mailboxes::{MAX_VCPUS, MAX_VCPU_ID};
@@ -108,6 +110,10 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_REINJECT_CONTROL
         | abi::KVM_CAP_COALESCED_PIO
         | abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
+        abi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::MANUAL_LOG_FLAGS as c_long,
+        abi::KVM_CAP_DIRTY_LOG_RING | abi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
+            dirty_ring::MOST_BYTES as c_long
+        }
         abi::KVM_CAP_COALESCED_MMIO => run_page::RING_PAGE as c_long,
         abi::KVM_CAP_X2APIC_API => chips_ioctl::X2APIC_API as c_long,
         abi::KVM_CAP_DISABLE_QUIRKS2 => choices::QUIRKS as c_long,

@@ -10,13 +10,12 @@
 //! ```
 
 use crate::memory::Flush;
-use crate::slots::{Slot, SlotList};
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::ffi::c_ulong;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full};
-use npt::{Hpa, PageSize, Tables};
+use npt::{Hpa, Tables};
 
 /// How many pages a cache can hold: enough for a fault that adds a table at each level and splits
 /// a page on the way.
@@ -122,26 +121,13 @@ impl TableCache {
 /// clear, so a CPU that still walks such a table finds nothing in it.
 pub(crate) struct LockedTables<'a> {
     cache: Option<&'a mut TableCache>,
-    logs: Option<Logs<'a>>,
     freed: Option<Hpa>,
 }
 
-/// Who wants to know of dirty pages that leave the tables.
-pub(crate) struct Logs<'a> {
-    /// The current snapshot.
-    pub(crate) slots: &'a SlotList,
-    /// The slot that has left it, but not yet the tables: a page may be of either.
-    pub(crate) leaving: Option<&'a Slot>,
-}
-
 impl<'a> LockedTables<'a> {
-    /// For changes that add tables from `cache`, or none, and tell `logs` of dirty pages that leave.
-    pub(crate) fn new(cache: Option<&'a mut TableCache>, logs: Option<Logs<'a>>) -> Self {
-        Self {
-            cache,
-            logs,
-            freed: None,
-        }
+    /// For changes that add tables from `cache`, or none.
+    pub(crate) fn new(cache: Option<&'a mut TableCache>) -> Self {
+        Self { cache, freed: None }
     }
 
     /// Does the flush that the changes need, and then gives the freed tables to the kernel.
@@ -192,13 +178,5 @@ impl Tables for LockedTables<'_> {
         // SAFETY: As in `read`.
         unsafe { entry_pointer(table, 0).write_volatile(next) };
         self.freed = Some(table);
-    }
-
-    fn dirty_page_left(&mut self, gpa: u64, size: PageSize) {
-        let Some(logs) = &self.logs else { return };
-        let current = logs.slots.find(gpa, &mut 0);
-        for slot in Iterator::chain(current.into_iter(), logs.leaving) {
-            slot.wrote(gpa, size.bytes());
-        }
     }
 }

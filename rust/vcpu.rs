@@ -4,6 +4,7 @@
 
 use crate::abi::{self, Arg};
 use crate::choices::disable_exits;
+use crate::dirty_ring::DirtyRing;
 use crate::device::FileObject;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::fpu;
@@ -44,6 +45,8 @@ pub(crate) struct Vcpu {
     pub(crate) run_page: RunPage,
     /// Which vCPU this is, of all that ever were; never 0.
     pub(crate) serial: u64,
+    /// Its dirty ring, which the VMM maps likewise.
+    ring: Option<Arc<DirtyRing>>,
     /// Counters.
     pub(crate) stats: Arc<Stats>,
     /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
@@ -194,6 +197,7 @@ impl Vcpu {
             GFP_KERNEL_ACCOUNT,
         )?;
         let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
+        let ring = inner.parts.memory.shared_ring();
         let (its_mailbox, its_stats) = (mailbox.clone(), stats.clone());
         let vcpu = Arc::pin_init(
             try_pin_init!(Self {
@@ -201,6 +205,7 @@ impl Vcpu {
                 mailbox: its_mailbox,
                 serial: SERIAL.fetch_add(1, Relaxed),
                 run_page: RunPage::new(vm.coalesced.ring())?,
+                ring,
                 stats: its_stats,
                 inner <- KillableMutex::new(inner),
                 vm: vm.into(),
@@ -239,6 +244,16 @@ impl Vcpu {
     }
 }
 
+/// Whether the VMM maps the dirty ring, and not the pages before it.
+///
+/// # Safety
+///
+/// `vma` comes from an `mmap` call that is under way.
+unsafe fn is_ring(vma: *mut bindings::vm_area_struct) -> bool {
+    // SAFETY: As promised by the caller.
+    unsafe { (*vma).vm_pgoff >= abi::KVM_DIRTY_LOG_PAGE_OFFSET as usize }
+}
+
 impl FileObject for Vcpu {
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
         if !this.vm.memory.is_current() {
@@ -249,6 +264,11 @@ impl FileObject for Vcpu {
 
     unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {
         // SAFETY: As promised by the caller.
-        unsafe { this.run_page.map(vma) }
+        unsafe {
+            match &this.ring {
+                Some(ring) if is_ring(vma) => ring.map(vma),
+                _ => this.run_page.map(vma),
+            }
+        }
     }
 }

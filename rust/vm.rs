@@ -9,6 +9,7 @@ use crate::choices::Choices;
 use crate::clock::{self, VmClock};
 use crate::coalesced::Coalesced;
 use crate::device::{self, FileObject};
+use crate::dirty_log::Clear;
 use crate::eventfd::Eventfds;
 use crate::ffi;
 use crate::host::{host, Svm};
@@ -82,11 +83,11 @@ impl Vm {
         let host = host().ok_or(ENODEV)?;
         let svm = Svm::get()?;
         let mailboxes = Mailboxes::new()?;
-        let stats = VmStats::new()?;
+        let memory = VmMemory::new(mailboxes.clone())?;
+        let stats = VmStats::new(memory.clone())?;
         let (pid, serial) = (ffi::pid(), SERIAL.fetch_add(1, Relaxed));
         let name = CString::try_from_fmt(fmt!("{pid}-{serial}"))?;
         let stats_file = StatsFile::new(&host.debugfs, &name, stats.clone());
-        let memory = VmMemory::new(mailboxes.clone())?;
         let chips = Chips::new(mailboxes.clone())?;
         let coalesced = Coalesced::new()?;
         let vm = Arc::pin_init(
@@ -142,6 +143,12 @@ impl Vm {
         match cap.cap {
             abi::KVM_CAP_EXCEPTION_PAYLOAD => self.set_option(option::EXCEPTION_PAYLOAD, &cap),
             abi::KVM_CAP_X86_TRIPLE_FAULT_EVENT => self.set_option(option::TRIPLE_FAULT, &cap),
+            abi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
+                self.memory.set_manual_log(cap.args[0]).map(|()| 0)
+            }
+            abi::KVM_CAP_DIRTY_LOG_RING | abi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
+                self.set_ring_size(cap.args[0])
+            }
             abi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(&cap),
             _ => {
                 let _setup = self.setup.lock();
@@ -210,18 +217,34 @@ impl Vm {
         Ok(0)
     }
 
-    /// KVM_GET_DIRTY_LOG: which pages were written since the last call.
+    /// KVM_GET_DIRTY_LOG: which pages were written.
     fn dirty_log(&self, arg: Arg) -> Result<c_long> {
         let log: abi::kvm_dirty_log = arg.read()?;
         // SAFETY: Both variants of the union are 64 bits of integer or address.
-        let bitmap = Arg(unsafe { log.__bindgen_anon_1.padding2 } as usize);
-        let mut at = 0;
-        self.memory.dirty_log(log.slot, |word| {
-            bitmap.offset(at).write(&word)?;
-            at += core::mem::size_of::<u64>();
-            Ok(())
-        })?;
-        Ok(0)
+        let bitmap = unsafe { log.__bindgen_anon_1.padding2 };
+        self.memory.dirty_log(log.slot, bitmap).map(|()| 0)
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG: they are to be logged again.
+    fn clear_dirty_log(&self, arg: Arg) -> Result<c_long> {
+        let log: abi::kvm_clear_dirty_log = arg.read()?;
+        let clear = Clear {
+            slot: log.slot,
+            first: log.first_page,
+            pages: log.num_pages,
+            // SAFETY: Both variants of the union are 64 bits of integer or address.
+            bitmap: unsafe { log.__bindgen_anon_1.padding2 },
+        };
+        self.memory.clear_dirty_log(&clear).map(|()| 0)
+    }
+
+    /// KVM_CAP_DIRTY_LOG_RING: before there are vCPUs.
+    fn set_ring_size(&self, bytes: u64) -> Result<c_long> {
+        let _setup = self.setup.lock();
+        match self.mailboxes.count() {
+            0 => self.memory.set_ring_size(bytes).map(|()| 0),
+            _ => Err(EINVAL),
+        }
     }
 
     fn set_memory(&self, region: Region) -> Result<c_long> {
@@ -261,6 +284,8 @@ impl FileObject for Vm {
             abi::PACIFICA_SET_NR_MMU_PAGES if arg.0 < 64 => Err(EINVAL),
             abi::PACIFICA_SET_NR_MMU_PAGES => Ok(0),
             abi::PACIFICA_GET_DIRTY_LOG => this.dirty_log(arg),
+            abi::PACIFICA_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
+            abi::PACIFICA_RESET_DIRTY_RINGS => this.memory.reset_rings().map(|n| n as c_long),
             // Intel CPUs need them; there is nothing to remember here.
             abi::PACIFICA_SET_TSS_ADDR => Ok(0),
             abi::PACIFICA_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {

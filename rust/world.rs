@@ -251,7 +251,8 @@ impl Platform for World<'_> {
             return FaultOutcome::WouldSleep;
         }
         let write = error.contains(NestedError::WRITE);
-        match self.parts.memory.fault(gpa, write, true) {
+        let present = error.contains(NestedError::PRESENT);
+        match self.parts.memory.fault(gpa, write, present, true) {
             Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
             Outcome::Mmio => FaultOutcome::Mmio,
             Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,

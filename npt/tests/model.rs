@@ -5,7 +5,7 @@
 mod common;
 
 use common::{finish, honour, pages, Memory, HUGE, LARGE, PAGE, PLACES};
-use npt::{Flush, GpaRange, Hpa, Kind, Levels, Mapping, Npt, NptEntry, PageSize, Rights};
+use npt::{Flush, GpaRange, Hpa, Kind, Levels, Mapping, Npt, NptEntry, PageSize, Permit, Rights};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -15,9 +15,11 @@ enum Op {
     Run(u64, u64),
     Unmap(GpaRange),
     Protect(GpaRange),
+    ProtectPages(u64, u64),
+    Permit(u64, bool, PageSize),
     Split(u64),
     Merge(u64, PageSize),
-    Harvest(GpaRange),
+    MergeRange(GpaRange),
     Age(GpaRange),
     Access(u64, bool),
 }
@@ -28,6 +30,7 @@ struct Page {
     size: PageSize,
     host: u64,
     write: bool,
+    may_write: bool,
     accessed: bool,
     dirty: bool,
 }
@@ -35,8 +38,6 @@ struct Page {
 #[derive(Default)]
 struct Model {
     pages: BTreeMap<u64, Page>,
-    /// Dirty pages that left.
-    left: Vec<(u64, PageSize)>,
 }
 
 impl Model {
@@ -57,10 +58,7 @@ impl Model {
     fn remove(&mut self, range: GpaRange) -> bool {
         let touched = self.touched(range);
         for gpa in &touched {
-            let page = self.pages.remove(gpa).unwrap();
-            if page.dirty {
-                self.left.push((*gpa, page.size));
-            }
+            self.pages.remove(gpa);
         }
         !touched.is_empty()
     }
@@ -84,8 +82,12 @@ impl Model {
     fn map(&mut self, new: &Mapping) -> bool {
         let mut flush = false;
         let write = new.rights.contains(Rights::WRITE);
+        let may_write = new.rights.contains(Rights::MAY_WRITE);
         while let Some((start, page)) = self.at(new.gpa).filter(|(_, p)| p.size > new.size) {
-            if page.host + (new.gpa - start) == new.page.0 && (page.write || !write) {
+            if page.host + (new.gpa - start) == new.page.0
+                && (page.write || !write)
+                && (page.may_write || !may_write)
+            {
                 let page = self.pages.get_mut(&start).unwrap();
                 page.accessed |= new.history.contains(NptEntry::ACCESSED);
                 page.dirty |= new.history.contains(NptEntry::DIRTY);
@@ -97,6 +99,7 @@ impl Model {
             size: new.size,
             host: new.page.0,
             write,
+            may_write,
             accessed: new.history.contains(NptEntry::ACCESSED),
             dirty: new.history.contains(NptEntry::DIRTY),
         };
@@ -104,7 +107,8 @@ impl Model {
             Some(old) if old.size == new.size && old.host == new.page.0 => {
                 page.accessed |= old.accessed;
                 page.dirty |= old.dirty;
-                flush |= old.write && !write;
+                page.write |= old.write && may_write;
+                flush |= old.write && !page.write;
             }
             _ => flush |= self.remove(GpaRange::page(new.gpa, new.size)),
         }
@@ -126,7 +130,7 @@ impl Model {
         let fits = |(i, part): (usize, &Page)| {
             part.size == small
                 && part.host == first.host + i as u64 * small.bytes()
-                && part.write == first.write
+                && part.may_write == first.may_write
         };
         if parts.len() < 512 || first.host % size.bytes() != 0 {
             return false;
@@ -139,6 +143,7 @@ impl Model {
         }
         let page = Page {
             size,
+            write: parts.iter().all(|part| part.write),
             accessed: parts.iter().any(|part| part.accessed),
             dirty: parts.iter().any(|part| part.dirty),
             ..first
@@ -183,15 +188,16 @@ fn mapping() -> impl Strategy<Value = Mapping> {
         place(),
         size(),
         prop_oneof![3 => Just(0), 1 => 1..4u64],
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
     )
-        .prop_map(|(gpa, size, other, [write, accessed, dirty])| {
+        .prop_map(|(gpa, size, other, [write, may_write, accessed, dirty])| {
             let gpa = gpa & !(size.bytes() - 1);
             let mut history = NptEntry::empty();
             history.set(NptEntry::ACCESSED, accessed);
             history.set(NptEntry::DIRTY, dirty && write);
             let mut rights = Rights::EXECUTE;
             rights.set(Rights::WRITE, write);
+            rights.set(Rights::MAY_WRITE, write || may_write);
             Mapping {
                 gpa,
                 page: Hpa(gpa + other * HUGE),
@@ -208,9 +214,11 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (place(), 1..20u64).prop_map(|(gpa, count)| Op::Run(gpa & !(PAGE - 1), count)),
         2 => range().prop_map(Op::Unmap),
         2 => range().prop_map(Op::Protect),
+        3 => (place(), any::<u64>()).prop_map(|(gpa, mask)| Op::ProtectPages(gpa, mask)),
+        4 => (place(), any::<bool>(), size()).prop_map(|(gpa, w, size)| Op::Permit(gpa, w, size)),
+        1 => range().prop_map(Op::MergeRange),
         3 => place().prop_map(Op::Split),
         3 => (place(), size()).prop_map(|(gpa, size)| Op::Merge(gpa, size)),
-        2 => range().prop_map(Op::Harvest),
         2 => range().prop_map(Op::Age),
         5 => (place(), any::<bool>()).prop_map(|(gpa, write)| Op::Access(gpa, write)),
     ]
@@ -222,11 +230,16 @@ fn run(gpa: u64, count: u64) -> (Mapping, Vec<Hpa>) {
         gpa,
         page: Hpa(gpa),
         size: PageSize::Size4K,
-        rights: Rights::WRITE | Rights::EXECUTE,
+        rights: Rights::WRITE | Rights::MAY_WRITE | Rights::EXECUTE,
         history: NptEntry::ACCESSED,
     };
     let ahead = (1..count).map(|i| Hpa(gpa + i * PAGE)).collect();
     (first, ahead)
+}
+
+/// What pages get that are mapped ahead.
+fn withheld() -> Rights {
+    Rights::MAY_WRITE | Rights::EXECUTE
 }
 
 /// Does `op` to both; the flush that the tables ask for must be one if the model needs one.
@@ -235,7 +248,9 @@ fn step(op: &Op, npt: &Npt, memory: &mut Memory, model: &mut Model) {
         Op::Map(new) => (npt.map(memory, new).unwrap(), model.map(&new)),
         Op::Run(gpa, count) => {
             let (first, ahead) = run(gpa, count);
-            let flush = npt.map_run(memory, first, ahead.iter().copied()).unwrap();
+            let flush = npt
+                .map_run(memory, first, ahead.iter().copied(), withheld())
+                .unwrap();
             let small = model.map(&first);
             let mapped_small = model
                 .at(gpa)
@@ -250,7 +265,8 @@ fn step(op: &Op, npt: &Npt, memory: &mut Memory, model: &mut Model) {
                     let page = Page {
                         size: PageSize::Size4K,
                         host: at,
-                        write: true,
+                        write: false,
+                        may_write: true,
                         accessed: false,
                         dirty: false,
                     };
@@ -267,21 +283,46 @@ fn step(op: &Op, npt: &Npt, memory: &mut Memory, model: &mut Model) {
             }
             (npt.protect(memory, range), needed)
         }
-        Op::Split(gpa) => (npt.split(memory, gpa).unwrap(), model.split(gpa)),
-        Op::Merge(gpa, size) => (npt.merge(memory, gpa, size), model.merge(gpa, size)),
-        Op::Harvest(range) => {
-            let mut found = Vec::new();
-            let flush = npt.harvest_dirty(memory, range, |gpa, size| found.push((gpa, size)));
-            let mut expected = Vec::new();
-            for gpa in model.touched(range) {
-                let page = model.pages.get_mut(&gpa).unwrap();
-                if std::mem::take(&mut page.dirty) {
-                    expected.push((gpa, page.size));
+        Op::ProtectPages(gpa, mask) => {
+            let mut needed = false;
+            for i in (0..64).filter(|i| mask >> i & 1 == 1) {
+                if let Some((at, _)) = model.at((gpa & !(PAGE - 1)) + i * PAGE) {
+                    needed |= std::mem::take(&mut model.pages.get_mut(&at).unwrap().write);
                 }
             }
-            assert_eq!(found, expected);
-            (flush, !expected.is_empty())
+            (npt.protect_pages(memory, gpa, mask), needed)
         }
+        Op::Permit(gpa, write, most) => {
+            let mut wanted = Rights::EXECUTE;
+            wanted.set(Rights::WRITE, write);
+            let got = npt.permit(memory, gpa, wanted, most);
+            let expected = match model.at(gpa) {
+                None => Permit::Refused,
+                Some((_, page)) if page.write || !write => Permit::Held,
+                Some((at, page)) if page.may_write && page.size <= most => {
+                    let page = model.pages.get_mut(&at).unwrap();
+                    (page.write, page.accessed, page.dirty) = (true, true, true);
+                    Permit::Given
+                }
+                Some(_) => Permit::Refused,
+            };
+            assert_eq!(got, expected);
+            (Flush::None, false)
+        }
+        Op::MergeRange(range) => {
+            let mut needed = false;
+            for size in [PageSize::Size2M, PageSize::Size1G] {
+                let starts: Vec<_> = model.touched(range).into_iter().collect();
+                for gpa in starts.into_iter().filter(|gpa| gpa % size.bytes() == 0) {
+                    if gpa >= range.start && gpa.saturating_add(size.bytes()) <= range.end {
+                        needed |= model.merge(gpa, size);
+                    }
+                }
+            }
+            (npt.merge_range(memory, range), needed)
+        }
+        Op::Split(gpa) => (npt.split(memory, gpa).unwrap(), model.split(gpa)),
+        Op::Merge(gpa, size) => (npt.merge(memory, gpa, size), model.merge(gpa, size)),
         Op::Age(range) => {
             let seen = npt.is_accessed(memory, range);
             assert_eq!(seen, npt.clear_accessed(memory, range));
@@ -328,6 +369,7 @@ fn compare(npt: &Npt, memory: &mut Memory, model: &mut Model) {
                 size,
                 host: host.0,
                 write: entry.has(NptEntry::WRITABLE),
+                may_write: entry.has(NptEntry::MAY_WRITE),
                 accessed: entry.has(NptEntry::ACCESSED),
                 dirty: entry.has(NptEntry::DIRTY),
             };
@@ -335,9 +377,11 @@ fn compare(npt: &Npt, memory: &mut Memory, model: &mut Model) {
         })
         .collect();
     assert_eq!(found, model.pages);
-    memory.left.sort();
-    model.left.sort();
-    assert_eq!(memory.left, model.left, "dirty pages that left");
+    let mut counts = [0; 3];
+    for page in model.pages.values() {
+        counts[usize::from(page.size.level()) - 1] += 1;
+    }
+    assert_eq!(npt.count(memory, GpaRange::ALL), counts);
 }
 
 fn check(depth: Levels, ops: &[Op]) {

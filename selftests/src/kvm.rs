@@ -85,6 +85,8 @@ pub mod number {
     pub const GET_MSR_FEATURE_INDEX_LIST: Number = Number::exchange::<kvm_msr_list>(0x0a);
     pub const CREATE_VCPU: Number = Number::plain(0x41);
     pub const GET_DIRTY_LOG: Number = Number::set::<kvm_dirty_log>(0x42);
+    pub const CLEAR_DIRTY_LOG: Number = Number::exchange::<kvm_clear_dirty_log>(0xc0);
+    pub const RESET_DIRTY_RINGS: Number = Number::plain(0xc7);
     pub const SET_USER_MEMORY_REGION: Number = Number::set::<kvm_userspace_memory_region>(0x46);
     pub const SET_TSS_ADDR: Number = Number::plain(0x47);
     pub const SET_IDENTITY_MAP_ADDR: Number = Number::set::<u64>(0x48);

@@ -43,7 +43,6 @@ pub struct Memory {
     pub live: usize,
     pub stock: usize,
     next: u64,
-    pub left: Vec<(u64, PageSize)>,
     /// What the CPU does before each exchange.
     pub cpu: Option<Box<RefCell<Cpu>>>,
 }
@@ -184,10 +183,6 @@ impl Tables for Memory {
             !self.tables[&table.0].iter().any(present),
             "a table was freed with something in it"
         );
-    }
-
-    fn dirty_page_left(&mut self, gpa: u64, size: PageSize) {
-        self.left.push((gpa, size));
     }
 }
 

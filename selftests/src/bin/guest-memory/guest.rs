@@ -126,7 +126,16 @@ pub(crate) struct Vm {
 
 impl Vm {
     pub(crate) fn new(device: &Handle) -> Result<Self, String> {
+        Self::before_vcpu(device, |_| Ok(()))
+    }
+
+    /// The same, with something done before there is a vCPU.
+    pub(crate) fn before_vcpu(
+        device: &Handle,
+        before: impl FnOnce(&Handle) -> Outcome,
+    ) -> Result<Self, String> {
         let vm = device.open_with(number::CREATE_VM, 0)?;
+        before(&vm)?;
         let code = Area::new(PAGE);
         for (offset, bytes) in [STORE, LOAD, FILL, SUM] {
             for (i, &byte) in bytes.iter().enumerate() {

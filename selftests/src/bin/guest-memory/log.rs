@@ -13,17 +13,17 @@ use selftests::tap::equal;
 
 use crate::guest::*;
 
-const LOG: u32 = 1 << 0;
+pub(crate) const LOG: u32 = 1 << 0;
 
 /// The log of slot 1, as the numbers of pages.
-fn dirty(vm: &Vm, pages: usize) -> Result<Vec<usize>, Errno> {
+pub(crate) fn dirty(vm: &Vm, pages: usize) -> Result<Vec<usize>, Errno> {
     let mut words = vec![0u64; pages.div_ceil(64)];
     get(vm, 1, words.as_mut_ptr())?;
     let is_dirty = |page: &usize| words[page / 64] >> (page % 64) & 1 == 1;
     Ok((0..words.len() * 64).filter(is_dirty).collect())
 }
 
-fn get(vm: &Vm, slot: u32, bitmap: *mut u64) -> Result<i32, Errno> {
+pub(crate) fn get(vm: &Vm, slot: u32, bitmap: *mut u64) -> Result<i32, Errno> {
     let mut log = kvm_dirty_log {
         slot,
         ..Default::default()
@@ -32,7 +32,7 @@ fn get(vm: &Vm, slot: u32, bitmap: *mut u64) -> Result<i32, Errno> {
     vm.vm.set(number::GET_DIRTY_LOG, &log)
 }
 
-fn logged(vm: &Vm, pages: usize) -> Result<Area, String> {
+pub(crate) fn logged(vm: &Vm, pages: usize) -> Result<Area, String> {
     let area = Area::new(pages * PAGE);
     area.advise(0, pages * PAGE, libc::MADV_HUGEPAGE);
     vm.slot(1, LOG, DATA, pages * PAGE, area.memory())?;
