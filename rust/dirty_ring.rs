@@ -20,7 +20,10 @@ use crate::slots::{Slot, SLOT_LIMIT};
 use crate::tables::LockedTables;
 use core::mem::size_of;
 use core::ptr::{addr_of, addr_of_mut};
-use core::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{
+    Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
+};
 use kernel::bindings;
 use kernel::ffi::c_void;
 use kernel::prelude::*;
@@ -43,6 +46,8 @@ pub(crate) struct DirtyRing {
     dirty: AtomicU32,
     /// How many were ever freed.
     reset: AtomicU32,
+    /// The newest entry: slot and page.
+    newest: (AtomicU32, AtomicU64),
 }
 
 impl DirtyRing {
@@ -58,6 +63,7 @@ impl DirtyRing {
             entries,
             dirty: AtomicU32::new(0),
             reset: AtomicU32::new(0),
+            newest: (AtomicU32::new(0), AtomicU64::new(0)),
         };
         Ok(Arc::new(ring, GFP_KERNEL_ACCOUNT)?)
     }
@@ -82,6 +88,9 @@ impl DirtyRing {
     /// Adds a page of a slot. Only the vCPU's own thread does.
     pub(crate) fn push(&self, slot: u32, page: u64) {
         let dirty = self.dirty.load(Relaxed);
+        if self.is_newest(dirty, slot, page) {
+            return;
+        }
         // The reserve is larger than what can come between two looks at `is_full`.
         let Some(entry) = self.entry(dirty).filter(|_| self.used() < self.entries) else {
             return;
@@ -93,7 +102,25 @@ impl DirtyRing {
             AtomicU32::from_ptr(addr_of_mut!((*entry).flags))
                 .store(abi::PACIFICA_DIRTY_GFN_DIRTY, Release);
         }
+        self.newest.0.store(slot, Relaxed);
+        self.newest.1.store(page, Relaxed);
         self.dirty.store(dirty.wrapping_add(1), Relaxed);
+    }
+
+    /// Whether the page is in the newest entry, which the VMM has not harvested. So what is written
+    /// whenever the vCPU is run, to the same page, does not fill the ring.
+    fn is_newest(&self, dirty: u32, slot: u32, page: u64) -> bool {
+        let newest = (self.newest.0.load(Relaxed), self.newest.1.load(Relaxed));
+        if newest != (slot, page) || dirty == self.reset.load(Acquire) {
+            return false;
+        }
+        self.entry(dirty.wrapping_sub(1)).is_some_and(|entry| {
+            // SAFETY: An entry of the ring.
+            let flags = unsafe { AtomicU32::from_ptr(addr_of_mut!((*entry).flags)) };
+            // A locked access: who harvests the entry after it sees what was written before it.
+            let is = abi::PACIFICA_DIRTY_GFN_DIRTY;
+            flags.compare_exchange(is, is, SeqCst, SeqCst).is_ok()
+        })
     }
 
     /// Frees the oldest entry if the VMM has marked it: slot and page.
