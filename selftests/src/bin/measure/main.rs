@@ -3,7 +3,7 @@
 //! Counts what things cost, on an emulated host where one instruction is one nanosecond and one
 //! tick of the TSC. `make bench` calls it; docs/performance.md explains it.
 //!
-//! `measure [DEVICE]` or `measure run PROGRAM [ARGUMENT]...`
+//! `measure [DEVICE [GROUP]...]` or `measure run PROGRAM [ARGUMENT]...`
 //!
 //! Each line of output is a name, a number, and how often what is measured happened between two
 //! marks for the emulator's plugin, in the order of the marks (0 if there were none).
@@ -171,12 +171,23 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
     })
 }
 
-fn all(device: &Handle) -> Rows {
-    let mut rows = exits(device)?;
-    rows.extend(faults(device)?);
-    rows.extend(events(device)?);
-    rows.extend(host::machines(device)?);
-    rows.extend(host::memory(device)?);
+/// What can be asked for alone.
+const GROUPS: [(&str, fn(&Handle) -> Rows); 5] = [
+    ("exits", exits),
+    ("faults", faults),
+    ("events", events),
+    ("machines", host::machines),
+    ("memory", host::memory),
+];
+
+/// The groups that were asked for; all, if none was.
+fn measure(device: &Handle, wanted: &[String]) -> Rows {
+    let mut rows = Vec::new();
+    for (name, group) in GROUPS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            rows.extend(group(device)?);
+        }
+    }
     Ok(rows)
 }
 
@@ -188,7 +199,7 @@ fn main() -> ExitCode {
     } else {
         let node = words.first().map_or("/dev/pacifica", String::as_str);
         let device = Handle::open(node).map_err(|e| format!("{node}: {e}"));
-        device.and_then(|device| all(&device))
+        device.and_then(|device| measure(&device, words.get(1..).unwrap_or_default()))
     };
     match result {
         Ok(rows) => {
