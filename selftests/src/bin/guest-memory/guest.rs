@@ -242,7 +242,8 @@ pub(crate) fn exit_of(
         rdi: at,
         rax: eax.into(),
         rcx: count.into(),
-        rflags: 2,
+        // Interrupts on: on Bochs the host's would not end the guest else (`bochs-intr-masked`).
+        rflags: 0x202,
         ..Default::default()
     };
     vcpu.handle.set(number::SET_REGS, &regs)?;

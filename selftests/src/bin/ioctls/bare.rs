@@ -73,6 +73,16 @@ impl Bare {
         Ok(bare)
     }
 
+    /// The same for a guest that does not exit by itself: with interrupts on, or Bochs would let none of
+    /// the host's end it (`bochs-intr-masked` in guests/excuses).
+    pub(crate) fn endless(path: &str, code: &[u8]) -> Result<Self, String> {
+        let bare = Self::new(path, code)?;
+        let mut regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
+        regs.rflags |= 1 << 9;
+        bare.vcpu.handle.set(number::SET_REGS, &regs)?;
+        Ok(bare)
+    }
+
     /// Sets the virtual CPU to the beginning of the code.
     pub(crate) fn start(&self) -> Result<(), String> {
         let mut sregs: kvm_sregs = self.vcpu.handle.get(number::GET_SREGS)?;

@@ -101,7 +101,7 @@ impl Runner {
 }
 
 fn wait_for_run(path: &str) -> Result<(), String> {
-    let bare = Bare::new(path, &COUNT)?;
+    let bare = Bare::endless(path, &COUNT)?;
     let runner = Runner::new();
     std::thread::scope(|scope| {
         let run = scope.spawn(|| runner.run(|| bare.vcpu.run()));
@@ -177,7 +177,7 @@ fn call(fd: i32, number: Number, argument: usize) -> Answer {
 
 fn closed_while_it_runs(path: &str) -> Result<(), String> {
     for round in 0..50 {
-        let bare = Bare::new(path, &COUNT)?;
+        let bare = Bare::endless(path, &COUNT)?;
         let runner = Runner::new();
         let fd = bare.vcpu.handle.fd();
         let answer = std::thread::scope(|scope| {

@@ -102,7 +102,7 @@ pub(crate) fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
 }
 
 fn signal(path: &str) -> Result<(), String> {
-    let bare = Bare::new(path, &SPIN)?;
+    let bare = Bare::endless(path, &SPIN)?;
     let answer = with_signals(Duration::from_millis(100), || bare.vcpu.run());
     refused("run", answer, libc::EINTR)?;
     equal("reason", bare.vcpu.shared().exit_reason, KVM_EXIT_INTR)
@@ -114,7 +114,7 @@ fn signal_mask(path: &str) -> Result<(), String> {
         length: u32,
         set: [u8; 8],
     }
-    let bare = Bare::new(path, &SPIN)?;
+    let bare = Bare::endless(path, &SPIN)?;
     // SAFETY: `sigset_t` is plain, and the calls change this thread's mask only.
     let block = |how| unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
