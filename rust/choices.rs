@@ -17,8 +17,9 @@ use svm::intercept::{Word3, Word4};
 use svm::vmcb::Vmcb;
 
 /// Old behaviour that a VMM can do without: `KVM_X86_QUIRK_*`.
-pub(crate) const QUIRKS: u32 =
-    abi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | abi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT;
+pub(crate) const QUIRKS: u32 = abi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+    | abi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | abi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
 
 /// The choices of one VM.
 #[pin_data]
@@ -59,6 +60,8 @@ impl Choices {
                 self.choose_if(value != 0, Policy::EMULATION_FAILURE_EXITS)
             }
             abi::KVM_CAP_MSR_PLATFORM_INFO => self.choose_if(value == 0, Policy::NO_PLATFORM_INFO),
+            // The old way takes what is not known, too.
+            abi::KVM_CAP_DISABLE_QUIRKS => self.disable_quirks(value & u64::from(QUIRKS)),
             abi::KVM_CAP_DISABLE_QUIRKS2 => self.disable_quirks(value),
             // vCPUs that are there have their intercepts.
             abi::KVM_CAP_X86_DISABLE_EXITS
@@ -111,6 +114,10 @@ impl Choices {
             Policy::MISC_ENABLE_HAS_MWAIT,
             has(abi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT),
         );
+        choices.set(
+            Policy::VMCALL_FAULTS,
+            has(abi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN),
+        );
         self.choose(Policy::empty(), choices)
     }
 
@@ -139,8 +146,7 @@ impl Choices {
 pub(crate) fn disabled_exits() -> u32 {
     const MWAIT: u32 = 1 << 3;
     const ARAT: u32 = 1 << 2;
-    // Not HLT: the guest would have to lose PV_UNHALT with it.
-    let mut exits = abi::KVM_X86_DISABLE_EXITS_PAUSE;
+    let mut exits = abi::KVM_X86_DISABLE_EXITS_HLT | abi::KVM_X86_DISABLE_EXITS_PAUSE;
     if ffi::cpuid(1, 0)[2] & MWAIT != 0 && ffi::cpuid(6, 0)[0] & ARAT != 0 {
         exits |= abi::KVM_X86_DISABLE_EXITS_MWAIT;
     }

@@ -44,6 +44,8 @@ extern "C" {
     fn pacifica_signal_pending() -> bool;
     fn pacifica_yield();
     fn pacifica_run_delay() -> u64;
+    fn pacifica_thread() -> u32;
+    fn pacifica_yield_to(thread: u32);
     fn pacifica_kick_cpu(cpu: c_uint);
     fn pacifica_interrupt_and_wait(cpu: c_uint);
     fn pacifica_wait(
@@ -196,6 +198,10 @@ safe! {
     signal_pending = pacifica_signal_pending() -> bool;
     /// Lets others run; for loops that wait for another CPU.
     yield_now = pacifica_yield();
+    /// The number of this thread.
+    thread = pacifica_thread() -> u32;
+    /// Lets a thread run in the place of this one, if it waits for a CPU.
+    yield_to = pacifica_yield_to(thread: u32);
     /// For how many nanoseconds this thread has been waiting for a CPU, in all its life.
     run_delay = pacifica_run_delay() -> u64;
     /// Makes a CPU leave its guest.

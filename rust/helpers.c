@@ -161,6 +161,25 @@ void pacifica_yield(void)
 	cpu_relax();
 }
 
+u32 pacifica_thread(void)
+{
+	return task_pid_nr(current);
+}
+
+/* If the number has become another thread's meanwhile, that one profits. */
+void pacifica_yield_to(u32 thread)
+{
+	struct task_struct *task;
+
+	rcu_read_lock();
+	task = get_pid_task(find_pid_ns(thread, &init_pid_ns), PIDTYPE_PID);
+	rcu_read_unlock();
+	if (!task)
+		return;
+	yield_to(task, true);
+	put_task_struct(task);
+}
+
 u64 pacifica_run_delay(void)
 {
 #ifdef CONFIG_SCHED_INFO

@@ -45,6 +45,8 @@ int pacifica_handle_work(void);
 bool pacifica_signal_pending(void);
 void pacifica_yield(void);
 u64 pacifica_run_delay(void);
+u32 pacifica_thread(void);
+void pacifica_yield_to(u32 thread);
 void pacifica_kick_cpu(unsigned int cpu);
 void pacifica_interrupt_and_wait(unsigned int cpu);
 int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg);

@@ -67,6 +67,8 @@ pub(crate) struct Mailbox {
     /// Which of them are level-triggered.
     tmr: [AtomicU64; 4],
     sipi_vector: AtomicU32,
+    /// The thread, if others may run in its place.
+    thread: AtomicU32,
     /// What senders need of the LAPIC to find out whom they address: a [`Snapshot`].
     apic: AtomicU64,
     #[pin]
@@ -83,6 +85,7 @@ impl Mailbox {
             irr: [const { AtomicU64::new(0) }; 4],
             tmr: [const { AtomicU64::new(0) }; 4],
             sipi_vector: AtomicU32::new(0),
+            thread: AtomicU32::new(0),
             apic: AtomicU64::new(0),
             sleeper <- Sleeper::new(),
         })
@@ -200,6 +203,16 @@ impl Mailbox {
     /// Vector of the last STARTUP IPI.
     pub(crate) fn sipi_vector(&self) -> u8 {
         self.sipi_vector.load(Relaxed) as u8
+    }
+
+    /// Says whose turn it may be when other threads run in its place.
+    pub(crate) fn set_thread(&self, thread: u32) {
+        self.thread.store(thread, Relaxed);
+    }
+
+    /// What was said last; 0 if nothing.
+    pub(crate) fn thread(&self) -> u32 {
+        self.thread.load(Relaxed)
     }
 
     /// Sleeps until something is asked; `ERESTARTSYS` if a signal came first.

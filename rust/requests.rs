@@ -3,6 +3,7 @@
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
 use crate::clock;
+use crate::ffi;
 use crate::host::host;
 use crate::kick::request;
 use crate::stats::Count;
@@ -10,6 +11,7 @@ use crate::steal;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_cpuid;
 use crate::world::deferred;
+use irqchip::dest::IdSet;
 use irqchip::lapic::Deadline;
 use svm::inject::{self, InterruptSource};
 use svm::state::MpState;
@@ -154,6 +156,13 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
         clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+    }
+    if work & deferred::YIELD != 0 {
+        let wanted = IdSet::one(inner.parts.yield_to);
+        let mut mailboxes = vcpu.vm.mailboxes.by_apic_id(wanted);
+        if let Some(mailbox) = mailboxes.next() {
+            ffi::yield_to(mailbox.thread());
+        }
     }
     if work & deferred::STEAL_TIME != 0 {
         steal::start(inner);

@@ -124,7 +124,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             if ffi::signal_pending() {
                 return Ok(Some(Leave::Interrupted));
             }
-            steal::before_pause(inner);
+            steal::before_pause(vcpu, inner);
             if ffi::handle_work().is_err() {
                 return Ok(Some(Leave::Interrupted));
             }

@@ -73,6 +73,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_INTERNAL_ERROR_DATA
         | abi::KVM_CAP_VCPU_EVENTS
         | abi::KVM_CAP_STEAL_TIME
+        | abi::KVM_CAP_DISABLE_QUIRKS
         | abi::KVM_CAP_DEBUGREGS
         | abi::KVM_CAP_SET_GUEST_DEBUG
         | abi::KVM_CAP_X86_ROBUST_SINGLESTEP

@@ -167,6 +167,7 @@ impl Vcpu {
                 pic_in_user: !vm.chips.is_full(),
                 user_vector: None,
                 unhalted: false,
+                yield_to: 0,
                 ended: 0,
                 user_window: false,
                 clock_version: 0,

@@ -25,7 +25,8 @@ fn caps() -> Caps {
         | PvFeatures::UNHALT
         | PvFeatures::SEND_IPI
         | PvFeatures::STEAL_TIME
-        | PvFeatures::TLB_FLUSH;
+        | PvFeatures::TLB_FLUSH
+        | PvFeatures::SCHED_YIELD;
     if stable {
         pv |= PvFeatures::CLOCKSOURCE_STABLE;
     }
@@ -71,6 +72,10 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     let mut entries = KVec::with_capacity(list.len(), GFP_KERNEL_ACCOUNT)?;
     for entry in list.iter() {
         entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
+    }
+    // A guest whose HLT does not exit cannot be woken by the hypercall.
+    if vcpu.vm.choices.disabled_exits() & abi::KVM_X86_DISABLE_EXITS_HLT != 0 {
+        cpuid::withhold(&mut entries, PvFeatures::UNHALT);
     }
     if inner.has_run {
         // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.

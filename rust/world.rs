@@ -41,6 +41,8 @@ pub(crate) mod deferred {
     pub(crate) const STEPPED: u32 = 1 << 6;
     /// Begin to count the time that is stolen from the guest.
     pub(crate) const STEAL_TIME: u32 = 1 << 7;
+    /// Give the CPU to the vCPU that `yield_to` in the parts says.
+    pub(crate) const YIELD: u32 = 1 << 8;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -67,6 +69,8 @@ pub(crate) struct Parts {
     pub(crate) user_vector: Option<u8>,
     /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
     pub(crate) unhalted: bool,
+    /// The APIC ID of `deferred::YIELD`.
+    pub(crate) yield_to: u32,
     /// The vector of `deferred::EOI`.
     pub(crate) ended: u8,
     /// The VMM waits for an interrupt window (`request_interrupt_window`).
@@ -393,6 +397,11 @@ impl Platform for World<'_> {
     fn wake(&mut self, apic_id: u32) {
         let meant = self.vm.mailboxes.by_apic_id(IdSet::one(apic_id));
         meant.for_each(|mailbox| mailbox.ask(request::UNHALT));
+    }
+
+    fn yield_to(&mut self, apic_id: u32) {
+        self.parts.yield_to = apic_id;
+        self.parts.deferred |= deferred::YIELD;
     }
 
     fn send_ipis(&mut self, first: u32, bits: u128, message: u32) -> u32 {

@@ -59,6 +59,8 @@ bitflags::bitflags! {
         const MWAIT_MAY_FAULT = 1 << 5;
         /// CPUID has MONITOR and MWAIT while MISC_ENABLE has.
         const MISC_ENABLE_HAS_MWAIT = 1 << 6;
+        /// VMCALL, the hypercall of Intel's CPUs, is undefined.
+        const VMCALL_FAULTS = 1 << 7;
     }
 }
 
@@ -156,6 +158,10 @@ pub trait Platform: GuestMemory {
     }
     /// The vCPU with this APIC ID need not stay halted.
     fn wake(&mut self, apic_id: u32) {
+        let _ = apic_id;
+    }
+    /// The vCPU with this APIC ID has better use for the CPU.
+    fn yield_to(&mut self, apic_id: u32) {
         let _ = apic_id;
     }
     /// Sends an interrupt to those whose APIC ID is `lowest` plus the number of a bit in `set`;
@@ -278,7 +284,7 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             vector,
             error_code,
             info2,
-        } => Ok(exception::exception(guest, vector, error_code, info2)),
+        } => exception::exception(guest, vector, error_code, info2),
         Exit::Iret => Ok(exception::iret(guest)),
         Exit::SoftwareInterrupt => exception::software_interrupt(guest),
         Exit::Rdtsc => instruction::rdtsc(guest, false),

@@ -50,6 +50,8 @@ bitflags! {
         const DB = 1 << 1;
         /// Breakpoint: INT3.
         const BP = 1 << 3;
+        /// Undefined instruction.
+        const UD = 1 << 6;
         /// Alignment check.
         const AC = 1 << 17;
         /// Machine check.
@@ -167,7 +169,7 @@ impl Intercepts {
     /// - RDTSC, and RDTSCP if the guest has it (`state.rs`): TSC_OFFSET does the work, and the
     ///   host switches TSC_AUX.
     /// - Reads of DR6 and DR7 and writes of DR6: the VMCB holds them.
-    /// - #UD, #GP, #PF: the guest handles its own; nothing of ours rests on them.
+    /// - #GP, #PF: the guest handles its own; nothing of ours rests on them.
     /// - #BP, and all of the debug registers: only for a debugger (`debug.rs`).
     /// - Descriptor-table reads and writes, PUSHF, POPF, INTn, ICEBP: no use for them.
     /// - IRET and VINTR: only while an NMI or interrupt window is wanted (`inject.rs`).
@@ -182,10 +184,11 @@ impl Intercepts {
             .union(DrIntercepts::DR0_3_WRITE)
             .union(DrIntercepts::DR5_WRITE)
             .union(DrIntercepts::DR7_WRITE),
-        // #MC is the host's. #DB and #AC can be made to recur for ever within the delivery of
+        // #UD may be a VMCALL. #MC is the host's. #DB and #AC can be made to recur for ever within the delivery of
         // themselves; without an exit the CPU would never come back (CVE-2015-8104,
         // CVE-2015-5307).
         exceptions: ExceptionIntercepts::DB
+            .union(ExceptionIntercepts::UD)
             .union(ExceptionIntercepts::AC)
             .union(ExceptionIntercepts::MC),
         word3: Word3::INTR // The host's interrupts, ...

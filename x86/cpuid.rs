@@ -146,6 +146,8 @@ bitflags! {
         const TLB_FLUSH = 1 << 9;
         /// The hypercall `KVM_HC_SEND_IPI`.
         const SEND_IPI = 1 << 11;
+        /// The hypercall `KVM_HC_SCHED_YIELD`.
+        const SCHED_YIELD = 1 << 13;
         /// The clock is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
     }
@@ -207,6 +209,18 @@ pub fn is_pv_signature(entry: &Entry) -> bool {
     const STEPS: u32 = 0xff00;
     entry.function & !STEPS == function::HYPERVISOR
         && [entry.ebx, entry.ecx, entry.edx] == supported::SIGNATURE
+}
+
+/// Takes a paravirtual feature out of a guest's list.
+pub fn withhold(entries: &mut [Entry], feature: PvFeatures) {
+    let Some(signature) = entries.iter().find(|entry| is_pv_signature(entry)) else {
+        return;
+    };
+    let function = signature.function | 1;
+    let leaves = entries.iter_mut();
+    for leaf in leaves.filter(|leaf| leaf.function == function) {
+        leaf.eax &= !feature.bits();
+    }
 }
 
 /// True if `KVM_SET_CPUID2` can accept the list: linear addresses have 48 or 57 bits, or the list

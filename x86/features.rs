@@ -47,6 +47,7 @@ bitflags! {
         const PV_UNHALT = 1 << 30;
         const PV_SEND_IPI = 1 << 31;
         const PV_STEAL_TIME = 1 << 32;
+        const PV_SCHED_YIELD = 1 << 33;
     }
 }
 
@@ -264,5 +265,9 @@ fn pv(eax: u32) -> Feature {
         (pv.contains(PvFeatures::UNHALT), Feature::PV_UNHALT),
         (pv.contains(PvFeatures::SEND_IPI), Feature::PV_SEND_IPI),
         (pv.contains(PvFeatures::STEAL_TIME), Feature::PV_STEAL_TIME),
+        (
+            pv.contains(PvFeatures::SCHED_YIELD),
+            Feature::PV_SCHED_YIELD,
+        ),
     ])
 }

@@ -2,11 +2,12 @@
 
 //! Intercepted exceptions go on to the guest (APM vol. 2, 15.12), except those that are the host's.
 
-use super::{Action, Platform, UserExit};
+use super::rip::linear_rip;
+use super::{Action, Platform, Policy, UserExit};
 use crate::cpu::Guest;
 use crate::event::QueuedInterrupt;
 use crate::vmcb::DR6_RESET;
-use x86::cpu::Stop;
+use x86::cpu::{Cpu, Stop};
 use x86::decode::{Insn, Map};
 use x86::emulate::fetch;
 use x86::regs::{vector, Exception};
@@ -17,19 +18,20 @@ pub(super) fn exception<P: Platform>(
     number: u8,
     error_code: u32,
     info2: u64,
-) -> Action {
+) -> Result<Action, Stop> {
     let exception = match number {
         vector::MC => {
             guest.platform.machine_check();
-            return Action::Resume;
+            return Ok(Action::Resume);
         }
-        vector::DB if guest.state.events.own_debug => return Action::Resume,
+        vector::DB if guest.state.events.own_debug => return Ok(Action::Resume),
         vector::DB if guest.state.debug.takes_db() => {
             let dr6 = guest.vmcb.dr6();
             guest.vmcb.set_dr6(DR6_RESET);
-            return debug(number, dr6);
+            return Ok(debug(number, dr6));
         }
-        vector::BP if guest.state.debug.takes_bp() => return debug(number, 0),
+        vector::BP if guest.state.debug.takes_bp() => return Ok(debug(number, 0)),
+        vector::UD if fix_vmcall(guest)? => return Ok(Action::Resume),
         vector::PF => Exception::page_fault(info2, error_code),
         vector::DF
         | vector::TS
@@ -41,7 +43,29 @@ pub(super) fn exception<P: Platform>(
         _ => Exception::new(number),
     };
     guest.state.events.raise(exception);
-    Action::Resume
+    Ok(Action::Resume)
+}
+
+/// Makes the VMCALL at RIP the VMMCALL that this CPU knows, as guests of KVM expect. It is executed
+/// again then.
+fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
+    const VMCALL: u8 = 0xc1;
+    const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+    if guest.platform.policy().contains(Policy::VMCALL_FAULTS) {
+        return Ok(false);
+    }
+    let fixed = match fetch(guest, &[]) {
+        Ok(insn) if insn.is(Map::TwoByte, 0x01) && insn.modrm == VMCALL && insn.length == 3 => {
+            let linear = linear_rip(guest, insn.mode);
+            guest.write(linear, &VMMCALL)
+        }
+        Ok(_) => return Ok(false),
+        Err(stop) => Err(stop),
+    };
+    match fixed {
+        Err(Stop::WouldSleep) => Err(Stop::WouldSleep),
+        result => Ok(result.is_ok()),
+    }
 }
 
 /// IRET with NMIs masked: it has not been executed yet, and NMIs stay masked until it has.

@@ -239,6 +239,8 @@ fn hypercall<P: Platform>(
 ) -> Option<u64> {
     /// `KVM_HC_KICK_CPU`: flags, APIC ID.
     const KICK_CPU: u64 = 5;
+    /// `KVM_HC_SCHED_YIELD`: APIC ID.
+    const SCHED_YIELD: u64 = 11;
     /// `KVM_HC_SEND_IPI`: a set of APIC IDs in two words, the ID of its first bit, the ICR.
     const SEND_IPI: u64 = 10;
     /// `-KVM_EINVAL`
@@ -254,6 +256,10 @@ fn hypercall<P: Platform>(
             guest.platform.wake(second as u32);
             Some(0)
         }
+        SCHED_YIELD if guest.state.features.has(Feature::PV_SCHED_YIELD) => {
+            guest.platform.yield_to(first as u32);
+            Some(0)
+        }
         SEND_IPI if !guest.state.features.has(Feature::PV_SEND_IPI) => None,
         SEND_IPI if fourth & DESTINATION != 0 => Some(INVALID),
         // A level de-assert is no message.
@@ -263,7 +269,7 @@ fn hypercall<P: Platform>(
             let sent = guest.platform.send_ipis(third as u32, set, fourth as u32);
             Some(u64::from(sent))
         }
-        KICK_CPU => None,
+        KICK_CPU | SCHED_YIELD => None,
         _ => guest.platform.hypercall(number, arguments),
     }
 }

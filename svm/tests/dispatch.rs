@@ -275,12 +275,15 @@ fn paravirtual_interrupts() {
         assert_eq!(machine.exit(ExitCode::VMMCALL, 0, 0), Action::Resume);
         machine.state.regs.get(gpr::RAX) as i32
     };
+    let pv = Feature::PV_UNHALT | Feature::PV_SEND_IPI | Feature::PV_SCHED_YIELD;
     let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
-    machine.state.features.set -= Feature::PV_UNHALT | Feature::PV_SEND_IPI;
+    machine.state.features.set -= pv;
     for number in [KICK_CPU, SEND_IPI, SCHED_YIELD] {
         assert_eq!(call(&mut machine, number, [0; 4]), -1000);
     }
-    machine.state.features.set |= Feature::PV_UNHALT | Feature::PV_SEND_IPI;
+    machine.state.features.set |= pv;
+    assert_eq!(call(&mut machine, SCHED_YIELD, [9, 0, 0, 0]), 0);
+    assert_eq!(machine.world.yielded, Some(9));
     assert_eq!(call(&mut machine, KICK_CPU, [0, 7, 0, 0]), 0);
     assert_eq!(machine.world.woken, Some(7));
     assert_eq!(call(&mut machine, SEND_IPI, [5, 1 << 63, 3, 0x441]), 3);
@@ -299,6 +302,30 @@ fn paravirtual_interrupts() {
     machine.state.features.set |= Feature::PV_SEND_IPI;
     assert_eq!(call(&mut machine, SEND_IPI, [1, 1, 0, 0x41]), 2);
     assert_eq!(machine.world.ipis, Some((0, 1 | 1 << 32, 0x41)));
+}
+
+/// VMCALL becomes VMMCALL, where the guest could write that and the VMM allows it.
+#[test]
+fn vmcall() {
+    let ud = ExitCode(0x40 + u64::from(vector::UD));
+    everywhere(&[0x0f, 0x01, 0xc1], |machine| {
+        let at = CODE as usize;
+        machine.world.would_sleep = true;
+        assert_eq!(machine.exit(ud, 0, 0), Action::NeedSleep);
+        machine.world.would_sleep = false;
+        machine.world.policy = Policy::VMCALL_FAULTS;
+        machine.exit(ud, 0, 0);
+        raised(machine, Exception::UD);
+        machine.state.events.exception = None;
+        machine.world.policy = Policy::empty();
+        assert_eq!(machine.exit(ud, 0, 0), Action::Resume);
+        assert_eq!(machine.world.ram[at..at + 3], [0x0f, 0x01, 0xd9]);
+        assert_eq!(machine.exception(), None);
+        assert_eq!(machine.vmcb.rip(), CODE);
+        // Now it is another instruction.
+        machine.exit(ud, 0, 0);
+        raised(machine, Exception::UD);
+    });
 }
 
 #[test]

@@ -256,7 +256,7 @@ fn paravirtual_leaves() {
         .collect();
     assert_eq!(signature, b"KVMKVMKVM\0\0\0");
     assert_eq!(max, 0x4000_0001);
-    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_0aab, 0, 0, 0]);
+    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_2aab, 0, 0, 0]);
     assert_eq!(
         entries
             .iter()
@@ -485,7 +485,8 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::PV_CLOCK2
         | Feature::PV_UNHALT
         | Feature::PV_SEND_IPI
-        | Feature::PV_STEAL_TIME;
+        | Feature::PV_STEAL_TIME
+        | Feature::PV_SCHED_YIELD;
     assert_eq!(offered.set, all);
 
     // A VMM that passes the host's CPUID on gets no more.
@@ -607,5 +608,31 @@ proptest! {
         });
         prop_assert_eq!(result.is_ok(), total <= room);
         prop_assert_eq!(taken, total.min(room));
+    }
+}
+
+/// A feature is withheld wherever the VMM has put the paravirtual leaves, and only there.
+#[test]
+fn withheld_features() {
+    for base in [0x4000_0000, 0x4000_0100] {
+        let mut entries = list(epyc, &caps());
+        for entry in &mut entries {
+            if entry.function & !1 == 0x4000_0000 {
+                entry.function = entry.function - 0x4000_0000 + base;
+            }
+        }
+        let before = entries.clone();
+        x86::cpuid::withhold(&mut entries, PvFeatures::UNHALT);
+        for (new, old) in entries.iter().zip(&before) {
+            let gone = if old.function == base + 1 { 1 << 7 } else { 0 };
+            assert_eq!(new.eax, old.eax & !gone);
+        }
+        let Some(signature) = entries.iter_mut().find(|entry| entry.function == base) else {
+            panic!("no signature");
+        };
+        signature.ebx ^= 1;
+        let before = entries.clone();
+        x86::cpuid::withhold(&mut entries, PvFeatures::STEAL_TIME);
+        assert_eq!(entries, before);
     }
 }

@@ -201,13 +201,13 @@ fn registers_need_their_feature() {
         (index::PV_WALL_CLOCK_OLD, Feature::PV_CLOCK),
     ] {
         let mut machine = Machine::new();
-        assert_eq!(machine.write(index, 4), Ok(()));
-        assert_eq!(machine.read(index), Ok(4));
+        assert_eq!(machine.write(index, 64), Ok(()));
+        assert_eq!(machine.read(index), Ok(64));
         machine.features.set -= feature;
         assert_eq!(machine.read(index), Err(GP), "{index:#x}");
-        assert_eq!(machine.write(index, 8), Err(GP));
-        assert_eq!(machine.host_write(index, 8), Ok(()));
-        assert_eq!(machine.file.read(index, HOST, &machine.features), Ok(8));
+        assert_eq!(machine.write(index, 128), Err(GP));
+        assert_eq!(machine.host_write(index, 128), Ok(()));
+        assert_eq!(machine.file.read(index, HOST, &machine.features), Ok(128));
     }
     let none = Features::default();
     for msr in [

@@ -46,6 +46,7 @@ pub struct World {
     pub steps: u32,
     pub machine_checks: u32,
     pub woken: Option<u32>,
+    pub yielded: Option<u32>,
     pub ipis: Option<(u32, u128, u32)>,
     pub cr8: Option<(u8, u8)>,
     pub set_tpr: bool,
@@ -73,6 +74,7 @@ impl Default for World {
             steps: 0,
             machine_checks: 0,
             woken: None,
+            yielded: None,
             ipis: None,
             cr8: None,
             set_tpr: false,
@@ -244,6 +246,9 @@ impl Platform for World {
     }
     fn wake(&mut self, apic_id: u32) {
         self.woken = Some(apic_id);
+    }
+    fn yield_to(&mut self, apic_id: u32) {
+        self.yielded = Some(apic_id);
     }
     fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
         self.ipis = Some((lowest, set, message));

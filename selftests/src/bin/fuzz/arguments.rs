@@ -137,10 +137,11 @@ pub(crate) fn dirty_log(rng: &mut Rng, _: &Fixed, size: usize) -> Vec<u8> {
     bytes
 }
 
-const CAPABILITIES: [u32; 14] = [
+const CAPABILITIES: [u32; 15] = [
     KVM_CAP_SPLIT_IRQCHIP,
     KVM_CAP_X2APIC_API,
     KVM_CAP_MAX_VCPU_ID,
+    KVM_CAP_DISABLE_QUIRKS,
     KVM_CAP_DISABLE_QUIRKS2,
     KVM_CAP_EXCEPTION_PAYLOAD,
     KVM_CAP_X86_USER_SPACE_MSR,
