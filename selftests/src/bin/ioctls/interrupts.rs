@@ -405,6 +405,9 @@ fn kicked(path: &str) -> Result<(), String> {
         Ok(())
     })?;
     let other = bare.vm.open_with(number::CREATE_VCPU, 1)?;
+    // KVM does not find a local APIC that nothing was done to.
+    let lapic: kvm_lapic_state = other.get(number::GET_LAPIC)?;
+    other.set(number::SET_LAPIC, &lapic)?;
     let state = || {
         other
             .get(number::GET_MP_STATE)
