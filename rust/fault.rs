@@ -11,7 +11,7 @@ use crate::tables::{LockedTables, TableCache};
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
-use npt::{Hpa, Mapping, NptEntry, PageSize, Permit, Rights};
+use npt::{GpaRange, Hpa, Mapping, NptEntry, PageSize, Permit, Rights};
 
 /// What became of a nested page fault.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +96,14 @@ impl VcpuMemory {
         self.ring.clone()
     }
 
+    /// Where the page ends that is mapped at `gpa`, or a small one there.
+    pub(crate) fn page_end(&self, gpa: u64) -> u64 {
+        let mmu = self.vm.mmu.lock();
+        let mapping = mmu.npt.look_up(&LockedTables::new(None), gpa);
+        let size = mapping.map_or(PageSize::Size4K, |mapping| mapping.size);
+        GpaRange::page(gpa, size).end
+    }
+
     /// Guest memory for the emulator and the page walk.
     pub(crate) fn access(&mut self, may_sleep: bool) -> GuestAccess<'_> {
         GuestAccess::new(self, may_sleep)
@@ -148,6 +156,7 @@ impl VcpuMemory {
         let outcome = match fault.look_up(pages) {
             Ok(Some(writable)) => fault.map(cache, pages, writable),
             Ok(None) => Outcome::WouldSleep,
+            Err(error) if error == EAGAIN => Outcome::Stale,
             Err(error) => Outcome::HostFault(error),
         };
         pages.put();
@@ -198,8 +207,16 @@ impl Fault<'_> {
         if !self.may_sleep {
             return Ok(None);
         }
-        pages.fetch(self.hva, self.write)?;
-        Ok(Some(self.write))
+        match pages.fetch(self.hva, self.write) {
+            Ok(()) => Ok(Some(self.write)),
+            // SAFETY: Faults are handled in a thread of the process.
+            Err(error) if error == EFAULT => unsafe {
+                pages
+                    .fetch_frame(self.vm.mm(), self.hva, self.write)
+                    .map(Some)
+            },
+            Err(error) => Err(error),
+        }
     }
 
     /// Maps what was found, unless the page, or the slot, is going away.

@@ -2,11 +2,13 @@
 /*
  * What guest memory needs from the kernel and Rust cannot reach: inline functions and macros.
  */
+#include <linux/mem_encrypt.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
 #include <linux/sched.h>
 #include <linux/srcu.h>
 #include <linux/uaccess.h>
+#include <linux/vmstat.h>
 #include <asm/cpuid/api.h>
 
 #include "helpers_memory.h"
@@ -74,6 +76,44 @@ u64 pacifica_page_for_guest_ahead(struct page *page, bool write)
 		folio_mark_dirty(folio);
 	}
 	return entry_address(page);
+}
+
+/*
+ * What get_user_pages() does not give: the address behind a mapping without struct page, a device's
+ * memory for example. It stays true as long as no invalidation begins, for there is no reference. May
+ * sleep. -EAGAIN if it was not there and may be now.
+ */
+int pacifica_frame(struct mm_struct *mm, unsigned long address, bool write, u64 *entry,
+		   bool *writable)
+{
+	struct follow_pfnmap_args args = { .address = address };
+	bool unlocked = false;
+	int error = -EFAULT;
+
+	mmap_read_lock(mm);
+	args.vma = vma_lookup(mm, address);
+	if (!args.vma || !(args.vma->vm_flags & (VM_IO | VM_PFNMAP)))
+		goto out;
+	error = follow_pfnmap_start(&args);
+	if (!error) {
+		*writable = args.writable;
+		*entry = PFN_PHYS(args.pfn) | (pgprot_val(args.pgprot) & sme_me_mask);
+		follow_pfnmap_end(&args);
+	}
+	if (error || (write && !*writable)) {
+		error = fixup_user_fault(mm, address, write ? FAULT_FLAG_WRITE : 0, &unlocked);
+		if (!error)
+			error = -EAGAIN;
+	}
+out:
+	mmap_read_unlock(mm);
+	return error;
+}
+
+/* Tables count as such in /proc/meminfo (SecPageTables) and in the cgroup that pays for them. */
+void pacifica_account_table(const void *table, int count)
+{
+	mod_lruvec_page_state(virt_to_page(table), NR_SECONDARY_PAGETABLE, count);
 }
 
 void pacifica_put_pages(struct page **pages, unsigned int count)

@@ -5,7 +5,7 @@
 //! Every declaration here has its twin in `helpers_memory.h`; the C functions are described in
 //! `helpers_memory.c`.
 
-use core::ptr::null_mut;
+use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::ffi::{c_int, c_uint, c_ulong, c_void};
@@ -22,6 +22,14 @@ extern "C" {
     fn pacifica_access_ok(address: c_ulong, bytes: c_ulong) -> bool;
     fn pacifica_page_for_guest(page: *mut bindings::page, write: bool) -> u64;
     fn pacifica_page_for_guest_ahead(page: *mut bindings::page, write: bool) -> u64;
+    fn pacifica_frame(
+        mm: *mut bindings::mm_struct,
+        address: c_ulong,
+        write: bool,
+        entry: *mut u64,
+        writable: *mut bool,
+    ) -> c_int;
+    fn pacifica_account_table(table: *const c_void, count: c_int);
     fn pacifica_put_pages(pages: *mut *mut bindings::page, count: c_uint);
     fn pacifica_host_level(mm: *mut bindings::mm_struct, address: c_ulong) -> c_uint;
     fn pacifica_host_paging_levels() -> c_uint;
@@ -82,6 +90,12 @@ pub(crate) unsafe fn host_page_size(mm: *mut bindings::mm_struct, address: u64) 
         2 => PageSize::Size2M,
         _ => PageSize::Size4K,
     }
+}
+
+/// Tells the host that a page has become a table, or (-1) is none any more.
+pub(crate) fn account_table(page: NonNull<u64>, count: i32) {
+    // SAFETY: The callers have the page, which is one of the kernel's linear mapping.
+    unsafe { pacifica_account_table(page.as_ptr().cast(), count) };
 }
 
 /// Reads memory of the current process; `EFAULT` if it is not there, or absent and
@@ -203,6 +217,9 @@ pub(crate) const MOST_PAGES: usize = 16;
 pub(crate) struct HostPages {
     pages: [*mut bindings::page; MOST_PAGES],
     count: usize,
+    /// In place of pages: the address of a frame that has no `struct page`, to which there can be
+    /// no reference.
+    frame: Option<Hpa>,
 }
 
 // SAFETY: References to pages belong to no thread.
@@ -217,6 +234,7 @@ impl HostPages {
         Self {
             pages: [null_mut(); MOST_PAGES],
             count: 0,
+            frame: None,
         }
     }
 
@@ -258,9 +276,31 @@ impl HostPages {
         }
     }
 
+    /// Finds the frame behind `hva` where the process has mapped one that has no `struct page`. True
+    /// if the guest may write to it. `EFAULT` if there is none, `EAGAIN` if there may be one now. May
+    /// sleep.
+    ///
+    /// # Safety
+    ///
+    /// `mm` must be the address space of the current thread.
+    pub(crate) unsafe fn fetch_frame(
+        &mut self,
+        mm: *mut bindings::mm_struct,
+        hva: u64,
+        write: bool,
+    ) -> Result<bool> {
+        self.put();
+        let (mut entry, mut writable) = (0, false);
+        // SAFETY: As promised by the caller; the variables are valid for the writes.
+        to_result(unsafe { pacifica_frame(mm, hva as c_ulong, write, &mut entry, &mut writable) })?;
+        self.frame = Some(Hpa(entry));
+        Ok(writable)
+    }
+
     /// Gives the references back.
     #[inline]
     pub(crate) fn put(&mut self) {
+        self.frame = None;
         if self.count > 0 {
             // SAFETY: By the invariant these are our references.
             unsafe { pacifica_put_pages(self.pages.as_mut_ptr(), self.count as c_uint) };
@@ -271,7 +311,7 @@ impl HostPages {
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.count
+        self.count.max(usize::from(self.frame.is_some()))
     }
 
     /// The address of the first page, which becomes reachable for the guest now.
@@ -282,6 +322,9 @@ impl HostPages {
     /// invalidated since the lookup. With `write` set the lookup was one for writing.
     #[inline]
     pub(crate) unsafe fn first(&self, write: bool) -> Hpa {
+        if let Some(frame) = self.frame {
+            return frame;
+        }
         // SAFETY: This is a page with a reference; the rest as promised by the caller.
         Hpa(unsafe { pacifica_page_for_guest(self.pages[0], write) })
     }

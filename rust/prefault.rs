@@ -9,9 +9,7 @@ use crate::vcpu::Inner;
 use kernel::prelude::*;
 use npt::PageSize;
 
-const PAGE: u64 = PageSize::Size4K.bytes();
-
-/// Maps the range page by page, as reads of the guest would. What is left goes back to the caller;
+/// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes back to the caller;
 /// an error is one only if nothing was done.
 pub(crate) fn ioctl(inner: &mut Inner, arg: Arg) -> Result {
     let mut range: kvm_pre_fault_memory = arg.read()?;
@@ -37,10 +35,12 @@ fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
             }
             ffi::handle_work()?;
         }
-        match inner.parts.memory.fault(range.gpa, false, false, true) {
+        match inner.parts.memory.fault(range.gpa, false, true, true) {
             Outcome::Mapped => {
-                range.gpa = range.gpa.wrapping_add(PAGE);
-                range.size = range.size.wrapping_sub(PAGE);
+                let end = inner.parts.memory.page_end(range.gpa);
+                let done = end.wrapping_sub(range.gpa).min(range.size);
+                range.gpa = range.gpa.wrapping_add(done);
+                range.size = range.size.wrapping_sub(done);
             }
             Outcome::Stale => {}
             Outcome::Mmio => return Err(ENOENT),

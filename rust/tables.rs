@@ -10,6 +10,7 @@
 //! ```
 
 use crate::memory::Flush;
+use crate::memory_ffi::account_table;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::ffi::c_ulong;
@@ -33,7 +34,9 @@ impl TablePage {
         // SAFETY: No preconditions, but that the caller may sleep.
         let page = unsafe { bindings::get_zeroed_page_noprof(bindings::GFP_KERNEL_ACCOUNT) };
         // INVARIANT: The kernel gave it to us.
-        NonNull::new(page as *mut u64).map(Self).ok_or(ENOMEM)
+        let page = NonNull::new(page as *mut u64).ok_or(ENOMEM)?;
+        account_table(page, 1);
+        Ok(Self(page))
     }
 
     /// Gives up ownership.
@@ -58,6 +61,7 @@ impl TablePage {
 
 impl Drop for TablePage {
     fn drop(&mut self) {
+        account_table(self.0, -1);
         // SAFETY: By the invariant the page is ours.
         unsafe { bindings::free_pages(self.0.as_ptr() as c_ulong, 0) };
     }

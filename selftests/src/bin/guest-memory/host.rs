@@ -273,3 +273,53 @@ pub(crate) fn awaited_page(device: &Handle) -> Outcome {
     unsafe { libc::close(fd) };
     Ok(())
 }
+
+/// Memory that has no `struct page`: the ROM of the machine's firmware, and what comes in its place.
+pub(crate) fn frames(device: &Handle) -> Outcome {
+    const ROM: i64 = 0xf_0000;
+    let vm = Vm::new(device)?;
+    let area = vm.with_data(32 * PAGE)?;
+    // SAFETY: The name is a C string.
+    let file = unsafe { libc::open(c"/dev/mem".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    equal("/dev/mem", file >= 0, true)?;
+    let map = |pages: usize, protection: i32| {
+        // SAFETY: The range is the area's own.
+        let got = unsafe {
+            let (at, flags) = (area.memory().cast(), libc::MAP_SHARED | libc::MAP_FIXED);
+            libc::mmap(at, pages * PAGE, protection, flags, file, ROM)
+        };
+        equal("map the ROM", got == libc::MAP_FAILED, false)
+    };
+    map(16, libc::PROT_READ | libc::PROT_WRITE)?;
+    for page in [15, 0, 7] {
+        let seen = vm.load(DATA + (page * PAGE) as u64)?;
+        equal("the ROM", seen, area.load(page * PAGE))?;
+    }
+    // The last bytes are the reset vector: a jump.
+    let vector = vm.load(DATA + 16 * PAGE as u64 - 16)?;
+    equal("the reset vector", vector & 0xff, 0xea)?;
+    equal("beside it", vm.load(DATA + 16 * PAGE as u64)?, 0)?;
+    vm.store(
+        DATA + 16 * PAGE as u64 - 64,
+        vm.load(DATA + 16 * PAGE as u64 - 64)?,
+    )?;
+    map(8, libc::PROT_READ)?;
+    let write = vm.exit(STORE, DATA, 1, 1);
+    if write == Ok(EXIT_MMIO) {
+        // KVM treats it as a read-only slot.
+        vm.finish_access()?;
+    } else {
+        refused("not writable", write.map(|_| 0), libc::EFAULT)?;
+    }
+    equal("but readable", vm.load(DATA)?, area.load(0))?;
+    area.fresh(0, 16 * PAGE);
+    equal("memory in its place", vm.call(SUM, DATA, 0, 32)?, 0)?;
+    vm.call(FILL, DATA, 1, 32)?;
+    equal("its own", area.load(15 * PAGE), 1)?;
+    map(1, libc::PROT_READ)?;
+    area.unmap(0, PAGE);
+    refused("gone", vm.exit(LOAD, DATA, 0, 1).map(|_| 0), libc::EFAULT)?;
+    // SAFETY: The descriptor is ours.
+    unsafe { libc::close(file) };
+    Ok(())
+}

@@ -19,6 +19,7 @@ mod guest;
 mod host;
 mod log;
 mod slots;
+mod survive;
 
 /// What KVM does differently.
 const KVM: [(&str, &str); 3] = [
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 25] = [
+    let tests: [(&str, Test); 26] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         ("large pages", host::large_pages),
         ("small pages become a large one", host::collapse),
         ("equal pages are merged", host::merges_equal_pages),
+        ("memory without pages of the host", host::frames),
         ("the rules of the dirty log", log::rules),
         ("the dirty log is exact", log::exact),
         ("the dirty log survives the host", log::survives),
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         fire::slots_change(&device, time),
     );
     tap.result("under fire", fire::under_fire(&device, time));
+    tap.result("contents survive", survive::contents(&device, 2 * time));
     tap.result(
         "copied while it runs",
         log::copy_while_it_runs(&device, time),
