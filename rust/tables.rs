@@ -43,9 +43,8 @@ impl TablePage {
     fn into_hpa(self) -> Hpa {
         let page = self.0.as_ptr() as u64;
         core::mem::forget(self);
-        // SAFETY: Both are set once, when the kernel boots.
-        let (base, encryption) = unsafe { (bindings::page_offset_base, bindings::sme_me_mask) };
-        Hpa(page.wrapping_sub(base as u64) | encryption)
+        let (base, encryption) = direct_map();
+        Hpa(page.wrapping_sub(base) | encryption)
     }
 
     /// Takes ownership back.
@@ -67,12 +66,19 @@ impl Drop for TablePage {
     }
 }
 
+/// Where the kernel sees all memory, and the bit that encrypts what the tables name (APM vol. 2, 7.10).
+#[inline]
+#[allow(clippy::unnecessary_cast)] // A kernel that cannot encrypt has the second as a macro, an int.
+fn direct_map() -> (u64, u64) {
+    // SAFETY: Both are set once, when the kernel boots.
+    unsafe { (bindings::page_offset_base as u64, bindings::sme_me_mask as u64) }
+}
+
 /// Where the kernel sees an entry of a table.
 #[inline]
 fn entry_pointer(table: Hpa, index: usize) -> *mut u64 {
-    // SAFETY: Both are set once, when the kernel boots.
-    let (base, encryption) = unsafe { (bindings::page_offset_base, bindings::sme_me_mask) };
-    let page = (table.0 & !encryption).wrapping_add(base as u64);
+    let (base, encryption) = direct_map();
+    let page = (table.0 & !encryption).wrapping_add(base);
     (page as *mut u64).wrapping_add(index & 511)
 }
 
