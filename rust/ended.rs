@@ -65,16 +65,17 @@ impl Chips {
 
     /// A LAPIC has ended an interrupt that the IOAPIC may have sent.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
-        let resamplers = self.resamplers.lock();
         let mut devices = self.devices();
+        let resamplers = self.resamplers.lock();
         let pins = Pins {
             ioapic: devices.ioapic.eoi_pins(vector),
             pic: 0,
         };
         self.release(&mut devices, &resamplers, pins);
+        drop(resamplers);
         let (ioapic, mut send) = self.ioapic(&mut devices);
         ioapic.eoi(vector, &mut send);
-        drop((send, resamplers));
+        drop(send);
         self.tick_ended(&mut devices, pins);
     }
 
@@ -87,8 +88,8 @@ impl Chips {
             ioapic: 0,
             pic: inputs,
         };
-        let resamplers = self.resamplers.lock();
         let mut devices = self.devices();
+        let resamplers = self.resamplers.lock();
         self.release(&mut devices, &resamplers, pins);
         drop(resamplers);
         self.tick_ended(&mut devices, pins);

@@ -121,7 +121,8 @@ impl<T: Clone> IrqLock<KVec<T>> {
     }
 }
 
-/// Proof that an [`IrqLock`] is held.
+/// Proof that an [`IrqLock`] is held. Of two, the one that was taken last goes first: each turns
+/// interrupts to what it found.
 pub(crate) struct IrqGuard<'a, T> {
     lock: &'a IrqLock<T>,
     flags: c_ulong,
