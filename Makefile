@@ -115,6 +115,10 @@ soak: all ## a guest with 4 vCPUs under load and CPU hotplug for SECONDS=60, TIM
 check-hosts: all ## the self-tests on every emulated host
 	@selftests/run --all
 
+.PHONY: check-debug
+check-debug: lab ## the self-tests on a kernel with KASAN, lockdep and failing allocations
+	@selftests/run --debug
+
 .PHONY: bench
 bench: all ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
 	@selftests/bench/run

@@ -9,6 +9,7 @@ mod concurrent;
 mod debug;
 mod events;
 mod extensions;
+mod faults;
 mod interrupts;
 mod irqchip;
 mod msr;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 16] = [
+    let groups: [&[Test]; 17] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         msr::TESTS,
         time::TESTS,
         pointers::TESTS,
+        faults::tests(),
     ];
     let mut tap = Tap::start();
     for (name, test) in groups.into_iter().flatten() {
