@@ -5,6 +5,7 @@
 
 use crate::abi::{self, Arg};
 use crate::ffi;
+use crate::halt;
 use crate::kick::request;
 use crate::mailboxes::Mailboxes;
 use crate::msr_filter::MsrFilter;
@@ -28,6 +29,8 @@ pub(crate) struct Choices {
     policy: Atomic<u32>,
     /// Exits that new vCPUs do without: `KVM_X86_DISABLE_EXITS_*`.
     disabled_exits: Atomic<u32>,
+    /// How long a halted vCPU looks for work before it sleeps, at most.
+    longest_poll_ns: Atomic<u32>,
     /// Which MSRs are the VMM's.
     #[pin]
     msr_filter: Mutex<Option<Arc<MsrFilter>>>,
@@ -39,6 +42,7 @@ impl Choices {
         pin_init!(Self {
             policy: Atomic::new(0),
             disabled_exits: Atomic::new(0),
+            longest_poll_ns: Atomic::new(halt::LONGEST_POLL_NS),
             msr_filter <- kernel::new_mutex!(None),
         })
     }
@@ -73,8 +77,17 @@ impl Choices {
                 self.disabled_exits.store(value as u32, Relaxed);
                 Ok(0)
             }
+            abi::KVM_CAP_HALT_POLL => u32::try_from(value).map_err(|_| EINVAL).map(|ns| {
+                self.longest_poll_ns.store(ns, Relaxed);
+                0
+            }),
             _ => return None,
         })
+    }
+
+    /// How long a halted vCPU looks for work before it sleeps, at most.
+    pub(crate) fn longest_poll_ns(&self) -> u32 {
+        self.longest_poll_ns.load(Relaxed)
     }
 
     /// What the handlers ask for.

@@ -122,11 +122,11 @@ type Doorbells = KVec<Arc<Doorbell>>;
 pub(crate) struct Eventfds {
     #[pin]
     irqfds: Mutex<Irqfds>,
-    /// Held while the list of doorbells changes.
+    /// The doorbells.
     #[pin]
-    changes: Mutex<()>,
-    /// Once there was one.
-    doorbells: SetOnce<Pin<KBox<Published<Doorbells>>>>,
+    list: Mutex<Doorbells>,
+    /// A copy of the list, once there was one.
+    doorbells: SetOnce<Published<Doorbells>>,
 }
 
 /// Most interrupt lines that are eventfds: more than any VM has interrupts.
@@ -139,7 +139,7 @@ impl Eventfds {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             irqfds <- kernel::new_mutex!(KVec::new()),
-            changes <- kernel::new_mutex!(()),
+            list <- kernel::new_mutex!(KVec::new()),
             doorbells: SetOnce::new(),
         })
     }
@@ -253,19 +253,16 @@ impl Eventfds {
         &self,
         make: impl FnOnce(&Doorbells, &mut Doorbells) -> Result,
     ) -> Result<c_long> {
-        let _one_at_a_time = self.changes.lock();
-        let mut new = KBox::new(KVec::new(), GFP_KERNEL_ACCOUNT)?;
+        let mut list = self.list.lock();
+        let mut new = KVec::new();
+        make(&list, &mut new)?;
+        let mut copy = KBox::new(KVec::new(), GFP_KERNEL_ACCOUNT)?;
+        copy.extend_from_slice(&new, GFP_KERNEL_ACCOUNT)?;
         match self.doorbells.as_ref() {
-            Some(list) => {
-                make(&list.read(), &mut new)?;
-                list.replace(new);
-            }
-            None => {
-                make(&KVec::new(), &mut new)?;
-                let list = KBox::pin_init(Published::new(new), GFP_KERNEL_ACCOUNT)?;
-                self.doorbells.populate(list);
-            }
+            Some(doorbells) => doorbells.replace(copy),
+            None => drop(self.doorbells.populate(Published::new(copy))),
         }
+        *list = new;
         Ok(0)
     }
 

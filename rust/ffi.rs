@@ -11,7 +11,7 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Sleeper, Timer};
+pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Runner, Sleeper, Timer};
 
 use core::ptr::NonNull;
 use kernel::bindings;
@@ -44,8 +44,9 @@ extern "C" {
     fn pacifica_signal_pending() -> bool;
     fn pacifica_yield();
     fn pacifica_run_delay() -> u64;
-    fn pacifica_thread() -> u32;
-    fn pacifica_yield_to(thread: u32);
+    fn pacifica_may_poll() -> bool;
+    fn pacifica_current() -> *mut bindings::task_struct;
+    fn pacifica_yield_to(runner: *const *mut bindings::task_struct) -> bool;
     fn pacifica_kick_cpu(cpu: c_uint);
     fn pacifica_interrupt_and_wait(cpu: c_uint);
     fn pacifica_wait(
@@ -198,12 +199,10 @@ safe! {
     signal_pending = pacifica_signal_pending() -> bool;
     /// Lets others run; for loops that wait for another CPU.
     yield_now = pacifica_yield();
-    /// The number of this thread.
-    thread = pacifica_thread() -> u32;
-    /// Lets a thread run in the place of this one, if it waits for a CPU.
-    yield_to = pacifica_yield_to(thread: u32);
     /// For how many nanoseconds this thread has been waiting for a CPU, in all its life.
     run_delay = pacifica_run_delay() -> u64;
+    /// Whether this thread may go on looking for something: nobody else has work for this CPU.
+    may_poll = pacifica_may_poll() -> bool;
     /// Makes a CPU leave its guest.
     kick_cpu = pacifica_kick_cpu(cpu: u32);
     /// Interrupts a CPU, and returns when its handler has run. Interrupts must be on.

@@ -17,6 +17,8 @@
 #include <linux/poll.h>
 #include <linux/rcuwait.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
+#include <linux/sched/task.h>
 #include <linux/seq_file.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
@@ -161,25 +163,6 @@ void pacifica_yield(void)
 	cpu_relax();
 }
 
-u32 pacifica_thread(void)
-{
-	return task_pid_nr(current);
-}
-
-/* If the number has become another thread's meanwhile, that one profits. */
-void pacifica_yield_to(u32 thread)
-{
-	struct task_struct *task;
-
-	rcu_read_lock();
-	task = get_pid_task(find_pid_ns(thread, &init_pid_ns), PIDTYPE_PID);
-	rcu_read_unlock();
-	if (!task)
-		return;
-	yield_to(task, true);
-	put_task_struct(task);
-}
-
 u64 pacifica_run_delay(void)
 {
 #ifdef CONFIG_SCHED_INFO
@@ -187,6 +170,41 @@ u64 pacifica_run_delay(void)
 #else
 	return 0;
 #endif
+}
+
+/* Whether this thread may go on looking for something: nobody else has work for this CPU. */
+bool pacifica_may_poll(void)
+{
+	cpu_relax();
+	return single_task_running() && !need_resched() && !signal_pending(current);
+}
+
+struct task_struct *pacifica_current(void)
+{
+	return current;
+}
+
+/*
+ * Lets a thread have this CPU that could run and does not; whether it was so. The pointer is NULL
+ * as soon as the thread does something else, so RCU keeps what it leads to.
+ */
+bool pacifica_yield_to(struct task_struct *const *runner)
+{
+	struct task_struct *task;
+	bool yielded;
+
+	rcu_read_lock();
+	task = READ_ONCE(*runner);
+	if (task && task != current && task_is_running(task) && !READ_ONCE(task->on_cpu))
+		get_task_struct(task);
+	else
+		task = NULL;
+	rcu_read_unlock();
+	if (!task)
+		return false;
+	yielded = yield_to(task, true) > 0;
+	put_task_struct(task);
+	return yielded;
 }
 
 void pacifica_kick_cpu(unsigned int cpu)

@@ -14,6 +14,7 @@ struct lock_class_key;
 struct mutex;
 struct rcuwait;
 struct seq_file;
+struct task_struct;
 struct vm_area_struct;
 
 /* entry.S */
@@ -45,8 +46,9 @@ int pacifica_handle_work(void);
 bool pacifica_signal_pending(void);
 void pacifica_yield(void);
 u64 pacifica_run_delay(void);
-u32 pacifica_thread(void);
-void pacifica_yield_to(u32 thread);
+bool pacifica_may_poll(void);
+struct task_struct *pacifica_current(void);
+bool pacifica_yield_to(struct task_struct *const *runner);
 void pacifica_kick_cpu(unsigned int cpu);
 void pacifica_interrupt_and_wait(unsigned int cpu);
 int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg);

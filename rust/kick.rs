@@ -19,7 +19,7 @@
 //! read-modify-write ones are full barriers in both.
 
 use crate::ffi;
-use crate::ffi::{Expire, Sleeper};
+use crate::ffi::{Expire, Runner, Sleeper};
 use core::sync::atomic::{
     AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
 };
@@ -67,12 +67,12 @@ pub(crate) struct Mailbox {
     /// Which of them are level-triggered.
     tmr: [AtomicU64; 4],
     sipi_vector: AtomicU32,
-    /// The thread, if others may run in its place.
-    thread: AtomicU32,
     /// What senders need of the LAPIC to find out whom they address: a [`Snapshot`].
     apic: AtomicU64,
     #[pin]
     sleeper: Sleeper,
+    /// The thread that is in KVM_RUN.
+    pub(crate) runner: Runner,
 }
 
 impl Mailbox {
@@ -85,9 +85,9 @@ impl Mailbox {
             irr: [const { AtomicU64::new(0) }; 4],
             tmr: [const { AtomicU64::new(0) }; 4],
             sipi_vector: AtomicU32::new(0),
-            thread: AtomicU32::new(0),
             apic: AtomicU64::new(0),
             sleeper <- Sleeper::new(),
+            runner: Runner::default(),
         })
     }
 
@@ -112,6 +112,11 @@ impl Mailbox {
         }
         // On this very CPU, we are in an interrupt or in the vCPU's own thread: it has left the
         // guest, and will read the requests before it enters again.
+    }
+
+    /// Lets the vCPU's thread have this CPU, if it waits for one; whether it does. May sleep.
+    pub(crate) fn yield_to(&self) -> bool {
+        self.running_on().is_none() && self.runner.yield_to()
     }
 
     /// The CPU whose guest this vCPU may be in.
@@ -205,17 +210,7 @@ impl Mailbox {
         self.sipi_vector.load(Relaxed) as u8
     }
 
-    /// Says whose turn it may be when other threads run in its place.
-    pub(crate) fn set_thread(&self, thread: u32) {
-        self.thread.store(thread, Relaxed);
-    }
-
-    /// What was said last; 0 if nothing.
-    pub(crate) fn thread(&self) -> u32 {
-        self.thread.load(Relaxed)
-    }
-
-    /// Sleeps until something is asked; `ERESTARTSYS` if a signal came first.
+    /// Sleeps until something is asked; `EINTR` if a signal came first.
     pub(crate) fn sleep(&self) -> Result {
         self.sleeper.wait(&|| self.is_asked())
     }

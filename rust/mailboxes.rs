@@ -43,6 +43,8 @@ pub(crate) struct Mailboxes {
     xapics: AtomicU32,
     /// How many present APICs have another ID than their vCPU's number.
     renumbered: AtomicU32,
+    /// The vCPU that was last given another's CPU.
+    last_yield: AtomicU32,
     boxes: [SetOnce<KBox<Boxes>>; WORDS as usize],
 }
 
@@ -54,6 +56,7 @@ impl Mailboxes {
             words: AtomicU32::new(0),
             xapics: AtomicU32::new(0),
             renumbered: AtomicU32::new(0),
+            last_yield: AtomicU32::new(0),
             boxes: [const { SetOnce::new() }; WORDS as usize],
         };
         Ok(Arc::new(this, GFP_KERNEL_ACCOUNT)?)
@@ -117,6 +120,18 @@ impl Mailboxes {
             all_x2apic: self.xapics.load(Relaxed) == 0,
             own_ids: self.renumbered.load(Relaxed) == 0,
         }
+    }
+
+    /// Lets another vCPU have this CPU that waits for one, while `spinner` waits for who knows whom.
+    /// They take turns. May sleep.
+    pub(crate) fn yield_from(&self, spinner: &Mailbox) -> bool {
+        let last = self.last_yield.load(Relaxed);
+        let takes = |one: &&Mailbox| one.id != spinner.id && one.yield_to();
+        let after = self.all().filter(|one| one.id > last).find(takes);
+        let found = after.or_else(|| self.all().filter(|one| one.id <= last).find(takes));
+        found
+            .map(|one| self.last_yield.store(one.id, Relaxed))
+            .is_some()
     }
 
     /// How many vCPUs there are.

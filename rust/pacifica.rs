@@ -41,6 +41,7 @@ mod eventfd;
 mod fault;
 mod ffi;
 mod fpu;
+mod halt;
 mod host;
 mod kick;
 mod load;

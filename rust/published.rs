@@ -2,39 +2,32 @@
 
 //! A value that is read often, in any context and without a lock, and seldom replaced.
 
-use crate::memory_ffi::{Srcu, SrcuGuard};
 use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, Ordering::AcqRel, Ordering::Acquire};
+use kernel::bindings;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
 /// The value.
 ///
 /// # Invariants
 ///
-/// `current` came from a box, which this owns. One that was replaced lives until nobody reads it.
-#[pin_data(PinnedDrop)]
-pub(crate) struct Published<T: Send + Sync> {
-    #[pin]
-    readers: Srcu,
-    current: AtomicPtr<T>,
-}
+/// The pointer came from a box, which this owns. One that was replaced lives until nobody reads it.
+pub(crate) struct Published<T: Send + Sync>(AtomicPtr<T>);
 
 impl<T: Send + Sync> Published<T> {
     /// Publishes the first value.
-    pub(crate) fn new(first: KBox<T>) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            readers <- Srcu::new(),
-            // INVARIANT: It comes from a box.
-            current: AtomicPtr::new(KBox::into_raw(first)),
-        })
+    pub(crate) fn new(first: KBox<T>) -> Self {
+        // INVARIANT: It comes from a box.
+        Self(AtomicPtr::new(KBox::into_raw(first)))
     }
 
-    /// The value of now, which stays as long as this is held.
+    /// The value of now, which stays as long as this is held. The reader may not sleep meanwhile.
     #[inline]
     pub(crate) fn read(&self) -> Reading<'_, T> {
-        let guard = self.readers.read();
+        let guard = rcu::read_lock();
         // SAFETY: By the invariant, and since the guard was taken before.
-        let value = unsafe { &*self.current.load(Acquire) };
+        let value = unsafe { &*self.0.load(Acquire) };
         Reading {
             value,
             _guard: guard,
@@ -44,25 +37,25 @@ impl<T: Send + Sync> Published<T> {
     /// Publishes another value, and waits until nobody reads the old one. May sleep.
     pub(crate) fn replace(&self, new: KBox<T>) {
         // INVARIANT: The new one comes from a box.
-        let old = self.current.swap(KBox::into_raw(new), AcqRel);
-        self.readers.synchronize();
+        let old = self.0.swap(KBox::into_raw(new), AcqRel);
+        // SAFETY: No preconditions but that we may sleep.
+        unsafe { bindings::synchronize_rcu_expedited() };
         // SAFETY: By the invariant; nobody finds it any more, and those who had are done.
         drop(unsafe { KBox::from_raw(old) });
     }
 }
 
-#[pinned_drop]
-impl<T: Send + Sync> PinnedDrop for Published<T> {
-    fn drop(self: Pin<&mut Self>) {
+impl<T: Send + Sync> Drop for Published<T> {
+    fn drop(&mut self) {
         // SAFETY: By the invariant, and a reader would hold a reference to this.
-        drop(unsafe { KBox::from_raw(self.current.load(Acquire)) });
+        drop(unsafe { KBox::from_raw(*self.0.get_mut()) });
     }
 }
 
 /// A published value that is read.
 pub(crate) struct Reading<'a, T> {
     value: &'a T,
-    _guard: SrcuGuard<'a>,
+    _guard: rcu::Guard,
 }
 
 impl<T> Deref for Reading<'_, T> {

@@ -3,7 +3,7 @@
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
 use crate::clock;
-use crate::ffi;
+use crate::halt;
 use crate::host::host;
 use crate::kick::request;
 use crate::stats::Count;
@@ -11,8 +11,6 @@ use crate::steal;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_cpuid;
 use crate::world::deferred;
-use irqchip::dest::IdSet;
-use irqchip::lapic::Deadline;
 use svm::inject::{self, InterruptSource};
 use svm::state::MpState;
 use x86::regs::Rflags;
@@ -71,7 +69,7 @@ pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
         }
     }
     if requests & request::TIMER != 0 {
-        let now = crate::world::now(inner.vmcb.tsc_offset());
+        let now = halt::meet_deadline(inner);
         if let Some(lapic) = &mut inner.parts.lapic {
             if lapic.timer_expired(now) {
                 vcpu.stats.count(Count::Timer);
@@ -151,37 +149,16 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     if work & deferred::TELL != 0 {
         vcpu.vm.chips.tell_resamplers();
     }
+    if work & deferred::YIELD != 0 {
+        halt::yield_cpu(vcpu, inner);
+    }
     if work & deferred::TIMER != 0 {
-        set_timer(vcpu, inner);
+        halt::set_timer(vcpu, inner);
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
         clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
     }
-    if work & deferred::YIELD != 0 {
-        let wanted = IdSet::one(inner.parts.yield_to);
-        let mut mailboxes = vcpu.vm.mailboxes.by_apic_id(wanted);
-        if let Some(mailbox) = mailboxes.next() {
-            ffi::yield_to(mailbox.thread());
-        }
-    }
     if work & deferred::STEAL_TIME != 0 {
         steal::start(inner);
-    }
-}
-
-/// Sets the timer to the LAPIC's next deadline.
-pub(crate) fn set_timer(vcpu: &Vcpu, inner: &Inner) {
-    let Some(lapic) = &inner.parts.lapic else {
-        return;
-    };
-    match lapic.timer_deadline() {
-        None => vcpu.timer.cancel(),
-        Some(Deadline::Ns(ns)) => vcpu.timer.start(ns),
-        Some(Deadline::Tsc(tsc)) => {
-            let now = crate::world::now(inner.vmcb.tsc_offset());
-            let ticks = tsc.saturating_sub(now.tsc);
-            vcpu.timer
-                .start(now.ns.saturating_add(clock::ticks_to_ns(ticks)));
-        }
     }
 }

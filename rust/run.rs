@@ -15,12 +15,12 @@ use crate::abi;
 use crate::clock;
 use crate::ffi;
 use crate::fpu;
+use crate::halt;
 use crate::host::{host, Host};
 use crate::load::{is_stale, load, unload};
 use crate::requests::{
     do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
 };
-use crate::stats::Count;
 use crate::steal;
 use crate::sync_regs;
 use crate::user_exit::{set_common, to_user};
@@ -41,8 +41,10 @@ use x86::regs::vector;
 #[inline(never)]
 pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
     sync_regs::take(vcpu, inner)?;
+    vcpu.mailbox.runner.set();
     let old_mask = inner.signal_mask.as_ref().map(ffi::set_signal_mask);
     let result = run_unmasked(vcpu, inner);
+    vcpu.mailbox.runner.clear();
     if inner.parts.deferred & deferred::TELL != 0 {
         do_deferred(vcpu, inner);
     }
@@ -124,7 +126,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             if ffi::signal_pending() {
                 return Ok(Some(Leave::Interrupted));
             }
-            steal::before_pause(vcpu, inner);
+            steal::before_pause(inner);
             if ffi::handle_work().is_err() {
                 return Ok(Some(Leave::Interrupted));
             }
@@ -157,8 +159,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             inner.parts.user_window = window;
             break;
         }
-        vcpu.stats.count(Count::Blocked);
-        if vcpu.mailbox.sleep().is_err() {
+        if halt::wait(vcpu, inner).is_err() {
             return Ok(Some(Leave::Interrupted));
         }
         steal::after_pause(inner);
@@ -282,10 +283,6 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             _ => {}
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
-        if matches!(exit, Exit::Pause) {
-            // The guest waits for another of its CPUs, which may wait for this one.
-            return Ok((!matches!(action, Action::Resume)).then_some(action));
-        }
         if !matches!(action, Action::Resume)
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()

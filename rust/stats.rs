@@ -49,6 +49,19 @@ counters! {
     Blocked = "blocked",
     /// Interrupts of the LAPIC's timer.
     Timer = "timer",
+    /// Times that the thread looked for work in HLT before it slept.
+    HaltPolls = "halt_attempted_poll",
+    /// Of these, those that met some.
+    HaltPollsMet = "halt_successful_poll",
+    /// Times that it was woken out of HLT.
+    HaltWakeups = "halt_wakeup",
+    HaltPollMetNs = "halt_poll_success_ns",
+    HaltPollMissedNs = "halt_poll_fail_ns",
+    HaltWaitNs = "halt_wait_ns",
+    /// Times that a vCPU that had to wait wanted another to have its CPU.
+    Yields = "directed_yield_attempted",
+    /// Of these, those that found one.
+    YieldsDone = "directed_yield_successful",
 }
 
 /// What is counted of a VM's memory, as it is now.
@@ -68,8 +81,14 @@ impl Stats {
     /// Adds one.
     #[inline]
     pub(crate) fn count(&self, what: Count) {
+        self.add(what, 1);
+    }
+
+    /// Adds something.
+    #[inline]
+    pub(crate) fn add(&self, what: Count, more: u64) {
         if let Some(counter) = self.0.get(what as usize) {
-            counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+            counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed);
         }
     }
 

@@ -95,10 +95,13 @@ impl StatsFd {
                 true => abi::KVM_STATS_TYPE_CUMULATIVE,
                 false => abi::KVM_STATS_TYPE_INSTANT,
             };
-            let flags = kind | abi::KVM_STATS_UNIT_NONE | abi::KVM_STATS_BASE_POW10;
-            // Flags, exponent 0 and one word, offset, no buckets.
-            put(&flags.to_ne_bytes())?;
-            put(&0_u16.to_ne_bytes())?;
+            let (unit, exponent) = match name.ends_with("_ns") {
+                true => (abi::KVM_STATS_UNIT_SECONDS, -9_i16),
+                false => (abi::KVM_STATS_UNIT_NONE, 0),
+            };
+            // Flags, exponent and one word, offset, no buckets.
+            put(&(kind | unit | abi::KVM_STATS_BASE_POW10).to_ne_bytes())?;
+            put(&exponent.to_ne_bytes())?;
             put(&1_u16.to_ne_bytes())?;
             put(&((i * size_of::<u64>()) as u32).to_ne_bytes())?;
             put(&0_u32.to_ne_bytes())?;

@@ -13,7 +13,7 @@
 //! The record is in the guest's memory and nowhere else, so it moves with the guest.
 
 use crate::ffi;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::Inner;
 use crate::world::deferred;
 use x86::cpu::{GuestMemory, MemError};
 
@@ -43,9 +43,8 @@ pub(crate) fn start(inner: &mut Inner) {
 
 /// Somebody else gets the CPU, perhaps.
 #[inline]
-pub(crate) fn before_pause(vcpu: &Vcpu, inner: &mut Inner) {
+pub(crate) fn before_pause(inner: &mut Inner) {
     if let Some(record) = inner.state.msrs.pv_steal_gpa() {
-        vcpu.mailbox.set_thread(ffi::thread());
         let mut memory = inner.parts.memory.access(true);
         let result = memory.write_gpa(record + PREEMPTED, &[VCPU_PREEMPTED]);
         inner.steal.pending |= result.is_ok();

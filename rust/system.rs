@@ -57,6 +57,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
     match cap {
         abi::KVM_CAP_IRQCHIP
         | abi::KVM_CAP_HLT
+        | abi::KVM_CAP_HALT_POLL
         | abi::KVM_CAP_USER_MEMORY
         | abi::KVM_CAP_USER_MEMORY2
         | abi::KVM_CAP_SET_TSS_ADDR

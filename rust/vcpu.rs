@@ -4,10 +4,11 @@
 
 use crate::abi::{self, Arg};
 use crate::choices::disable_exits;
-use crate::dirty_ring::DirtyRing;
 use crate::device::FileObject;
+use crate::dirty_ring::DirtyRing;
 use crate::ffi::{HostDebug, KillableMutex, Pages, Timer};
 use crate::fpu;
+use crate::halt::Pace;
 use crate::host::{host, resumes, tsc_lost};
 use crate::kick::{request, Mailbox};
 use crate::memory::VcpuMemory;
@@ -77,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// The time that was stolen from the guest.
     pub(crate) steal: Steal,
+    /// How it waits.
+    pub(crate) pace: Pace,
     /// KVM_RUN was called at least once.
     pub(crate) has_run: bool,
     /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
@@ -167,7 +170,7 @@ impl Vcpu {
                 pic_in_user: !vm.chips.is_full(),
                 user_vector: None,
                 unhalted: false,
-                yield_to: 0,
+                yield_to: None,
                 ended: 0,
                 user_window: false,
                 clock_version: 0,
@@ -185,6 +188,7 @@ impl Vcpu {
             host_pkru: 0,
             signal_mask: None,
             steal: Steal::default(),
+            pace: Pace::default(),
             has_run: false,
             tsc_lost: tsc_lost(),
             resumes: resumes(),

@@ -41,7 +41,7 @@ pub(crate) mod deferred {
     pub(crate) const STEPPED: u32 = 1 << 6;
     /// Begin to count the time that is stolen from the guest.
     pub(crate) const STEAL_TIME: u32 = 1 << 7;
-    /// Give the CPU to the vCPU that `yield_to` in the parts says.
+    /// Let another vCPU have this CPU: `yield_to` in the parts, or any.
     pub(crate) const YIELD: u32 = 1 << 8;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
     pub(crate) unhalted: bool,
     /// The APIC ID of `deferred::YIELD`.
-    pub(crate) yield_to: u32,
+    pub(crate) yield_to: Option<u32>,
     /// The vector of `deferred::EOI`.
     pub(crate) ended: u8,
     /// The VMM waits for an interrupt window (`request_interrupt_window`).
@@ -400,7 +400,11 @@ impl Platform for World<'_> {
     }
 
     fn yield_to(&mut self, apic_id: u32) {
-        self.parts.yield_to = apic_id;
+        self.parts.yield_to = Some(apic_id);
+        self.pause();
+    }
+
+    fn pause(&mut self) {
         self.parts.deferred |= deferred::YIELD;
     }
 

@@ -5,6 +5,7 @@
 use super::*;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed, Ordering::Release};
 use kernel::sync::LockClassKey;
 
 /// A value behind a mutex that may be held for long: whoever waits for it can be killed.
@@ -187,6 +188,32 @@ impl Sleeper {
     pub(crate) fn wake(&self) {
         // SAFETY: The structure was initialised.
         unsafe { bindings::rcuwait_wake_up(self.task.get()) };
+    }
+}
+
+/// A thread that others may give their CPU to.
+#[derive(Default)]
+pub(crate) struct Runner(AtomicPtr<bindings::task_struct>);
+
+impl Runner {
+    /// It is the calling thread.
+    #[inline]
+    pub(crate) fn set(&self) {
+        // SAFETY: No preconditions.
+        self.0.store(unsafe { pacifica_current() }, Relaxed);
+    }
+
+    /// It is none. Whoever has called `set` calls this before he ends.
+    #[inline]
+    pub(crate) fn clear(&self) {
+        self.0.store(core::ptr::null_mut(), Release);
+    }
+
+    /// Lets it have this CPU, if it waits for one; whether it does. May sleep.
+    pub(crate) fn yield_to(&self) -> bool {
+        // SAFETY: The thread is alive while it is named here, and its structure a grace period
+        // longer.
+        unsafe { pacifica_yield_to(self.0.as_ptr()) }
     }
 }
 

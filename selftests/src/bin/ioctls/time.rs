@@ -3,9 +3,11 @@
 //! The guest's TSC and clock as the VMM sets them, feature MSRs, and files of statistics.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Handle, Number};
+use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Number};
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{vm, Bare, CODE, OUT};
@@ -21,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("stolen time is told, and who is not running", steal_time),
     ("feature MSRs can be read on the device", feature_msrs),
     ("KVM_GET_STATS_FD describes and counts", statistics),
+    ("KVM_CAP_HALT_POLL limits how long HLT is polled", halt_poll),
 ];
 
 const TSC: u32 = 0x10;
@@ -320,6 +323,23 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     word.and_then(Result::ok).map_or(0, u32::from_ne_bytes)
 }
 
+/// The counter of this name, if there is one.
+fn counter(file: &Handle, wanted: &str) -> Result<Option<u64>, String> {
+    let header = read(file, 0, 24)?;
+    let [name, count, id, descriptors, data] = [4, 8, 12, 16, 20].map(|at| word(&header, at));
+    let id = read(file, id, name as usize)?;
+    equal("name", id.starts_with(b"kvm-"), true)?;
+    for n in 0..count {
+        let size = 16 + name;
+        let descriptor = read(file, descriptors + n * size, size as usize)?;
+        if descriptor[16..].starts_with(format!("{wanted}\0").as_bytes()) {
+            let value = read(file, data + word(&descriptor, 8), 8)?;
+            return Ok(value.try_into().ok().map(u64::from_ne_bytes));
+        }
+    }
+    Ok(None)
+}
+
 fn statistics(path: &str) -> Result<(), String> {
     let bare = Bare::new(path, &[&OUT[..], &OUT[..]].concat())?;
     if bare.device.extension(KVM_CAP_BINARY_STATS_FD) == 0 {
@@ -327,22 +347,8 @@ fn statistics(path: &str) -> Result<(), String> {
     }
     let of_vcpu = bare.vcpu.handle.open_with(number::GET_STATS_FD, 0)?;
     let of_vm = bare.vm.open_with(number::GET_STATS_FD, 0)?;
-    let exits = |file: &Handle| -> Result<u64, String> {
-        let header = read(file, 0, 24)?;
-        let [name, count, id, descriptors, data] = [4, 8, 12, 16, 20].map(|at| word(&header, at));
-        let id = read(file, id, name as usize)?;
-        equal("name", id.starts_with(b"kvm-"), true)?;
-        for n in 0..count {
-            let size = 16 + name;
-            let descriptor = read(file, descriptors + n * size, size as usize)?;
-            if descriptor[16..].starts_with(b"exits\0") {
-                let value = read(file, data + word(&descriptor, 8), 8)?;
-                return Ok(value.try_into().map_or(0, u64::from_ne_bytes));
-            }
-        }
-        equal("behind the end", read(file, u32::MAX, 8)?.len(), 0)?;
-        Ok(0)
-    };
+    let exits = |file: &Handle| counter(file, "exits").map(Option::unwrap_or_default);
+    equal("behind the end", read(&of_vcpu, u32::MAX, 8)?.len(), 0)?;
     equal("none yet", exits(&of_vcpu)?, 0)?;
     bare.byte()?;
     equal("exits", exits(&of_vcpu)? > 0, true)?;
@@ -351,4 +357,57 @@ fn statistics(path: &str) -> Result<(), String> {
     drop(bare);
     equal("the file outlives the VM", exits(&of_vm)?, sum)?;
     equal("and that of the vCPU, too", exits(&of_vcpu)? > 0, true)
+}
+
+fn halt_poll(path: &str) -> Result<(), String> {
+    // HLT, fifty times, out of which NMIs wake it: mov $50, %cx; hlt; loop.
+    const HLT: [u8; 6] = [0xb9, 50, 0, 0xf4, 0xe2, 0xfd];
+    for limit in [0, 1_000_000_000] {
+        let code = [&HLT[..], &OUT[..]].concat();
+        let bare = Bare::with(path, &code, |vm| {
+            vm.call(number::CREATE_IRQCHIP, 0)?;
+            let mut cap = kvm_enable_cap {
+                cap: KVM_CAP_HALT_POLL,
+                ..Default::default()
+            };
+            for (nanoseconds, answer) in [(1 << 32, Err(Errno(libc::EINVAL))), (limit, Ok(0))] {
+                cap.args[0] = nanoseconds;
+                equal(
+                    "KVM_CAP_HALT_POLL",
+                    vm.set(number::ENABLE_CAP, &cap),
+                    answer,
+                )?;
+            }
+            Ok(())
+        })?;
+        // Their handler is an IRET.
+        bare.ram.write(2 * 4, &[0x00, 0x20, 0, 0]);
+        bare.ram.write(0x2000, &[0xcf]);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let msi = kvm_msi {
+                    address_lo: 0xfee0_0000,
+                    data: 0x400,
+                    ..Default::default()
+                };
+                while !over.load(Ordering::SeqCst) {
+                    let _ = bare.vm.set(number::SIGNAL_MSI, &msi);
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+            let result = bare.byte();
+            over.store(true, Ordering::SeqCst);
+            result
+        })?;
+        let file = bare.vcpu.handle.open_with(number::GET_STATS_FD, 0)?;
+        let value = |name| counter(&file, name).map(|count| count.unwrap_or(u64::MAX));
+        let polls = value("halt_attempted_poll")?;
+        equal(&format!("polls, up to {limit} ns"), polls != 0, limit != 0)?;
+        equal("met", value("halt_successful_poll")? <= polls, true)?;
+        let spent = value("halt_poll_success_ns")?.saturating_add(value("halt_poll_fail_ns")?);
+        equal("time", spent != 0, limit != 0)?;
+        equal("woken", value("halt_wakeup")? < u64::MAX, true)?;
+    }
+    Ok(())
 }
