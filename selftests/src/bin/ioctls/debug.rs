@@ -50,6 +50,9 @@ const BP: u32 = 3;
 type Stop = (u32, u64, u64);
 
 fn control(bare: &Bare, control: u32, db: [u64; 4], dr7: u64) -> Result<(), String> {
+    if std::env::var("LAB_MACHINE").as_deref() == Ok("bochs") {
+        return skipped("not run: bochs-debug-trap");
+    }
     let mut debug = kvm_guest_debug {
         control,
         ..Default::default()
