@@ -57,12 +57,12 @@ pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
             while !stop.load(Ordering::Relaxed) {
                 let (from, count) = (rounds * 61 % 900, 1 + rounds % 100);
                 let at = DATA + u64::from(from) * PAGE as u64;
-                if exit_of(&second, FILL, at, rounds, count) != Ok(EXIT_HLT) {
-                    return None;
+                match exit_of(&second, FILL, at, rounds, count) {
+                    Ok(EXIT_HLT) => rounds += 1,
+                    other => return Err(format!("the other vCPU ended with {other:?}")),
                 }
-                rounds += 1;
             }
-            Some(rounds)
+            Ok(rounds)
         });
         let begin = Instant::now();
         let mut result = Ok(0);
@@ -77,7 +77,7 @@ pub(crate) fn under_fire(device: &Handle, time: Duration) -> Outcome {
         stop.store(true, Ordering::Relaxed);
         let (attacks, wrong) = attacks.join().map_err(|_| "the attacker panicked")?;
         let other = other_vcpu.join().map_err(|_| "the other vCPU panicked")?;
-        let other = other.ok_or("the other vCPU did not come to its end")?;
+        let other = other?;
         println!("# {rounds} and {other} rounds of the guest's CPUs, {attacks} of the host");
         equal(
             "pages that the guest wrote to though they were not its own",
