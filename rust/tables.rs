@@ -71,7 +71,12 @@ impl Drop for TablePage {
 #[allow(clippy::unnecessary_cast)] // A kernel that cannot encrypt has the second as a macro, an int.
 fn direct_map() -> (u64, u64) {
     // SAFETY: Both are set once, when the kernel boots.
-    unsafe { (bindings::page_offset_base as u64, bindings::sme_me_mask as u64) }
+    unsafe {
+        (
+            bindings::page_offset_base as u64,
+            bindings::sme_me_mask as u64,
+        )
+    }
 }
 
 /// Where the kernel sees an entry of a table.
