@@ -73,14 +73,18 @@ impl Bare {
         Ok(bare)
     }
 
-    /// The same for a guest that does not exit by itself: with interrupts on, or Bochs would let none of
-    /// the host's end it (`bochs-intr-masked` in guests/excuses).
+    /// One whose guest does not exit by itself.
     pub(crate) fn endless(path: &str, code: &[u8]) -> Result<Self, String> {
-        let bare = Self::new(path, code)?;
-        let mut regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
+        Self::new(path, code)?.interrupts_on()
+    }
+
+    /// Lets the guest have interrupts on: on Bochs the host's do not end it else (`bochs-intr-masked`
+    /// in guests/excuses).
+    pub(crate) fn interrupts_on(self) -> Result<Self, String> {
+        let mut regs: kvm_regs = self.vcpu.handle.get(number::GET_REGS)?;
         regs.rflags |= 1 << 9;
-        bare.vcpu.handle.set(number::SET_REGS, &regs)?;
-        Ok(bare)
+        self.vcpu.handle.set(number::SET_REGS, &regs)?;
+        Ok(self)
     }
 
     /// Sets the virtual CPU to the beginning of the code.

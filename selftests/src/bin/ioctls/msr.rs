@@ -188,7 +188,8 @@ fn hlt(path: &str) -> Result<(), String> {
             )?;
         }
         Ok(())
-    })?;
+    })?
+    .interrupts_on()?;
     if offered & u64::from(KVM_X86_DISABLE_EXITS_HLT) == 0 {
         return skipped("not offered");
     }
