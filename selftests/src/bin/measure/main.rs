@@ -171,8 +171,11 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
     })
 }
 
+/// A name, and what measures.
+type Group = (&'static str, fn(&Handle) -> Rows);
+
 /// What can be asked for alone.
-const GROUPS: [(&str, fn(&Handle) -> Rows); 5] = [
+const GROUPS: [Group; 5] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
