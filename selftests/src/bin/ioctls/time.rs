@@ -360,6 +360,9 @@ fn statistics(path: &str) -> Result<(), String> {
 }
 
 fn halt_poll(path: &str) -> Result<(), String> {
+    if std::env::var("LAB_MACHINE").as_deref() == Ok("bochs") {
+        return skipped("not run: on Bochs the time of a poll is another");
+    }
     // HLT, fifty times, out of which NMIs wake it: mov $50, %cx; hlt; loop.
     const HLT: [u8; 6] = [0xb9, 50, 0, 0xf4, 0xe2, 0xfd];
     for limit in [0, 1_000_000_000] {
