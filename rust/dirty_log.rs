@@ -17,7 +17,7 @@
 use crate::dirty_ring::DirtyRing;
 use crate::ffi;
 use crate::memory::{chunks, Mmu, VmMemory};
-use crate::memory_ffi::{read_user, write_user};
+use crate::memory_ffi::{read_user, write_user_from};
 use crate::slots::{Slot, SLOT_LIMIT};
 use crate::tables::{LockedTables, TableCache};
 use core::mem::size_of;
@@ -86,8 +86,11 @@ impl DirtyLog {
         }
     }
 
-    fn load(&self, word: usize) -> u64 {
-        self.words.get(word).map_or(0, |word| word.load(Relaxed))
+    /// Writes all words to a user address. May sleep.
+    fn write_to(&self, bitmap: u64) -> Result {
+        let words: &[AtomicU64] = &self.words;
+        // SAFETY: The words may change while they are read; each is read as it is then.
+        unsafe { write_user_from(bitmap, words.as_ptr().cast(), size_of_val(words)) }
     }
 
     /// Takes those of `bits` out that are set, and returns them.
@@ -143,20 +146,15 @@ impl VmMemory {
     pub(crate) fn dirty_log(&self, id: u32, bitmap: u64) -> Result {
         let ids = self.change.lock();
         let (slot, log) = self.logged(ids.get(&id), id)?;
-        let count = log.words.len();
-        let mut dirty = count..0;
-        for first in (0..count).step_by(BATCH) {
-            let mut words = [0; BATCH];
-            let words = &mut words[..(count - first).min(BATCH)];
-            for (offset, word) in words.iter_mut().enumerate() {
-                *word = log.load(first + offset);
-            }
-            if words.iter().any(|&word| word != 0) {
-                dirty = dirty.start.min(first)..first + words.len();
-            }
-            write_user(after(bitmap, first), bytes(words), true)?;
-            ffi::yield_now();
-        }
+        let is_dirty = |word: &AtomicU64| word.load(Relaxed) != 0;
+        let first = log.words.iter().position(is_dirty);
+        let last = log.words.iter().rposition(is_dirty);
+        // A bit that is set only now, and is written out, stays set: then it comes twice.
+        log.write_to(bitmap)?;
+        let dirty = match (first, last) {
+            (Some(first), Some(last)) => first..last + 1,
+            _ => 0..0,
+        };
         if self.log_is_manual() || dirty.is_empty() {
             return Ok(());
         }
@@ -222,7 +220,8 @@ impl VmMemory {
             flush |= self.split(&mut cache, GpaRange { start: at, end });
             let mmu = self.mmu.lock();
             let mut tables = LockedTables::new(None);
-            for (offset, &bits) in named.iter().enumerate() {
+            let named = named.iter().enumerate();
+            for (offset, &bits) in named.filter(|(_, &bits)| bits != 0) {
                 let bits = log.take(first + offset, bits);
                 let at = at + offset as u64 * WORD_SPAN;
                 flush |= mmu.npt.protect_pages(&mut tables, at, bits);
@@ -314,12 +313,6 @@ fn after(address: u64, words: usize) -> u64 {
 }
 
 /// Words as the VMM sees them.
-fn bytes(words: &[u64]) -> &[u8] {
-    // SAFETY: Integers are bytes.
-    unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
-}
-
-/// Likewise.
 fn bytes_mut(words: &mut [u64]) -> &mut [u8] {
     // SAFETY: Integers are bytes, and any bytes are integers.
     unsafe { core::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }

@@ -120,6 +120,16 @@ pub(crate) fn write_user(to: u64, from: &[u8], may_sleep: bool) -> Result {
     })
 }
 
+/// Writes memory of the current process from memory that others may change meanwhile. May sleep.
+///
+/// # Safety
+///
+/// `from` is valid for reads of so many bytes by the kernel's C code.
+pub(crate) unsafe fn write_user_from(to: u64, from: *const c_void, bytes: usize) -> Result {
+    // SAFETY: As promised by the caller; the C side checks the user address.
+    to_result(unsafe { pacifica_write_user(to as c_ulong, from, bytes, true) })
+}
+
 /// Replaces `old` by `new` in an aligned integer of the current process; errors as in
 /// [`read_user`]. `Ok(Err(current))` if it was not `old`.
 pub(crate) fn cmpxchg_user(

@@ -12,10 +12,10 @@
 use crate::memory::Flush;
 use crate::memory_ffi::account_table;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use kernel::bindings;
 use kernel::ffi::c_ulong;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Full};
 use npt::{Hpa, Tables};
 
 /// How many pages a cache can hold: enough for a fault that adds a table at each level and splits
@@ -179,9 +179,10 @@ impl Tables for LockedTables<'_> {
 
     #[inline]
     fn compare_exchange(&self, table: Hpa, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        // SAFETY: As in `read`; all accesses to entries are atomic ones.
-        let entry = unsafe { Atomic::from_ptr(entry_pointer(table, index)) };
-        entry.cmpxchg(old, new, Full).map(|_| ())
+        // SAFETY: As in `read`; all accesses to entries are atomic ones. `core`'s are an instruction
+        // where the kernel's are a call.
+        let entry = unsafe { AtomicU64::from_ptr(entry_pointer(table, index)) };
+        entry.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ())
     }
 
     fn alloc(&mut self) -> Option<Hpa> {

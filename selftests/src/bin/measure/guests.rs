@@ -10,6 +10,9 @@ use std::ptr::addr_of;
 pub(crate) const RESULT_COUNT: usize = 32;
 /// Where they are.
 pub(crate) const RESULTS: usize = 0x1_0000;
+/// Where [`Code::Touch`] finds how many pages there are, and how far apart.
+pub(crate) const TOUCH_COUNT: usize = 0x1_1000;
+pub(crate) const TOUCH_STEP: usize = 0x1_1008;
 /// How often a guest of the first kind does what is measured for each result.
 pub(crate) const TURNS: u64 = 64;
 /// The port that ends a guest, and the port that is a doorbell where there is one.
@@ -46,13 +49,15 @@ pub(crate) enum Code {
     // These only answer another's interrupts, and never end.
     IpiAnswer,
     BellAnswer,
+    // This writes to as many pages as [`TOUCH_COUNT`] says, and again when it is run again.
+    Touch,
 }
 
 impl Code {
     /// The instructions.
     pub(crate) fn bytes(self) -> &'static [u8] {
         extern "C" {
-            static measure_guests: [[u8; ROOM]; Code::BellAnswer as usize + 1];
+            static measure_guests: [[u8; ROOM]; Code::Touch as usize + 1];
         }
         // SAFETY: The assembly below gives each guest its room, and nobody writes it.
         unsafe { &(*addr_of!(measure_guests))[self as usize] }
@@ -170,6 +175,15 @@ global_asm!(
     "events \"ticks %r14; write 0x830, 0x40, 1; sleep\"",
     "answers \"write 0x830, 0x40\"",
     "answers \"out %al, $0xf1\"",
+    "guest",
+    "2: mov 0x11000, %ecx",
+    "mov 0x11008, %edx",
+    "3: mov %eax, (%rbx)",
+    "add %rdx, %rbx",
+    "dec %ecx",
+    "jnz 3b",
+    "out %al, $0xf4",
+    "jmp 2b",
     ".org measure_guests + measure_count * 256",
     ".popsection",
     options(att_syntax)

@@ -11,6 +11,7 @@
 mod guests;
 mod host;
 mod machine;
+mod touch;
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -175,10 +176,11 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
 type Group = (&'static str, fn(&Handle) -> Rows);
 
 /// What can be asked for alone.
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
+    ("guest_memory", touch::memory),
     ("machines", host::machines),
     ("memory", host::memory),
 ];

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Guest memory: mapped, logged, and taken away, as a guest that writes one word to each page sees it.
+
+use std::arch::x86_64::_rdtsc;
+use std::fs;
+use std::ptr::null_mut;
+
+use kvm_bindings::*;
+use selftests::guest::Irqchip;
+use selftests::kvm::{number, Handle};
+use selftests::machine::Machine;
+use selftests::memory::PAGE;
+
+use crate::guests::{Code, TOUCH_COUNT, TOUCH_STEP};
+use crate::machine::{machine, set_pointer};
+use crate::{Row, Rows};
+
+const SIZE: usize = 256 << 20;
+const LARGE: usize = 2 << 20;
+const PAGES: u64 = (SIZE / PAGE) as u64;
+const AT: u64 = 0x4000_0000;
+const SLOT: u32 = 2;
+const LOG: u32 = 1;
+
+fn ticks() -> u64 {
+    // SAFETY: Every x86-64 CPU has the instruction.
+    unsafe { _rdtsc() }
+}
+
+/// A guest and its memory, aligned for large pages.
+struct Memory {
+    machine: Machine,
+    start: *mut u8,
+}
+
+impl Memory {
+    fn new(device: &Handle, advice: i32) -> Result<Self, String> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        );
+        // SAFETY: A new mapping.
+        let all = unsafe { libc::mmap(null_mut(), SIZE + LARGE, protection, flags, -1, 0) };
+        if all == libc::MAP_FAILED {
+            return Err("no memory".into());
+        }
+        let start = (all as usize).next_multiple_of(LARGE) as *mut u8;
+        // SAFETY: The range is our own.
+        unsafe { libc::madvise(start.cast(), SIZE, advice) };
+        let memory = Self {
+            machine: machine(device, &[Code::Touch], Irqchip::None)?,
+            start,
+        };
+        memory.flags(0)?;
+        Ok(memory)
+    }
+
+    /// Sets the flags of the slot.
+    fn flags(&self, flags: u32) -> Result<u64, String> {
+        let region = kvm_userspace_memory_region {
+            slot: SLOT,
+            flags,
+            guest_phys_addr: AT,
+            memory_size: SIZE as u64,
+            userspace_addr: self.start as u64,
+        };
+        let begin = ticks();
+        self.machine
+            .vm
+            .set(number::SET_USER_MEMORY_REGION, &region)?;
+        Ok(ticks() - begin)
+    }
+
+    /// Makes all pages present in the host.
+    fn populate(&self) {
+        for offset in (0..SIZE).step_by(PAGE) {
+            // SAFETY: The range is our own.
+            unsafe { self.start.add(offset).write_volatile(1) };
+        }
+    }
+
+    /// Lets the guest write to `count` pages that are `step` apart; how long it takes.
+    fn touch(&self, count: u64, step: usize) -> Result<u64, String> {
+        self.machine.ram.write_words(TOUCH_COUNT, &[count]);
+        self.machine.ram.write_words(TOUCH_STEP, &[step as u64]);
+        let vcpu = &self.machine.vcpus[0];
+        set_pointer(&vcpu.handle, AT)?;
+        let begin = ticks();
+        vcpu.run()?;
+        let end = ticks();
+        match vcpu.shared().exit_reason {
+            KVM_EXIT_IO => Ok(end - begin),
+            reason => Err(format!("exit {reason}")),
+        }
+    }
+
+    /// Reads and clears the log: how long it takes, and how many pages were in it.
+    fn log(&self) -> Result<(u64, u64), String> {
+        let mut words = vec![0u64; PAGES as usize / 64];
+        let mut log = kvm_dirty_log {
+            slot: SLOT,
+            ..Default::default()
+        };
+        log.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
+        let begin = ticks();
+        self.machine.vm.set(number::GET_DIRTY_LOG, &log)?;
+        let end = ticks();
+        let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        Ok((end - begin, count))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: The range is our own; the slot of a machine that goes.
+        unsafe { libc::munmap(self.start.cast(), SIZE) };
+    }
+}
+
+/// Memory that tables of guests take, in bytes.
+fn tables() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("SecPageTables:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0u64) * 1024
+}
+
+pub(crate) fn memory(device: &Handle) -> Rows {
+    let mut rows = Vec::new();
+    let mut add = |name, value| {
+        rows.push(Row {
+            name,
+            value,
+            times: 0,
+        });
+    };
+    {
+        let memory = Memory::new(device, libc::MADV_HUGEPAGE)?;
+        memory.populate();
+        let count = (SIZE / LARGE) as u64;
+        add("fault_2m", memory.touch(count, LARGE)? / count);
+    }
+    {
+        let memory = Memory::new(device, libc::MADV_NOHUGEPAGE)?;
+        add("populate_absent", memory.touch(PAGES, PAGE)? / PAGES);
+    }
+    let memory = Memory::new(device, libc::MADV_NOHUGEPAGE)?;
+    memory.populate();
+    let before = tables();
+    add("populate", memory.touch(PAGES, PAGE)? / PAGES);
+    add("tables", tables().saturating_sub(before) * 4);
+    add("log_on", memory.flags(LOG)?);
+    add("log_get_none", memory.log()?.0);
+    memory.touch(100, SIZE / 100 & !(PAGE - 1))?;
+    let (time, count) = memory.log()?;
+    if count != 100 {
+        return Err(format!("{count} pages are dirty instead of 100"));
+    }
+    add("log_get_100", time);
+    add("log_write", memory.touch(PAGES, PAGE)? / PAGES);
+    add("log_get_all", memory.log()?.0);
+    add("log_off", memory.flags(0)?);
+    memory.touch(PAGES, PAGE)?;
+    let begin = ticks();
+    // SAFETY: The range is our own.
+    unsafe { libc::madvise(memory.start.cast(), SIZE, libc::MADV_DONTNEED) };
+    add("unmap", ticks() - begin);
+    Ok(rows)
+}
