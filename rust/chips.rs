@@ -66,7 +66,7 @@ pub(crate) struct Chips {
     pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
     #[pin]
     devices: IrqLock<Devices>,
-    /// Who waits for the end of interrupts. Taken before `devices`.
+    /// Who waits for the end of interrupts. Taken after `devices`.
     #[pin]
     pub(crate) resamplers: IrqLock<KVec<Arc<Resampler>>>,
     /// Which controllers exist; they never go.

@@ -75,14 +75,12 @@ impl DirtyLog {
         Ok(Arc::new(Self { words }, GFP_KERNEL_ACCOUNT)?)
     }
 
-    /// A page was written.
+    /// A page was written. A locked access even if the bit is set: who takes the bit after it sees
+    /// what was written before it.
     #[inline]
     pub(crate) fn mark(&self, page: u64) {
-        let bit = 1 << (page % WORD_PAGES);
         if let Some(word) = self.words.get((page / WORD_PAGES) as usize) {
-            if word.load(Relaxed) & bit == 0 {
-                word.fetch_or(bit, SeqCst);
-            }
+            word.fetch_or(1 << (page % WORD_PAGES), SeqCst);
         }
     }
 

@@ -213,7 +213,7 @@ impl Fault<'_> {
             Err(error) if error == EFAULT => unsafe {
                 pages
                     .fetch_frame(self.vm.mm(), self.hva, self.write)
-                    .map(Some)
+                    .map(|writable| Some(writable && !self.slot.read_only()))
             },
             Err(error) => Err(error),
         }

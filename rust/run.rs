@@ -130,8 +130,9 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             if ffi::handle_work().is_err() {
                 return Ok(Some(Leave::Interrupted));
             }
-            steal::after_pause(inner);
         }
+        // Also of a pause that nobody announced: the kernel may be a preemptible one.
+        steal::after_pause(inner);
         if vcpu.mailbox.is_asked() {
             serve(vcpu, inner);
         }
@@ -162,7 +163,6 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
         if halt::wait(vcpu, inner).is_err() {
             return Ok(Some(Leave::Interrupted));
         }
-        steal::after_pause(inner);
     }
     Ok(None)
 }
@@ -287,6 +287,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()
             || is_stale(inner, host, &exit)
+            || inner.parts.memory.ring().is_some_and(|ring| ring.is_full())
             || (may_wake(&exit) && ffi::work_pending())
         {
             return Ok(Some(action));

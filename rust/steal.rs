@@ -57,8 +57,10 @@ pub(crate) fn after_pause(inner: &mut Inner) {
     if let Some(record) = inner.state.msrs.pv_steal_gpa() {
         let run_delay = ffi::run_delay();
         if inner.steal.pending || run_delay != inner.steal.run_delay {
-            // What the guest's memory does not take is lost.
-            let _ = update(inner, record, run_delay);
+            if update(inner, record, run_delay).is_err() {
+                // It may still say that the vCPU does not run: others may leave their flushes there.
+                inner.parts.deferred |= deferred::FLUSH;
+            }
         }
     }
 }
@@ -66,15 +68,13 @@ pub(crate) fn after_pause(inner: &mut Inner) {
 fn update(inner: &mut Inner, record: u64, run_delay: u64) -> Result<(), MemError> {
     // Another thread than last time may have waited less.
     let stolen = run_delay.saturating_sub(inner.steal.run_delay);
-    inner.steal = Steal {
-        run_delay,
-        pending: false,
-    };
+    inner.steal.run_delay = run_delay;
     let mut memory = inner.parts.memory.access(true);
     let mut preempted = 0;
     while let Err(now) = memory.compare_exchange_gpa(record + PREEMPTED, 1, preempted, 0)? {
         preempted = now;
     }
+    inner.steal.pending = false;
     if preempted & VCPU_FLUSH_TLB != 0 {
         inner.parts.deferred |= deferred::FLUSH;
     }

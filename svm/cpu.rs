@@ -141,6 +141,16 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
+    /// Changes a byte of the guest's code. False if no memory is there that can be written.
+    pub(crate) fn patch(&mut self, linear: u64, byte: u8) -> Result<bool, Stop> {
+        let part = self.translate(linear, 1, Access::Write)?;
+        match self.platform.write_gpa(part.gpa, &[byte]) {
+            Ok(()) => Ok(true),
+            Err(MemError::Unbacked | MemError::ReadOnly) => Ok(false),
+            Err(error) => Err(stop(error)),
+        }
+    }
+
     fn read_device(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let mut gpa = gpa;
         for piece in buf.chunks_mut(Fragment::MAX) {

@@ -100,8 +100,8 @@ pub(crate) enum Given {
     Exception,
     Nmi,
     Interrupt,
-    /// The event of an instruction behind which RIP is already.
-    Soft,
+    /// The event of an instruction behind which RIP is already: here.
+    Soft(u64),
 }
 
 /// A single step of ours, to learn when NMIs can be delivered.
@@ -251,15 +251,16 @@ impl Events {
     /// Takes note that the delivery of what is in EVENTINJ has ended, and of EXITINTINFO: the
     /// event whose delivery the exit cut short.
     #[inline]
-    pub(crate) fn delivered(&mut self, exit_int_info: u64) {
+    pub(crate) fn delivered(&mut self, exit_int_info: u64, rip: u64) {
         match self.given {
             Given::Nothing => {}
             Given::Exception => self.exception = None,
             Given::Nmi => self.nmi_injected = false,
             Given::Interrupt => self.interrupt = None,
-            // It is given again: to execute its instruction again would be another event.
-            Given::Soft if exit_int_info & Event::VALID != 0 => return,
-            Given::Soft => {
+            // It is given again: to execute its instruction again would be another event. If RIP has
+            // moved, it was delivered, and the event that was cut short is a later one.
+            Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
+            Given::Soft(_) => {
                 (self.exception, self.interrupt) = (None, None);
                 self.behind_instruction = false;
             }

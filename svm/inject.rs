@@ -175,7 +175,7 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
 #[cold]
 fn soft(vmcb: &mut Vmcb) -> Given {
     vmcb.set_next_rip(vmcb.rip());
-    Given::Soft
+    Given::Soft(vmcb.rip())
 }
 
 /// Shows a pending exception as one whose delivery has begun: with CR2 and DR6 as its handler will
@@ -347,7 +347,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     state.regs.set(gpr::RSP, vmcb.rsp());
     state.io.forget();
     let events = &mut state.events;
-    events.delivered(vmcb.exit_int_info());
+    events.delivered(vmcb.exit_int_info(), vmcb.rip());
     events.own_debug = false;
     events.may_sleep = false;
     if let Some(step) = events.step.take() {

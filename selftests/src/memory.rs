@@ -101,29 +101,26 @@ pub fn kernel_memory() -> i64 {
     sleep(Duration::from_millis(1500));
     // Nothing depends on it; it only makes the figures steadier.
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| -> i64 {
-        text.lines()
-            .find_map(|line| {
-                line.strip_prefix(name)?
-                    .trim_start_matches(':')
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-            .unwrap_or(0)
-    };
-    let total = field("MemTotal") - field("MemFree") - kept_by_cpus();
-    let user = field("AnonPages") + field("Cached") + field("Buffers");
+    let total = meminfo("MemTotal") - meminfo("MemFree") - kept_by_cpus();
+    let user = meminfo("AnonPages") + meminfo("Cached") + meminfo("Buffers");
     println!(
         "# used by the kernel: {} KiB, of it slab {}, per CPU {}, page tables {}",
         total - user,
-        field("Slab"),
-        field("Percpu"),
-        field("PageTables") + field("SecPageTables"),
+        meminfo("Slab"),
+        meminfo("Percpu"),
+        meminfo("PageTables") + meminfo("SecPageTables"),
     );
     total - user
+}
+
+/// A figure of `/proc/meminfo`, in KiB.
+pub fn meminfo(name: &str) -> i64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let figure = text.lines().find_map(|line| {
+        let rest = line.strip_prefix(name)?.strip_prefix(':')?;
+        rest.split_whitespace().next()?.parse().ok()
+    });
+    figure.unwrap_or(0)
 }
 
 /// Free memory that the CPUs keep in lists of their own, in KiB.

@@ -226,7 +226,7 @@ pub(super) fn dr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
         return Err(Exception::GP0.into());
     }
     if guest.vmcb.dr7() & DR7_GD != 0 {
-        if guest.state.debug.takes_db() {
+        if guest.state.debug.breakpoints().is_some() {
             let dr6 = guest.vmcb.dr6() | DR6_BD;
             return Ok(Action::User(UserExit::Debug {
                 vector: vector::DB,

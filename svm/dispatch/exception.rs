@@ -7,7 +7,7 @@ use super::{Action, Platform, Policy, UserExit};
 use crate::cpu::Guest;
 use crate::event::QueuedInterrupt;
 use crate::vmcb::DR6_RESET;
-use x86::cpu::{Cpu, Stop};
+use x86::cpu::Stop;
 use x86::decode::{Insn, Map};
 use x86::emulate::fetch;
 use x86::regs::{vector, Exception};
@@ -49,22 +49,23 @@ pub(super) fn exception<P: Platform>(
 /// Makes the VMCALL at RIP the VMMCALL that this CPU knows, as guests of KVM expect. It is executed
 /// again then.
 fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
+    /// Their last bytes, and only these, differ.
     const VMCALL: u8 = 0xc1;
-    const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+    const VMMCALL: u8 = 0xd9;
     if guest.platform.policy().contains(Policy::VMCALL_FAULTS) {
         return Ok(false);
     }
     let fixed = match fetch(guest, &[]) {
         Ok(insn) if insn.is(Map::TwoByte, 0x01) && insn.modrm == VMCALL && insn.length == 3 => {
             let linear = linear_rip(guest, insn.mode);
-            guest.write(linear, &VMMCALL)
+            guest.patch(linear.wrapping_add(2), VMMCALL)
         }
         Ok(_) => return Ok(false),
         Err(stop) => Err(stop),
     };
     match fixed {
         Err(Stop::WouldSleep) => Err(Stop::WouldSleep),
-        result => Ok(result.is_ok()),
+        result => Ok(result.unwrap_or(false)),
     }
 }
 

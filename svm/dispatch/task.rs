@@ -216,7 +216,7 @@ impl<P: Platform> Switch<'_, '_, P> {
     fn save(&mut self, exit: &TaskSwitch, rip: u64) -> Result<(), Stop> {
         let tss = self.guest.segment(SegReg::Tr);
         let old = Layout::of(tss.attributes);
-        let mut flags = self.guest.rflags();
+        let mut flags = self.guest.state.debug.rflags(self.guest.vmcb);
         flags.set(Rflags::RF, exit.resume_flag);
         if exit.source == TaskSwitchSource::Iret {
             flags.remove(Rflags::NT);
@@ -303,7 +303,7 @@ impl<P: Platform> Switch<'_, '_, P> {
         for (reg, value) in (0..GPRS).zip(gprs) {
             guest.set_gpr(reg, value);
         }
-        guest.set_rflags(flags);
+        guest.state.debug.set_rflags(guest.vmcb, flags);
         guest.set_rip(ip);
         let dr7 = guest.state.debug.dr7(guest.vmcb) & !DR7_LOCAL;
         guest.state.debug.set_dr7(guest.vmcb, dr7);

@@ -181,6 +181,24 @@ fn software_interrupts() {
     assert!(!machine.state.events.behind_instruction);
 }
 
+/// Another event's delivery is cut short in the same turn, after that of the software interrupt.
+#[test]
+fn a_software_interrupt_and_then_another_event() {
+    let mut machine = machine(SOFTWARE, &[0xcd, 0x80]);
+    assert_eq!(machine.exit(ExitCode::SWINT, 0, 0), Action::Resume);
+    machine.prepare();
+    machine.vmcb.set_rip(CODE + 0x100);
+    poke(
+        &mut machine.vmcb,
+        EXITINTINFO,
+        Event::Interrupt(0x31).encode(),
+    );
+    machine.leave(ExitCode::INTR, 0, 0);
+    assert!(!machine.state.events.behind_instruction);
+    machine.prepare();
+    assert_eq!(machine.vmcb.event_inj(), Event::Interrupt(0x31).encode());
+}
+
 #[test]
 fn an_injected_breakpoint_returns_behind_its_instruction() {
     for (code, length) in [(0xcc, 1), (0x90, 0)] {
