@@ -307,7 +307,11 @@ pub(crate) fn frames(device: &Handle) -> Outcome {
     let rom = DATA + 32 * PAGE as u64;
     vm.slot(2, READ_ONLY, rom, 16 * PAGE, area.start)?;
     equal("read", vm.load(rom)?, area.load(0))?;
-    equal("a write there exits", vm.exit(STORE, rom, 1, 1), Ok(EXIT_MMIO))?;
+    equal(
+        "a write there exits",
+        vm.exit(STORE, rom, 1, 1),
+        Ok(EXIT_MMIO),
+    )?;
     vm.finish_access()?;
     map(8, libc::PROT_READ)?;
     let write = vm.exit(STORE, DATA, 1, 1);

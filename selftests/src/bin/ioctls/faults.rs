@@ -466,5 +466,9 @@ fn nothing_left(path: &str) -> Result<(), String> {
     }
     let leaks = fs::read_to_string(KMEMLEAK).map_err(|e| e.to_string())?;
     equal("leaks", leaks.as_str(), "")?;
-    equal(&format!("growth of {growth} KiB is small"), growth < 1000, true)
+    equal(
+        &format!("growth of {growth} KiB is small"),
+        growth < 1000,
+        true,
+    )
 }
