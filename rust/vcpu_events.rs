@@ -147,8 +147,7 @@ fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_guest_debug) -
     let control = DebugControl::from_bits(new.control).ok_or(EINVAL)?;
     let [a, b, c, d, .., dr7] = new.arch.debugreg;
     // Nobody reads the registers otherwise.
-    let dr7 = if control.contains(DebugControl::USE_HW_BP) { dr7 } else { 0 };
-    if dr7 >> 32 != 0 {
+    if control.contains(DebugControl::USE_HW_BP) && dr7 >> 32 != 0 {
         return Err(EINVAL);
     }
     if control.intersects(DebugControl::INJECT_DB | DebugControl::INJECT_BP) {
