@@ -4,8 +4,10 @@
 
 use kvm_bindings::*;
 
+use selftests::memory::PAGE;
+
 use crate::rng::Rng;
-use crate::world::{Fixed, BITMAP, RAM, RUN_PAGES};
+use crate::world::{Fixed, BITMAP, RAM, RAM_SIZE, RUN_PAGES};
 
 /// Makes an argument for an ioctl whose structure has this size; what follows it comes with it.
 pub(crate) type Make = fn(&mut Rng, &Fixed, usize) -> Vec<u8>;
@@ -128,8 +130,15 @@ pub(crate) fn region(rng: &mut Rng, _: &Fixed, size: usize) -> Vec<u8> {
 /// `kvm_dirty_log` or `kvm_clear_dirty_log`: both begin with a slot and end with an address.
 pub(crate) fn dirty_log(rng: &mut Rng, _: &Fixed, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
-    bytes[..4].copy_from_slice(&(rng.below(5) as u32).to_le_bytes());
-    bytes[4..8].copy_from_slice(&(rng.pick(&[0, 64, 65, 4096, u32::MAX])).to_le_bytes());
+    // Mostly the slot of all memory, and all of its pages.
+    let slot = if rng.once_in(2) {
+        0
+    } else {
+        rng.below(5) as u32
+    };
+    let all = (RAM_SIZE / PAGE) as u32;
+    bytes[..4].copy_from_slice(&slot.to_le_bytes());
+    bytes[4..8].copy_from_slice(&(rng.pick(&[all, all, 0, 64, 65, u32::MAX])).to_le_bytes());
     bytes[size - 8..].copy_from_slice(&(BITMAP as u64).to_le_bytes());
     if rng.once_in(4) {
         rng.mutate(&mut bytes);

@@ -119,6 +119,9 @@ fn set_up(path: &str, rng: &mut Rng, fixed: &Fixed) -> Result<(), String> {
         if rng.once_in(4) {
             enable(vm, KVM_CAP_X86_USER_SPACE_MSR, 7);
         }
+        if rng.once_in(4) {
+            enable(vm, KVM_CAP_DIRTY_LOG_RING, rng.pick(&[0x1000, 0x8000]));
+        }
         for id in 0..1 + rng.below(3) {
             let vcpu = world::ioctl(vm, number::CREATE_VCPU, id)?;
             fixed.keep(rng, Kind::Vcpu, vcpu);

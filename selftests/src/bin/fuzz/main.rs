@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Rounds before memory is measured first: caches fill up.
 const WARM_UP: u64 = 20;
 /// After so many ioctls each has had its chance.
-const ENOUGH: u32 = 20_000;
+const ENOUGH: u32 = 60_000;
 /// In a minute there are a hundred rounds. Three pages that each leaves behind would show.
 const GROWTH: i64 = 1000;
 

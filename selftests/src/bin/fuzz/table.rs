@@ -225,13 +225,13 @@ pub(crate) const IOCTLS: &[Ioctl] = &[
         "GET_DIRTY_LOG",
         n::GET_DIRTY_LOG,
         Made(make::dirty_log),
-        &[EINVAL, ENOENT, EFAULT],
+        &[EINVAL, ENOENT, ENXIO, EFAULT],
     ),
     vm(
         "CLEAR_DIRTY_LOG",
         more::CLEAR_DIRTY_LOG,
         Made(make::dirty_log),
-        &[EINVAL, ENOENT, EFAULT],
+        &[EINVAL, ENOENT, ENXIO, EFAULT],
     ),
     vm(
         "RESET_DIRTY_RINGS",
