@@ -11,6 +11,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `slots.rs` | the snapshot of all slots, and the rules of changing them |
+//! | `backing.rs` | slots by user address |
 //! | `memory.rs` | the VM's memory: the lock, invalidations, changes of slots |
 //! | `fault.rs` | a vCPU's nested page fault |
 //! | `access.rs` | guest memory for the emulator and the page walk |
@@ -32,9 +33,9 @@
 //!
 //! # What always holds
 //!
-//! - A page is in the nested tables only if the current snapshot, or the slot that is `leaving`,
-//!   maps its guest-physical address to a user address where the process has that very page. No
-//!   reference to the page is held.
+//! - A page is in the nested tables only if one of the `backings` maps its guest-physical address to
+//!   a user address where the process has that very page. No reference to the page is held. They are
+//!   those of the current snapshot, and of the slot that has left it, but not yet the tables.
 //! - So a fault looks the page up, takes `mmu`, and maps it only if the snapshot is still the
 //!   current one, and no invalidation of the page is under way or ended since before the lookup.
 //! - What is taken out of the tables is flushed before `mmu` is released. So nobody else can find an
@@ -42,6 +43,7 @@
 //!   VMM hears that it is.
 //! - A page that the guest may write to is dirty in the eyes of the host.
 
+use crate::backing::{Backing, Backings};
 use crate::dirty_log::NewLog;
 use crate::dirty_ring::DirtyRing;
 pub(crate) use crate::fault::{Outcome, VcpuMemory};
@@ -83,8 +85,7 @@ pub(crate) struct Mmu {
     invalidations: u32,
     /// The user addresses that they touch together.
     invalid: (u64, u64),
-    /// A slot that has left the snapshot, but not yet the tables.
-    leaving: Option<Slot>,
+    backings: Backings,
     /// The process is gone.
     dead: bool,
 }
@@ -195,11 +196,14 @@ impl VmMemory {
         }
         let list = slots.changed(change.old_slot(), change.new_slot())?;
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
-        let leaving = match &change {
-            Change::Delete(old) | Change::Move(old, _) => Some(old),
-            _ => None,
+        let (leaving, coming) = match &change {
+            Change::Create(new) => (None, Some(new)),
+            Change::Delete(old) => (Some(old), None),
+            Change::Move(old, new) => (Some(old), Some(new)),
+            Change::Nothing | Change::Log(..) => (None, None),
         };
-        self.replace(list, leaving)?;
+        let coming = coming.map(|slot| Backing::new(slot.place())).transpose()?;
+        self.replace(list, leaving, coming)?;
         match change.new_slot() {
             Some(new) => drop(ids.insert(node.into_node(region.slot, new.clone()))),
             None => drop(ids.remove(&region.slot)),
@@ -214,13 +218,20 @@ impl VmMemory {
         Ok(())
     }
 
-    /// Makes `list` the current snapshot, takes what `leaving` has mapped out of the tables, and
-    /// waits for the readers of the old snapshot.
-    fn replace(&self, list: SlotList, leaving: Option<&Slot>) -> Result {
+    /// Makes `list`, to which `coming` may belong, the current snapshot, takes what `leaving` has
+    /// mapped out of the tables, and waits for the readers of the old snapshot.
+    fn replace(
+        &self,
+        list: SlotList,
+        leaving: Option<&Slot>,
+        coming: Option<KBox<Backing>>,
+    ) -> Result {
         let new = KBox::into_raw(KBox::new(list, GFP_KERNEL_ACCOUNT)?);
         let old = {
             let mut mmu = self.mmu.lock();
-            mmu.leaving = leaving.cloned();
+            if let Some(backing) = coming {
+                mmu.backings.insert(backing);
+            }
             let old = self.slots.load(Relaxed);
             self.slots.store(new, Release);
             old
@@ -230,9 +241,7 @@ impl VmMemory {
                 self.unmap(&mut self.mmu.lock(), range);
                 ffi::yield_now();
             }
-            let left = self.mmu.lock().leaving.take();
-            // What it owns, a log perhaps, is freed without the lock.
-            drop(left);
+            drop(self.mmu.lock().backings.remove(slot.place()));
         }
         self.readers.synchronize();
         // SAFETY: It was the current snapshot, which came from a box; all its readers are done.
@@ -357,18 +366,15 @@ impl VmMemory {
         let mut at = start;
         while at < end {
             let mmu = self.mmu.lock();
-            // SAFETY: The lock is held, so the snapshot stays until it is released.
-            let slots = unsafe { &*self.slots.load(Relaxed) };
-            let leaving = mmu.leaving.as_ref().map(Slot::place);
-            let next_leaving = leaving.and_then(|place| place.next_hva(at));
-            let next = Iterator::chain(slots.next_hva(at).into_iter(), next_leaving).min();
-            let Some(from) = next.filter(|&from| from < end) else {
+            let mut places = mmu.backings.between(at, end).peekable();
+            let Some(first) = places.peek() else {
                 return;
             };
+            let from = at.max(first.hvas().start);
             at = from.saturating_add(CHUNK).min(end);
             let mut tables = LockedTables::new(None);
             let mut needed = npt::Flush::None;
-            for place in Iterator::chain(slots.backed_by(from, at), leaving) {
+            for place in places.take_while(|place| place.hvas().start < at) {
                 needed |= f(&mmu, &mut tables, place.gpas_of(from, at));
             }
             tables.finish(needed, &*self.flush);
@@ -409,7 +415,7 @@ impl Mmu {
             npt,
             invalidations: 0,
             invalid: (0, 0),
-            leaving: None,
+            backings: Backings::new(),
             dead: false,
         }
     }

@@ -28,6 +28,7 @@ use kernel::prelude::*;
 
 mod abi;
 mod access;
+mod backing;
 mod chips;
 mod chips_ioctl;
 mod choices;

@@ -3,13 +3,13 @@
 //! Memory slots: which guest-physical ranges there are, and what backs them.
 //!
 //! A [`SlotList`] never changes. A new one takes its place when user space changes a slot, see
-//! `memory.rs`. It is sorted by guest-physical address, where slots never overlap, for the faults;
-//! the notifier, which comes with user addresses, looks through all that can have them.
+//! `memory.rs`. It is sorted by guest-physical address, where slots never overlap, for the faults.
+//! The notifier comes with user addresses, see `backing.rs`.
 
 use crate::dirty_log::{DirtyLog, NewLog};
 use crate::memory_ffi::access_ok;
-use core::iter::once;
-use core::ops::Deref;
+use core::ops::{Deref, Range};
+use core::slice::from_ref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use npt::{GpaRange, PageSize};
@@ -113,10 +113,9 @@ impl Place {
         }
     }
 
-    /// The first user address at or after `at` that backs it.
-    pub(crate) fn next_hva(&self, at: u64) -> Option<u64> {
-        let next = at.max(self.hva);
-        (next < self.hva.wrapping_add(self.bytes)).then_some(next)
+    /// The user addresses that back it.
+    pub(crate) fn hvas(&self) -> Range<u64> {
+        self.hva..self.hva.wrapping_add(self.bytes)
     }
 
     fn overlaps(&self, other: &Place) -> bool {
@@ -185,8 +184,6 @@ struct Chunk {
 struct Entry {
     /// Where its first slot begins.
     gpa: u64,
-    /// The range of user addresses that all its slots lie in.
-    hvas: (u64, u64),
     chunk: Arc<Chunk>,
 }
 
@@ -204,18 +201,19 @@ pub(crate) struct SlotList {
 
 impl Chunk {
     /// Most slots in a chunk.
-    const ROOM: usize = 64;
+    const ROOM: usize = 128;
 }
 
 impl Entry {
-    /// An entry for these slots, of which there is one at least.
-    fn new(slots: KVec<Slot>) -> Result<Self> {
-        let ends = slots.iter().map(|slot| slot.hva.wrapping_add(slot.bytes));
-        let end = ends.max().unwrap_or(0);
-        let start = slots.iter().map(|slot| slot.hva).min().unwrap_or(0);
+    /// An entry for these slots, one after the other, of which there is one at least.
+    fn new(parts: &[&[Slot]]) -> Result<Self> {
+        let count = parts.iter().fold(0usize, |sum, part| sum.wrapping_add(part.len()));
+        let mut slots = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for part in parts {
+            slots.extend_from_slice(part, GFP_KERNEL_ACCOUNT)?;
+        }
         Ok(Self {
             gpa: slots.first().ok_or(EINVAL)?.gpa,
-            hvas: (start, end),
             // INVARIANT: The callers keep order and size.
             chunk: Arc::new(Chunk { slots }, GFP_KERNEL_ACCOUNT)?,
         })
@@ -275,26 +273,6 @@ impl SlotList {
     /// All slots in order of guest-physical address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
         self.chunks.iter().flat_map(Entry::slots)
-    }
-
-    /// The places of the slots that user addresses from `start` to `end` back.
-    pub(crate) fn backed_by(&self, start: u64, end: u64) -> impl Iterator<Item = Place> + '_ {
-        let chunks = self.chunks.iter();
-        let chunks = chunks.filter(move |entry| entry.hvas.0 < end && start < entry.hvas.1);
-        let places = chunks.flat_map(Entry::slots).map(Slot::place);
-        places.filter(move |place| place.next_hva(start).is_some_and(|next| next < end))
-    }
-
-    /// The first user address at or after `at` that backs any slot.
-    pub(crate) fn next_hva(&self, at: u64) -> Option<u64> {
-        let mut best = u64::MAX;
-        for entry in &self.chunks {
-            if at < entry.hvas.1 && entry.hvas.0 < best {
-                let next = entry.slots().iter().filter_map(|slot| slot.next_hva(at));
-                best = next.min().unwrap_or(best).min(best);
-            }
-        }
-        (best != u64::MAX).then_some(best)
     }
 
     /// What `region` asks for, with KVM's rules: `EINVAL` for what can never be, `EEXIST` for an
@@ -392,37 +370,37 @@ impl SlotList {
     fn remove(&mut self, old: &Slot) -> Result {
         let index = self.chunk_of(old.gpa);
         let entry = self.chunks.get_mut(index).ok_or(EINVAL)?;
-        let stays = entry.slots().iter().filter(|slot| slot.id != old.id);
-        let slots = collect(stays)?;
-        if slots.is_empty() {
+        let place = count_while(entry.slots(), |slot| slot.gpa < old.gpa);
+        let (before, rest) = entry.slots().split_at_checked(place).ok_or(EINVAL)?;
+        let after = rest.get(1..).ok_or(EINVAL)?;
+        if before.is_empty() && after.is_empty() {
             self.chunks.remove(index).map_err(|_| EINVAL)?;
         } else {
-            *entry = Entry::new(slots)?;
+            *entry = Entry::new(&[before, after])?;
         }
         Ok(())
     }
 
     fn insert(&mut self, new: &Slot) -> Result {
-        let index = self.chunk_of(new.gpa);
+        let (gpa, new) = (new.gpa, from_ref(new));
+        let index = self.chunk_of(gpa);
         let Some(entry) = self.chunks.get_mut(index) else {
-            let only = Entry::new(collect(once(new))?)?;
-            return Ok(self.chunks.push(only, GFP_KERNEL_ACCOUNT)?);
+            return Ok(self.chunks.push(Entry::new(&[new])?, GFP_KERNEL_ACCOUNT)?);
         };
         let slots = entry.slots();
-        let place = slots.partition_point(|slot| slot.gpa < new.gpa);
+        let place = count_while(slots, |slot| slot.gpa < gpa);
         let (before, after) = slots.split_at_checked(place).ok_or(EINVAL)?;
-        let with_new = Iterator::chain(before.iter(), once(new));
         if slots.len() < Chunk::ROOM {
-            *entry = Entry::new(collect(Iterator::chain(with_new, after))?)?;
+            *entry = Entry::new(&[before, new, after])?;
             return Ok(());
         }
         // A full chunk is cut where the new slot comes, so that slots which are added in order
         // fill theirs.
         let next = match after.is_empty() {
-            true => Entry::new(collect(once(new))?)?,
+            true => Entry::new(&[new])?,
             false => {
-                let next = Entry::new(collect(after.iter())?)?;
-                *entry = Entry::new(collect(with_new)?)?;
+                let next = Entry::new(&[after])?;
+                *entry = Entry::new(&[before, new])?;
                 next
             }
         };
@@ -432,15 +410,6 @@ impl SlotList {
             .insert_within_capacity(after, next)
             .map_err(|_| ENOMEM)
     }
-}
-
-/// Copies of slots.
-fn collect<'a>(slots: impl Iterator<Item = &'a Slot> + Clone) -> Result<KVec<Slot>> {
-    let mut copies = KVec::with_capacity(Iterator::count(slots.clone()), GFP_KERNEL_ACCOUNT)?;
-    for slot in slots {
-        copies.push(slot.clone(), GFP_KERNEL_ACCOUNT)?;
-    }
-    Ok(copies)
 }
 
 impl Change {

@@ -212,12 +212,14 @@ pub(crate) fn many(device: &Handle) -> Outcome {
     equal("not deleted", vm.load(place(10))?, 10)
 }
 
-/// Random changes of a few hundred slots, against a model that is a list.
+/// Random changes of a few hundred slots, against a model that is a list. They share memory, and the
+/// host takes pages of it back: each slot must lose them.
 pub(crate) fn random_changes(device: &Handle) -> Outcome {
     const PLACES: u64 = 512;
     let vm = Vm::new(device)?;
     let area = Area::new(PAGE * 64);
-    (0..64).for_each(|page| area.store(page * PAGE, page as u32 + 1));
+    let mut words: Vec<u32> = (1..=64).collect();
+    (0..64).for_each(|page| area.store(page * PAGE, words[page]));
     let mut seed = 12345u64;
     let mut random = |below: u64| {
         seed = seed
@@ -254,6 +256,14 @@ pub(crate) fn random_changes(device: &Handle) -> Outcome {
         if got.is_ok() {
             slots[id] = (!delete).then_some((place, size, page));
         }
+        if random(4) == 0 {
+            let (first, count) = (random(60) as usize, 1 + random(4) as usize);
+            area.advise(first * PAGE, count * PAGE, libc::MADV_DONTNEED);
+            for (page, word) in words.iter_mut().enumerate().skip(first).take(count) {
+                *word = 100 + step;
+                area.store(page * PAGE, *word);
+            }
+        }
         let at = random(PLACES + 2);
         let backed = slots
             .iter()
@@ -262,7 +272,7 @@ pub(crate) fn random_changes(device: &Handle) -> Outcome {
         let gpa = DATA + at * PAGE as u64;
         match backed {
             Some(slot) => {
-                let word = (slot.2 + at - slot.0) as u32 + 1;
+                let word = words[(slot.2 + at - slot.0) as usize];
                 equal(
                     &format!("step {step}, the word at page {at}"),
                     vm.load(gpa)?,

@@ -14,7 +14,7 @@ use selftests::memory::{Mapping, PAGE};
 use crate::machine::{begin, end};
 use crate::{median, Row, Rows};
 
-fn ticks() -> u64 {
+pub(crate) fn ticks() -> u64 {
     // SAFETY: Every x86-64 CPU has the instruction.
     unsafe { _rdtsc() }
 }
@@ -33,6 +33,16 @@ fn clock(id: libc::clockid_t) -> u64 {
 /// CPU time of this process, in nanoseconds.
 fn cpu_time() -> u64 {
     clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// The CPU time that `work` takes, in ticks.
+pub(crate) fn own_ticks(work: impl FnOnce() -> Result<(), String>) -> Result<u64, String> {
+    let (first, origin, cpu) = (ticks(), clock(libc::CLOCK_MONOTONIC), cpu_time());
+    work()?;
+    // CPU time is in nanoseconds; instructions are ticks of the TSC.
+    let time = u128::from((clock(libc::CLOCK_MONOTONIC) - origin).max(1));
+    let all = u128::from(ticks() - first);
+    Ok((u128::from(cpu_time() - cpu) * all / time) as u64)
 }
 
 /// How many machines are made.

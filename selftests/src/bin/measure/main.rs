@@ -11,6 +11,7 @@
 mod guests;
 mod host;
 mod machine;
+mod slots;
 mod touch;
 
 use std::io::{Read, Write};
@@ -176,11 +177,12 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
 type Group = (&'static str, fn(&Handle) -> Rows);
 
 /// What can be asked for alone.
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
     ("guest_memory", touch::memory),
+    ("slots", slots::slots),
     ("machines", host::machines),
     ("memory", host::memory),
 ];
