@@ -207,7 +207,8 @@ impl Chunk {
 impl Entry {
     /// An entry for these slots, one after the other, of which there is one at least.
     fn new(parts: &[&[Slot]]) -> Result<Self> {
-        let count = parts.iter().fold(0usize, |sum, part| sum.wrapping_add(part.len()));
+        let counts = parts.iter().map(|part| part.len());
+        let count = counts.fold(0usize, usize::wrapping_add);
         let mut slots = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for part in parts {
             slots.extend_from_slice(part, GFP_KERNEL_ACCOUNT)?;
