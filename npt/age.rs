@@ -29,10 +29,13 @@ impl Npt {
         accessed
     }
 
-    /// How many pages there are of 4 KiB, 2 MiB and 1 GiB that `range` touches.
+    /// How many pages there are of 4 KiB, 2 MiB and 1 GiB that begin in `range`.
     pub fn count<T: Tables>(&self, tables: &mut T, range: GpaRange) -> [u64; 3] {
         let mut counts = [0u64; 3];
         self.visit_pages(tables, range, &mut |_, place| {
+            if place.gpa < range.start {
+                return;
+            }
             if let Some(count) = counts.get_mut(usize::from(place.level).wrapping_sub(1)) {
                 *count = count.wrapping_add(1);
             }

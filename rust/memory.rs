@@ -241,6 +241,8 @@ impl VmMemory {
                 self.unmap(&mut self.mmu.lock(), range);
                 ffi::yield_now();
             }
+            // The tables that stood for more than a chunk are empty now.
+            self.unmap(&mut self.mmu.lock(), slot.gpas());
             drop(self.mmu.lock().backings.remove(slot.place()));
         }
         self.readers.synchronize();

@@ -382,6 +382,12 @@ fn compare(npt: &Npt, memory: &mut Memory, model: &mut Model) {
         counts[usize::from(page.size.level()) - 1] += 1;
     }
     assert_eq!(npt.count(memory, GpaRange::ALL), counts);
+    // Who counts in two steps counts the page that he has cut through once.
+    let cut = model.pages.iter().max_by_key(|(_, page)| page.size);
+    let cut = cut.map_or(0, |(gpa, page)| gpa + page.size.bytes() / 2);
+    let [below, above] =
+        [(0, cut), (cut, u64::MAX)].map(|(start, end)| npt.count(memory, GpaRange { start, end }));
+    assert_eq!([0, 1, 2].map(|size| below[size] + above[size]), counts);
 }
 
 fn check(depth: Levels, ops: &[Op]) {

@@ -7,5 +7,6 @@ pub mod guest;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod stats;
 pub mod tap;
 pub mod trace;

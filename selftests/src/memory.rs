@@ -123,6 +123,13 @@ pub fn meminfo(name: &str) -> i64 {
     figure.unwrap_or(0)
 }
 
+/// How many pages are tables of guests, on the whole host.
+pub fn table_pages() -> i64 {
+    // Adds up what each CPU has counted for itself.
+    let _ = fs::write("/proc/sys/vm/stat_refresh", "1");
+    meminfo("SecPageTables") / (PAGE as i64 / 1024)
+}
+
 /// Free memory that the CPUs keep in lists of their own, in KiB.
 fn kept_by_cpus() -> i64 {
     let text = fs::read_to_string("/proc/zoneinfo").unwrap_or_default();

@@ -7,6 +7,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region
 use selftests::kvm::{number, Errno, Handle};
 use selftests::machine::Vcpu;
 use selftests::memory::PAGE;
+use selftests::stats::counter;
 use selftests::tap::equal;
 
 pub(crate) const EXIT_HLT: u32 = 5;
@@ -106,6 +107,14 @@ impl Area {
         unsafe { libc::madvise(self.start.add(offset).cast(), length, advice) }
     }
 
+    /// Copies bytes there.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        for (i, &byte) in bytes.iter().enumerate() {
+            // SAFETY: The range is this object's own.
+            unsafe { self.start.add(offset + i).write_volatile(byte) };
+        }
+    }
+
     pub(crate) fn load(&self, offset: usize) -> u32 {
         // SAFETY: The range is this object's own.
         unsafe { self.start.add(offset).cast::<u32>().read_volatile() }
@@ -121,7 +130,7 @@ impl Area {
 pub(crate) struct Vm {
     pub(crate) vm: Handle,
     pub(crate) vcpu: Vcpu,
-    pub(crate) _code: Area,
+    pub(crate) code: Area,
 }
 
 impl Vm {
@@ -138,18 +147,11 @@ impl Vm {
         before(&vm)?;
         let code = Area::new(PAGE);
         for (offset, bytes) in [STORE, LOAD, FILL, SUM] {
-            for (i, &byte) in bytes.iter().enumerate() {
-                // SAFETY: The code page has room.
-                unsafe { code.start.add(offset as usize + i).write_volatile(byte) };
-            }
+            code.write(offset as usize, bytes);
         }
         let vcpu = flat_vcpu(device, &vm, 0)?;
-        let vm = Self {
-            vm,
-            vcpu,
-            _code: code,
-        };
-        vm.slot(0, 0, CODE, PAGE, vm._code.start)?;
+        let vm = Self { vm, vcpu, code };
+        vm.slot(0, 0, CODE, PAGE, vm.code.start)?;
         Ok(vm)
     }
 
@@ -213,6 +215,16 @@ impl Vm {
 
     pub(crate) fn store(&self, at: u64, value: u32) -> Outcome {
         self.call(STORE, at, value, 1).map(|_| ())
+    }
+
+    /// How many pages of 4 KiB, 2 MiB and 1 GiB the guest has.
+    pub(crate) fn pages(&self) -> Result<[u64; 3], String> {
+        let file = self.vm.open_with(number::GET_STATS_FD, 0)?;
+        let mut pages = [0; 3];
+        for (count, name) in pages.iter_mut().zip(["pages_4k", "pages_2m", "pages_1g"]) {
+            *count = counter(&file, name)?.ok_or("no such counter")?;
+        }
+        Ok(pages)
     }
 
     /// Ends an access to a device: the answer is in the shared page already.

@@ -3,13 +3,14 @@
 //! Memory slots and what the host does to the memory behind them, seen by a guest.
 //!
 //! The guest is a handful of instructions in flat 32-bit mode that read and write where this
-//! program tells them to. `guest-memory [--device PATH] [--seconds N]`
+//! program tells them to. `guest-memory [--device PATH] [--seconds N] [--only TEXT]`: with the last only
+//! the tests whose names contain the text, and none of these may be skipped.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use selftests::kvm::Handle;
-use selftests::tap::Tap;
+use selftests::tap::{Tap, SKIP};
 
 use guest::Outcome;
 
@@ -17,9 +18,11 @@ mod clear;
 mod fire;
 mod guest;
 mod host;
+mod huge;
 mod log;
 mod slots;
 mod survive;
+mod vast;
 
 /// What KVM does differently.
 const KVM: [(&str, &str); 3] = [
@@ -40,10 +43,12 @@ const KVM: [(&str, &str); 3] = [
 fn main() -> ExitCode {
     let mut device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let mut seconds = 3;
+    let mut only = None;
     let mut words = std::env::args().skip(1);
     while let (Some(word), Some(value)) = (words.next(), words.next()) {
         match word.as_str() {
             "--device" => device = value,
+            "--only" => only = Some(value),
             _ => seconds = value.parse().unwrap_or(seconds),
         }
     }
@@ -57,7 +62,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 26] = [
+    let tests: [(&str, Test); 30] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -84,24 +89,53 @@ fn main() -> ExitCode {
         ("the VMM clears the dirty log", clear::by_hand),
         ("a dirty log that begins full", clear::initially_set),
         ("a dirty ring", clear::ring),
+        ("a page of 1 GiB", huge::whole),
+        ("a page of 1 GiB, logged", huge::logged),
+        ("a page of 1 GiB, in part", huge::in_part),
+        ("a page of 1 GiB, ahead of its use", huge::pre_faulted),
     ];
-    for (name, test) in tests {
-        if let Some((_, why)) = KVM.iter().find(|(test, _)| is_kvm && *test == name) {
-            tap.skip(name, why);
-            continue;
+    let mut run = |name: &str, test: &dyn Fn() -> Outcome| {
+        if only.as_ref().is_some_and(|text| !name.contains(text)) {
+            return;
         }
-        tap.result(name, test(&device));
+        if let Some((_, why)) = KVM.iter().find(|(test, _)| is_kvm && *test == name) {
+            return tap.skip(name, why);
+        }
+        let outcome = test();
+        // Who names a test wants it to run.
+        let must = |text: String| text.replacen(SKIP, "", 1);
+        tap.result(
+            name,
+            match only {
+                None => outcome,
+                Some(_) => outcome.map_err(must),
+            },
+        );
+    };
+    for (name, test) in tests {
+        run(name, &|| test(&device));
+    }
+    // What takes long, and wants 3 GiB of the host's memory, is to be asked for.
+    if only.is_some() {
+        run("1 GiB of 64 GiB, small pages", &|| {
+            vast::small_pages(&device)
+        });
+        run("1 GiB of 64 GiB, large pages", &|| {
+            vast::large_pages(&device)
+        });
+        run("1 GiB of 64 GiB, sparse", &|| vast::sparse(&device));
     }
     let time = Duration::from_secs(seconds);
-    tap.result(
-        "slots change under a running vCPU",
-        fire::slots_change(&device, time),
-    );
-    tap.result("under fire", fire::under_fire(&device, time));
-    tap.result("contents survive", survive::contents(&device, 2 * time));
-    tap.result(
-        "copied while it runs",
-        log::copy_while_it_runs(&device, time),
-    );
+    run("a page of 1 GiB, under fire", &|| {
+        huge::under_fire(&device, time)
+    });
+    run("slots change under a running vCPU", &|| {
+        fire::slots_change(&device, time)
+    });
+    run("under fire", &|| fire::under_fire(&device, time));
+    run("contents survive", &|| survive::contents(&device, 2 * time));
+    run("copied while it runs", &|| {
+        log::copy_while_it_runs(&device, time)
+    });
     tap.finish()
 }

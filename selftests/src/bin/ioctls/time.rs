@@ -2,12 +2,12 @@
 
 //! The guest's TSC and clock as the VMM sets them, feature MSRs, and files of statistics.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Number};
+use selftests::stats::{counter, read, word};
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{vm, Bare, CODE, OUT};
@@ -299,45 +299,6 @@ fn feature_msrs(path: &str) -> Result<(), String> {
         msrs(&device, number::GET_MSRS, &mut [(0x1234_5678, 0)])?,
         0,
     )
-}
-
-/// Bytes of a file at an offset.
-fn read(file: &Handle, offset: u32, length: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = vec![0; length];
-    // SAFETY: The buffer has `length` bytes.
-    let got = unsafe {
-        libc::pread(
-            file.fd(),
-            bytes.as_mut_ptr().cast(),
-            length,
-            i64::from(offset),
-        )
-    };
-    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error().to_string())?;
-    bytes.truncate(got);
-    Ok(bytes)
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    let word = bytes.get(at..at + 4).map(TryInto::try_into);
-    word.and_then(Result::ok).map_or(0, u32::from_ne_bytes)
-}
-
-/// The counter of this name, if there is one.
-fn counter(file: &Handle, wanted: &str) -> Result<Option<u64>, String> {
-    let header = read(file, 0, 24)?;
-    let [name, count, id, descriptors, data] = [4, 8, 12, 16, 20].map(|at| word(&header, at));
-    let id = read(file, id, name as usize)?;
-    equal("name", id.starts_with(b"kvm-"), true)?;
-    for n in 0..count {
-        let size = 16 + name;
-        let descriptor = read(file, descriptors + n * size, size as usize)?;
-        if descriptor[16..].starts_with(format!("{wanted}\0").as_bytes()) {
-            let value = read(file, data + word(&descriptor, 8), 8)?;
-            return Ok(value.try_into().ok().map(u64::from_ne_bytes));
-        }
-    }
-    Ok(None)
 }
 
 fn statistics(path: &str) -> Result<(), String> {
