@@ -13,6 +13,9 @@ pub(crate) const RESULTS: usize = 0x1_0000;
 /// Where [`Code::Touch`] finds how many pages there are, and how far apart.
 pub(crate) const TOUCH_COUNT: usize = 0x1_1000;
 pub(crate) const TOUCH_STEP: usize = 0x1_1008;
+/// Where [`Code::Spin`] counts its turns, and how many instructions one is.
+pub(crate) const SPUN: usize = 0x1_1010;
+pub(crate) const SPIN_TURN: u64 = 2;
 /// How often a guest of the first kind does what is measured for each result.
 pub(crate) const TURNS: u64 = 64;
 /// The port that ends a guest, and the port that is a doorbell where there is one.
@@ -51,13 +54,15 @@ pub(crate) enum Code {
     BellAnswer,
     // This writes to as many pages as [`TOUCH_COUNT`] says, and again when it is run again.
     Touch,
+    // This counts, and never ends.
+    Spin,
 }
 
 impl Code {
     /// The instructions.
     pub(crate) fn bytes(self) -> &'static [u8] {
         extern "C" {
-            static measure_guests: [[u8; ROOM]; Code::Touch as usize + 1];
+            static measure_guests: [[u8; ROOM]; Code::Spin as usize + 1];
         }
         // SAFETY: The assembly below gives each guest its room, and nobody writes it.
         unsafe { &(*addr_of!(measure_guests))[self as usize] }
@@ -183,6 +188,9 @@ global_asm!(
     "dec %ecx",
     "jnz 3b",
     "out %al, $0xf4",
+    "jmp 2b",
+    "guest",
+    "2: incq 0x11010",
     "jmp 2b",
     ".org measure_guests + measure_count * 256",
     ".popsection",

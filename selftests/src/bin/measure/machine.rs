@@ -179,6 +179,11 @@ pub(crate) fn run(machine: &Machine) -> Result<Vec<u64>, String> {
 
 /// Runs it beside a CPU that answers.
 pub(crate) fn run_with(machine: &Machine, other: &Vcpu) -> Result<Vec<u64>, String> {
+    beside(other, || run(machine))?
+}
+
+/// Does something while another CPU runs its guest in a thread of its own.
+pub(crate) fn beside<T>(other: &Vcpu, work: impl FnOnce() -> T) -> Result<T, String> {
     let (thread, over) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let answers = scope.spawn(|| {
@@ -192,9 +197,9 @@ pub(crate) fn run_with(machine: &Machine, other: &Vcpu) -> Result<Vec<u64>, Stri
             }
             Ok(())
         });
-        // Long enough for the other to sleep in its guest.
+        // Long enough for the other to be in its guest, and to sleep there if it does.
         std::thread::sleep(Duration::from_millis(50));
-        let results = run(machine);
+        let results = work();
         over.store(true, Ordering::SeqCst);
         while !answers.is_finished() {
             // SAFETY: The thread has not been joined, so its name is still its own.
@@ -202,7 +207,7 @@ pub(crate) fn run_with(machine: &Machine, other: &Vcpu) -> Result<Vec<u64>, Stri
             std::thread::sleep(Duration::from_millis(1));
         }
         answers.join().map_err(|_| "the other CPU's thread")??;
-        results
+        Ok(results)
     })
 }
 

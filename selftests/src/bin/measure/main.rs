@@ -11,6 +11,7 @@
 mod guests;
 mod host;
 mod machine;
+mod pair;
 mod slots;
 mod touch;
 
@@ -177,12 +178,13 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
 type Group = (&'static str, fn(&Handle) -> Rows);
 
 /// What can be asked for alone.
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
     ("guest_memory", touch::memory),
     ("slots", slots::slots),
+    ("pair", pair::pair),
     ("machines", host::machines),
     ("memory", host::memory),
 ];

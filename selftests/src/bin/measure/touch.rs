@@ -11,31 +11,34 @@ use selftests::guest::Irqchip;
 use selftests::kvm::{number, Handle};
 use selftests::machine::Machine;
 use selftests::memory::PAGE;
+use selftests::stats::{counter, read};
 
 use crate::guests::{Code, TOUCH_COUNT, TOUCH_STEP};
 use crate::machine::{machine, set_pointer};
 use crate::{Row, Rows};
 
-const SIZE: usize = 256 << 20;
+pub(crate) const SIZE: usize = 256 << 20;
 const LARGE: usize = 2 << 20;
-const PAGES: u64 = (SIZE / PAGE) as u64;
+pub(crate) const PAGES: u64 = (SIZE / PAGE) as u64;
+/// What makes a figure for 256 MiB one for a GiB.
+const TO_GIB: u64 = (1 << 30) / SIZE as u64;
 const AT: u64 = 0x4000_0000;
 const SLOT: u32 = 2;
 const LOG: u32 = 1;
 
-fn ticks() -> u64 {
+pub(crate) fn ticks() -> u64 {
     // SAFETY: Every x86-64 CPU has the instruction.
     unsafe { _rdtsc() }
 }
 
-/// A guest and its memory, aligned for large pages.
-struct Memory {
-    machine: Machine,
-    start: *mut u8,
+/// Guests that share a slot, and its memory, aligned for large pages.
+pub(crate) struct Memory {
+    pub(crate) machine: Machine,
+    start: usize,
 }
 
 impl Memory {
-    fn new(device: &Handle, advice: i32) -> Result<Self, String> {
+    pub(crate) fn new(device: &Handle, codes: &[Code], advice: i32) -> Result<Self, String> {
         let (protection, flags) = (
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
@@ -45,24 +48,38 @@ impl Memory {
         if all == libc::MAP_FAILED {
             return Err("no memory".into());
         }
-        let start = (all as usize).next_multiple_of(LARGE) as *mut u8;
-        // SAFETY: The range is our own.
-        unsafe { libc::madvise(start.cast(), SIZE, advice) };
         let memory = Self {
-            machine: machine(device, &[Code::Touch], Irqchip::None)?,
-            start,
+            machine: machine(device, codes, Irqchip::None)?,
+            start: (all as usize).next_multiple_of(LARGE),
         };
+        memory.advise(advice);
         memory.flags(0)?;
         Ok(memory)
     }
 
-    /// Sets the flags of the slot.
+    /// `madvise`.
+    pub(crate) fn advise(&self, advice: i32) {
+        // SAFETY: The range is our own, and nothing in it is needed.
+        unsafe { libc::madvise(self.start as *mut _, SIZE, advice) };
+    }
+
+    /// Sets the flags of the slot; how long it takes.
     fn flags(&self, flags: u32) -> Result<u64, String> {
+        self.region(flags, SIZE)
+    }
+
+    /// Takes everything from the guest, while the host keeps it.
+    pub(crate) fn forget(&self) -> Result<(), String> {
+        self.region(0, 0)?;
+        self.region(0, SIZE).map(drop)
+    }
+
+    fn region(&self, flags: u32, size: usize) -> Result<u64, String> {
         let region = kvm_userspace_memory_region {
             slot: SLOT,
             flags,
             guest_phys_addr: AT,
-            memory_size: SIZE as u64,
+            memory_size: size as u64,
             userspace_addr: self.start as u64,
         };
         let begin = ticks();
@@ -73,19 +90,30 @@ impl Memory {
     }
 
     /// Makes all pages present in the host.
-    fn populate(&self) {
+    pub(crate) fn populate(&self) {
         for offset in (0..SIZE).step_by(PAGE) {
             // SAFETY: The range is our own.
-            unsafe { self.start.add(offset).write_volatile(1) };
+            unsafe { ((self.start + offset) as *mut u8).write_volatile(1) };
         }
     }
 
     /// Lets the guest write to `count` pages that are `step` apart; how long it takes.
     fn touch(&self, count: u64, step: usize) -> Result<u64, String> {
+        self.touch_from(0, 0, count, step)
+    }
+
+    /// Lets this vCPU do so from the page `first` on.
+    pub(crate) fn touch_from(
+        &self,
+        cpu: usize,
+        first: u64,
+        count: u64,
+        step: usize,
+    ) -> Result<u64, String> {
         self.machine.ram.write_words(TOUCH_COUNT, &[count]);
         self.machine.ram.write_words(TOUCH_STEP, &[step as u64]);
-        let vcpu = &self.machine.vcpus[0];
-        set_pointer(&vcpu.handle, AT)?;
+        let vcpu = &self.machine.vcpus[cpu];
+        set_pointer(&vcpu.handle, AT + first * PAGE as u64)?;
         let begin = ticks();
         vcpu.run()?;
         let end = ticks();
@@ -93,6 +121,14 @@ impl Memory {
             KVM_EXIT_IO => Ok(end - begin),
             reason => Err(format!("exit {reason}")),
         }
+    }
+
+    /// How often the first vCPU has left its guest.
+    fn exits(&self) -> Result<u64, String> {
+        let file = self.machine.vcpus[0]
+            .handle
+            .open_with(number::GET_STATS_FD, 0)?;
+        Ok(counter(&file, "exits")?.ok_or("exits are not counted")?)
     }
 
     /// Reads and clears the log: how long it takes, and how many pages were in it.
@@ -109,17 +145,32 @@ impl Memory {
         let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
         Ok((end - begin, count))
     }
+
+    /// How long a look at all entries of the nested tables takes: reading the counts of pages makes
+    /// one. None where the count is kept when pages are mapped, as KVM does.
+    fn scan(&self) -> Result<Option<u64>, String> {
+        let file = self.machine.vm.open_with(number::GET_STATS_FD, 0)?;
+        // Nor does KVM count exits there.
+        if counter(&file, "exits")?.is_none() {
+            return Ok(None);
+        }
+        let begin = ticks();
+        read(&file, 0, 8)?;
+        Ok(Some(ticks() - begin))
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: The range is our own; the slot of a machine that goes.
-        unsafe { libc::munmap(self.start.cast(), SIZE) };
+        unsafe { libc::munmap(self.start as *mut _, SIZE) };
     }
 }
 
 /// Memory that tables of guests take, in bytes.
 fn tables() -> u64 {
+    // Each CPU counts for itself for a while, unless it is asked.
+    let _ = fs::read("/proc/sys/vm/stat_refresh");
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text
         .lines()
@@ -137,21 +188,30 @@ pub(crate) fn memory(device: &Handle) -> Rows {
             times: 0,
         });
     };
+    let guest = |advice| Memory::new(device, &[Code::Touch], advice);
     {
-        let memory = Memory::new(device, libc::MADV_HUGEPAGE)?;
+        let memory = guest(libc::MADV_HUGEPAGE)?;
         memory.populate();
         let count = (SIZE / LARGE) as u64;
         add("fault_2m", memory.touch(count, LARGE)? / count);
     }
     {
-        let memory = Memory::new(device, libc::MADV_NOHUGEPAGE)?;
+        let memory = guest(libc::MADV_NOHUGEPAGE)?;
         add("populate_absent", memory.touch(PAGES, PAGE)? / PAGES);
     }
-    let memory = Memory::new(device, libc::MADV_NOHUGEPAGE)?;
+    let memory = guest(libc::MADV_NOHUGEPAGE)?;
     memory.populate();
-    let before = tables();
+    // What the guest has besides is mapped first.
+    memory.touch(1, PAGE)?;
+    memory.forget()?;
+    let (before, none) = (tables(), memory.scan()?);
+    let exits = memory.exits()?;
     add("populate", memory.touch(PAGES, PAGE)? / PAGES);
-    add("tables", tables().saturating_sub(before) * 4);
+    add("populate_exits", (memory.exits()? - exits) * TO_GIB);
+    add("tables", tables().saturating_sub(before) * TO_GIB);
+    if let (Some(none), Some(all)) = (none, memory.scan()?) {
+        add("scan", all.saturating_sub(none));
+    }
     add("log_on", memory.flags(LOG)?);
     add("log_get_none", memory.log()?.0);
     memory.touch(100, SIZE / 100 & !(PAGE - 1))?;
@@ -165,8 +225,7 @@ pub(crate) fn memory(device: &Handle) -> Rows {
     add("log_off", memory.flags(0)?);
     memory.touch(PAGES, PAGE)?;
     let begin = ticks();
-    // SAFETY: The range is our own.
-    unsafe { libc::madvise(memory.start.cast(), SIZE, libc::MADV_DONTNEED) };
+    memory.advise(libc::MADV_DONTNEED);
     add("unmap", ticks() - begin);
     Ok(rows)
 }
