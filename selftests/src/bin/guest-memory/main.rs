@@ -20,6 +20,7 @@ mod guest;
 mod host;
 mod huge;
 mod log;
+mod pressure;
 mod slots;
 mod survive;
 mod vast;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 30] = [
+    let tests: [(&str, Test); 33] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -93,6 +94,9 @@ fn main() -> ExitCode {
         ("a page of 1 GiB, logged", huge::logged),
         ("a page of 1 GiB, in part", huge::in_part),
         ("a page of 1 GiB, ahead of its use", huge::pre_faulted),
+        ("a cgroup is charged for tables", pressure::charged),
+        ("a cgroup takes pages back", pressure::pages_go),
+        ("a cgroup kills a guest", pressure::killed),
     ];
     let mut run = |name: &str, test: &dyn Fn() -> Outcome| {
         if only.as_ref().is_some_and(|text| !name.contains(text)) {
@@ -128,6 +132,9 @@ fn main() -> ExitCode {
     let time = Duration::from_secs(seconds);
     run("a page of 1 GiB, under fire", &|| {
         huge::under_fire(&device, time)
+    });
+    run("a cgroup reclaims under a guest", &|| {
+        pressure::reclaimed(&device, time)
     });
     run("slots change under a running vCPU", &|| {
         fire::slots_change(&device, time)

@@ -20,10 +20,10 @@ const PAGES: usize = 1024;
 const MADV_COLLAPSE: i32 = 25;
 
 /// A RAM disk that the host swaps to, for as long as this lives.
-struct Swap(CString);
+pub(crate) struct Swap(CString);
 
 impl Swap {
-    fn on() -> Option<Self> {
+    pub(crate) fn on() -> Option<Self> {
         const SIZE: u32 = 64 << 20;
         let insert = ["/lab/brd.ko", "rd_nr=1", "rd_size=65536"];
         let done = Command::new("insmod").args(insert).status().ok()?;
@@ -50,7 +50,7 @@ impl Drop for Swap {
 }
 
 /// A counter of /proc/vmstat.
-fn vmstat(name: &str) -> u64 {
+pub(crate) fn vmstat(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let value = text
         .lines()
