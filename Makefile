@@ -88,7 +88,7 @@ unload: ## take it out again
 
 .PHONY: check
 check: all ## all tests: crates, self-tests in the emulated host, the kernel's KVM selftests
-	@selftests/check
+	@selftests/check $(if $(BRIEF),--brief)
 
 # The random tests take the same way each time, so that a red run says something about the change;
 # `make check-crates SEED=$$RANDOM` looks elsewhere.

@@ -284,13 +284,28 @@ fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
         vmcb.set_rflags(vmcb.rflags().difference(ours));
     }
     let debug = ExitCode(ExitCode::EXCP0.0 | u64::from(vector::DB));
-    if ExitCode(vmcb.exit_code()) == debug && vmcb.dr6() & DR6_BS != 0 && !had.contains(Rflags::TF)
-    {
-        // A breakpoint that was met in the same instruction is still the guest's.
-        let own = vmcb.dr6() & !DR6_BS;
-        events.own_debug = own == step.dr6 & !DR6_BS;
-        vmcb.set_dr6(own | (step.dr6 & DR6_BS));
+    if ExitCode(vmcb.exit_code()) != debug || had.contains(Rflags::TF) {
+        return;
     }
+    let dr6 = vmcb.dr6();
+    if dr6 & DR6_BS != 0 {
+        // A breakpoint that was met in the same instruction is still the guest's.
+        let theirs = dr6 & !DR6_BS & !unused_breakpoints(vmcb.dr7());
+        events.own_debug = theirs & !step.dr6 == 0;
+        vmcb.set_dr6(match events.own_debug {
+            true => step.dr6,
+            false => theirs | (step.dr6 & DR6_BS),
+        });
+    }
+}
+
+/// The breakpoint conditions in DR6 that mean nothing, because DR7 enables no such breakpoint: a CPU
+/// may show them all the same (APM vol. 2, 13.1.1.3), and a guest without breakpoints has those
+/// addresses in DR0 to DR3 that somebody else has left there.
+fn unused_breakpoints(dr7: u64) -> u64 {
+    (0..4)
+        .filter(|number| dr7 >> (2 * number) & 0b11 == 0)
+        .fold(0, |bits, number| bits | 1 << number)
 }
 
 /// Opens and closes the windows. V_IRQ is set exactly while VINTR is intercepted.

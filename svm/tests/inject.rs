@@ -286,10 +286,10 @@ fn a_second_nmi_waits_for_iret() {
     assert!(machine.state.events.nmi_masked);
     machine.prepare();
 
-    // The IRET loads RFLAGS and jumps; the step traps.
+    // The IRET loads RFLAGS and jumps; the step traps, at an address that is in DR0 by chance.
     machine.vmcb.set_rip(0x2000);
     machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::CF);
-    machine.vmcb.set_dr6(0xffff_4ff0);
+    machine.vmcb.set_dr6(0xffff_4ff1);
     machine.leave(ExitCode(0x41), 0, 0);
     machine.handle();
     assert_eq!(machine.exception(), None);
@@ -298,6 +298,30 @@ fn a_second_nmi_waits_for_iret() {
     assert_eq!(machine.vmcb.rflags(), Rflags::RESERVED1 | Rflags::CF);
     machine.prepare();
     assert_eq!(injected(&machine), Some(Event::Nmi));
+}
+
+/// The step over an IRET ends at a breakpoint of the guest.
+#[test]
+fn a_breakpoint_that_our_step_meets_is_the_guests() {
+    for dr7 in [0x401, 0x402, 0x480] {
+        let mut machine = machine();
+        machine.state.events.raise_nmi();
+        machine.state.events.raise_nmi();
+        machine.prepare();
+        exit_during(&mut machine, None);
+        machine.prepare();
+        machine.leave(ExitCode::IRET, 0, 0);
+        machine.handle();
+        machine.prepare();
+        machine.vmcb.set_rip(0x2000);
+        machine.vmcb.set_dr7(dr7);
+        let met = if dr7 == 0x480 { 8 } else { 1 };
+        machine.vmcb.set_dr6(0xffff_4ff0 | met | 2);
+        machine.leave(ExitCode(0x41), 0, 0);
+        machine.handle();
+        assert_eq!(machine.exception(), Some(Exception::new(vector::DB)));
+        assert_eq!(machine.vmcb.dr6(), 0xffff_0ff0 | met);
+    }
 }
 
 /// An NMI that waited behind an exception comes before the IRET of its handler at the latest.
