@@ -202,7 +202,8 @@ fn fill<T: Tables>(tables: &T, table: Hpa, size: PageSize, old: Entry) {
     }
 }
 
-/// Takes out what `range` touches below `table`, which begins at `base`.
+/// Takes out what `range` touches below `table`, which begins at `base`, and the tables that become
+/// empty.
 pub(crate) fn clear<T: Tables>(
     tables: &mut T,
     table: Hpa,
@@ -219,16 +220,32 @@ pub(crate) fn clear<T: Tables>(
                 flush |= Flush::All;
             }
             Kind::Table(next) => {
-                flush |= clear(tables, next, level.saturating_sub(1), place.gpa, range);
-                if range.covers(place.gpa, span(level)) {
+                let below = level.saturating_sub(1);
+                let taken = clear(tables, next, below, place.gpa, range);
+                let first = index(below, place.gpa.max(range.start));
+                if range.covers(place.gpa, span(level))
+                    || taken.is_needed() && is_empty(tables, next, first)
+                {
                     place.take(tables);
                     tables.free(next);
                     flush |= Flush::All;
                 }
+                flush |= taken;
             }
         }
     }
     flush
+}
+
+/// Whether there is nothing in a table. It looks first around the entry `from`, which was just taken
+/// out: the host takes pages back one after the other, upwards, downwards or at random, and in each
+/// case another is near, as long as there are any.
+fn is_empty<T: Tables>(tables: &T, table: Hpa, from: usize) -> bool {
+    let absent = |index: usize| {
+        let entry = Entry::from_raw(tables.read(table, index % ENTRIES));
+        !entry.has(NptEntry::PRESENT)
+    };
+    (0..=ENTRIES / 2).all(|step| absent(from.wrapping_add(step)) && absent(from.wrapping_sub(step)))
 }
 
 /// Splits the large pages below `table`, which begins at `base`, that `range` touches.

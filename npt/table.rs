@@ -128,7 +128,9 @@ impl Npt {
         Ok(flush)
     }
 
-    /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it.
+    /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it or
+    /// have become empty. So no table but the root is ever empty, unless a [`map`](Npt::map) that
+    /// failed has left it.
     pub fn unmap<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
         clear(tables, self.root, self.levels, 0, range)
     }

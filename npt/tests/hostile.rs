@@ -51,7 +51,7 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
         rights,
         history: NptEntry::empty(),
     };
-    let flush = match what % 9 {
+    let flush = match what % 11 {
         0 | 1 => npt.map(memory, mapping).unwrap_or(Flush::All),
         2 => npt.unmap(memory, range),
         3 => npt.protect(memory, range),
@@ -59,6 +59,18 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
         5 => npt.merge(memory, a, size),
         6 => npt.protect_pages(memory, a, b) | npt.merge_range(memory, range),
         7 => {
+            let mut flush = Flush::None;
+            let end = b.min(a.saturating_add(LARGE));
+            let _ = npt.split_range(memory, GpaRange { start: a, end }, &mut flush);
+            flush
+        }
+        8 => {
+            let ahead = (1..20).map(|i| Hpa(b.wrapping_add(i * PAGE)));
+            let run = npt.map_run(memory, mapping, ahead, rights - Rights::WRITE);
+            run.unwrap_or(Flush::All)
+        }
+        9 => {
+            npt.count(memory, range);
             npt.clear_accessed(memory, range);
             npt.is_accessed(memory, GpaRange::page(a, size));
             npt.permit(memory, b, rights, size);

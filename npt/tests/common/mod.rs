@@ -10,7 +10,7 @@
 
 use npt::{Entry, Flush, GpaRange, Hpa, Kind, Npt, NptEntry, PageSize, Tables};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub const PAGE: u64 = 4 << 10;
 pub const LARGE: u64 = 2 << 20;
@@ -40,7 +40,10 @@ pub type Table = Box<[Cell<u64>; 512]>;
 #[derive(Default)]
 pub struct Memory {
     tables: BTreeMap<u64, Table>,
-    pub live: usize,
+    /// Those that were given and not freed.
+    pub live: BTreeSet<u64>,
+    /// How many were freed.
+    pub freed: usize,
     pub stock: usize,
     next: u64,
     /// What the CPU does before each exchange.
@@ -168,8 +171,8 @@ impl Tables for Memory {
 
     fn alloc(&mut self) -> Option<Hpa> {
         self.stock = self.stock.checked_sub(1)?;
-        self.live += 1;
         let at = self.next;
+        self.live.insert(at);
         self.next += PAGE;
         let table = Box::new([const { Cell::new(0) }; 512]);
         self.tables.insert(at, table);
@@ -177,7 +180,8 @@ impl Tables for Memory {
     }
 
     fn free(&mut self, table: Hpa) {
-        self.live = self.live.checked_sub(1).expect("freed more than allocated");
+        assert!(self.live.remove(&table.0), "a table was freed twice");
+        self.freed += 1;
         let present = |cell: &Cell<u64>| cell.get() & 1 != 0;
         assert!(
             !self.tables[&table.0].iter().any(present),
@@ -189,27 +193,48 @@ impl Tables for Memory {
 /// Takes everything out, and checks that nothing is left.
 pub fn finish(npt: Npt, memory: &mut Memory) {
     let _ = npt.unmap(memory, GpaRange::ALL);
-    assert_eq!(memory.live, 1, "tables besides the root are left");
+    assert_eq!(memory.live.len(), 1, "tables besides the root are left");
     let _ = npt.destroy(memory);
-    assert_eq!(memory.live, 0);
+    assert!(memory.live.is_empty());
 }
 
-/// All pages in the tables, found by walking them without `npt`.
-pub fn pages(memory: &Memory, root: Hpa, levels: u8) -> Vec<(u64, PageSize, Entry)> {
-    let mut found = Vec::new();
-    collect(memory, root, levels, 0, &mut found);
-    found
+/// What is in the tables, found by walking them without `npt`.
+#[derive(Default)]
+pub struct Contents {
+    pub pages: Vec<(u64, PageSize, Entry)>,
+    pub tables: BTreeSet<u64>,
+    /// Tables besides the root that have nothing in them.
+    pub empty: usize,
 }
 
-fn collect(m: &Memory, table: Hpa, level: u8, base: u64, found: &mut Vec<(u64, PageSize, Entry)>) {
-    for index in 0..512 {
-        let entry = Entry::from_raw(m.read(table, index));
-        let gpa = base + ((index as u64) << (12 + 9 * (u32::from(level) - 1)));
-        match entry.kind(level) {
-            Kind::Absent => assert_eq!(entry, Entry::ABSENT),
-            Kind::Table(next) => collect(m, next, level - 1, gpa, found),
-            Kind::Page(_) => found.push((gpa, PageSize::of_level(level).unwrap(), entry)),
+impl Contents {
+    pub fn of(memory: &Memory, root: Hpa, levels: u8) -> Self {
+        let mut found = Contents::default();
+        found.add(memory, root, levels, 0);
+        found.empty -= usize::from(found.tables.len() == 1 && found.pages.is_empty());
+        found
+    }
+
+    fn add(&mut self, memory: &Memory, table: Hpa, level: u8, base: u64) {
+        assert!(self.tables.insert(table.0), "a table is there twice");
+        let mut empty = true;
+        for (index, cell) in memory.tables[&table.0].iter().enumerate() {
+            let entry = Entry::from_raw(cell.get());
+            if entry == Entry::ABSENT {
+                continue;
+            }
+            empty = false;
+            let gpa = base + ((index as u64) << (12 + 9 * (u32::from(level) - 1)));
+            match entry.kind(level) {
+                Kind::Absent => panic!("bits in an absent entry: {entry:?}"),
+                Kind::Table(next) => self.add(memory, next, level - 1, gpa),
+                Kind::Page(_) => {
+                    let size = PageSize::of_level(level).unwrap();
+                    self.pages.push((gpa, size, entry));
+                }
+            }
         }
+        self.empty += usize::from(empty);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use selftests::kvm::{Errno, Handle};
-use selftests::memory::PAGE;
+use selftests::memory::{meminfo, PAGE};
 use selftests::tap::equal;
 
 use crate::guest::*;
@@ -50,6 +50,33 @@ pub(crate) fn protects(device: &Handle) -> Outcome {
     area.protect(0, 32 * PAGE, libc::PROT_READ | libc::PROT_WRITE);
     vm.store(DATA, 2)?;
     equal("written", area.load(0), 2)
+}
+
+/// The host takes pages back one at a time, in any order: the tables go with the last of theirs.
+pub(crate) fn tables(device: &Handle) -> Outcome {
+    const PAGES: usize = 16 << 10;
+    let vm = Vm::new(device)?;
+    let area = Area::new(PAGES * PAGE);
+    area.advise(0, PAGES * PAGE, libc::MADV_NOHUGEPAGE);
+    vm.slot(1, 0, DATA, PAGES * PAGE, area.start)?;
+    let kilobytes = || {
+        // Reading it adds up what each CPU has counted.
+        let _ = std::fs::read("/proc/sys/vm/stat_refresh");
+        meminfo("SecPageTables")
+    };
+    let before = kilobytes();
+    vm.call(FILL, DATA, 1, PAGES as u32)?;
+    let full = kilobytes();
+    for index in 0..PAGES {
+        area.advise(index * 4099 % PAGES * PAGE, PAGE, libc::MADV_DONTNEED);
+    }
+    let after = kilobytes();
+    println!("# tables: {before} KiB, {full} KiB with all pages, {after} KiB without");
+    // One for each 2 MiB, of 4 KiB; some for other guests may have come or gone.
+    let all = (PAGES / 512 * 4) as i64;
+    equal("many tables", full - before >= all / 2, true)?;
+    equal("they went", full - after >= all / 2, true)?;
+    equal("all empty", vm.call(SUM, DATA, 0, PAGES as u32)?, 0)
 }
 
 /// After a fork neither process sees what the other, or its guest, writes.

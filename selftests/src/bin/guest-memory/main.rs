@@ -26,7 +26,11 @@ mod survive;
 mod vast;
 
 /// What KVM does differently.
-const KVM: [(&str, &str); 3] = [
+const KVM: [(&str, &str); 4] = [
+    (
+        "tables go with their pages",
+        "KVM keeps a table until its slot goes",
+    ),
     (
         "the dirty log is exact",
         "KVM takes a page for written when it maps it",
@@ -63,7 +67,7 @@ fn main() -> ExitCode {
         }
     };
     type Test = fn(&Handle) -> Outcome;
-    let tests: [(&str, Test); 33] = [
+    let tests: [(&str, Test); 34] = [
         ("the rules of slots", slots::rules),
         ("reads and writes", slots::reads_and_writes),
         ("slots come and go", slots::come_and_go),
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         ("random changes of slots", slots::random_changes),
         ("the host unmaps", host::unmaps),
         ("the host protects", host::protects),
+        ("tables go with their pages", host::tables),
         ("a page that is awaited", host::awaited_page),
         ("a fork copies", host::fork_copies),
         ("the owner dies before the VM", host::owner_dies),
