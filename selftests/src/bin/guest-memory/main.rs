@@ -26,7 +26,7 @@ mod survive;
 mod vast;
 
 /// What KVM does differently.
-const KVM: [(&str, &str); 4] = [
+const KVM: [(&str, &str); 5] = [
     (
         "tables go with their pages",
         "KVM keeps a table until its slot goes",
@@ -38,6 +38,10 @@ const KVM: [(&str, &str); 4] = [
     (
         "the dirty log survives the host",
         "KVM takes a page for written when it maps it",
+    ),
+    (
+        "a cgroup takes pages and tables back",
+        "KVM keeps a table until its slot goes",
     ),
     (
         "nothing of a dirty log is lost",
@@ -100,7 +104,10 @@ fn main() -> ExitCode {
         ("a page of 1 GiB, in part", huge::in_part),
         ("a page of 1 GiB, ahead of its use", huge::pre_faulted),
         ("a cgroup is charged for tables", pressure::charged),
-        ("a cgroup takes pages back", pressure::pages_go),
+        (
+            "a cgroup takes pages and tables back",
+            pressure::pages_and_tables_go,
+        ),
         ("a cgroup kills a guest", pressure::killed),
     ];
     let mut run = |name: &str, test: &dyn Fn() -> Outcome| {

@@ -177,13 +177,14 @@ pub(crate) fn reclaimed(device: &Handle, time: Duration) -> Outcome {
     Ok(())
 }
 
-/// The host takes the pages of a guest that does not use them, and they come back.
-pub(crate) fn pages_go(device: &Handle) -> Outcome {
+/// The host takes the pages of a guest that does not use them, and the tables with them.
+pub(crate) fn pages_and_tables_go(device: &Handle) -> Outcome {
     let Some(_swap) = Swap::on() else {
         return skipped("there is nothing to swap to");
     };
     let group = Cgroup::new()?;
     let (vm, area) = with_far_pages(device)?;
+    let base = table_pages();
     for page in 0..FAR {
         vm.store(far(page), page as u32)?;
     }
@@ -194,6 +195,8 @@ pub(crate) fn pages_go(device: &Handle) -> Outcome {
         pages()
     };
     becomes("pages that are left", reclaim, 0, STOCK)?;
+    let tables = || table_pages() - base;
+    becomes("tables that are left", tables, -STOCK, 2 * STOCK)?;
     for page in 0..FAR {
         equal("what was written", vm.load(far(page))?, page as u32)?;
         equal("our view", area.load(page * LARGE), page as u32)?;
