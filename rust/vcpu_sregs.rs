@@ -8,7 +8,7 @@ use crate::world::{deferred, APIC_BASE_RESET};
 use kernel::prelude::*;
 use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
-use svm::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4};
+use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use svm::vmcb::Vmcb;
 use x86::cpu::GuestMemory;
 use x86::msr::Origin;
@@ -31,7 +31,7 @@ const SEGMENTS: [SegReg; 8] = [
 
 /// KVM_GET_SREGS.
 pub(crate) fn get(inner: &Inner) -> abi::kvm_sregs {
-    let efer = inner.vmcb.efer().difference(Efer::SVME);
+    let efer = guest_efer(&inner.vmcb, &inner.state);
     let [cs, ds, es, fs, gs, ss, tr, ldt] = SEGMENTS.map(|reg| segment(&inner.vmcb, reg));
     let mut sregs = abi::kvm_sregs {
         cs,
@@ -195,7 +195,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs) -> Resul
     vmcb.set_cr3(regs.cr3);
     set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
     set_guest_cr4(vmcb, state, regs.cr4);
-    vmcb.set_efer(regs.efer | Efer::SVME);
+    set_guest_efer(vmcb, state, regs.efer);
     match &mut inner.parts.lapic {
         Some(lapic) => lapic.set_cr8(new.cr8),
         None => inner.parts.user_cr8 = (new.cr8 & 0xf) as u8,

@@ -5,7 +5,7 @@
 use crate::dispatch::Platform;
 use crate::features::SvmFeatures;
 use crate::io::{Fragment, Known, Place};
-use crate::state::{guest_cr0, guest_cr4, VcpuState};
+use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, MemError, Stop};
 use x86::features::Feature;
@@ -276,9 +276,8 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         guest_cr4(self.vmcb, self.state)
     }
 
-    /// Without SVME, which AMD-V needs in the VMCB and the guest does not have.
     fn efer(&self) -> Efer {
-        self.vmcb.efer().difference(Efer::SVME)
+        guest_efer(self.vmcb, self.state)
     }
 
     #[inline]

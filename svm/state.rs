@@ -10,7 +10,7 @@ use crate::vmcb::Vmcb;
 use x86::decode::Insn;
 use x86::features::{Feature, Features};
 use x86::msr::MsrFile;
-use x86::regs::{gpr, Cr0, Cr4, GuestRegs, SegReg};
+use x86::regs::{gpr, Cr0, Cr4, Efer, GuestRegs, SegReg};
 
 /// `struct kvm_mp_state`, with the numbers of the API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct VcpuState {
     pub cr0_hidden: Cr0,
     /// CR4.MCE as the guest wrote it: for the CPU it is always set.
     pub cr4_mce: bool,
+    /// EFER.LME while paging is off, when the CPU does not get it.
+    pub lme_hidden: bool,
     /// XCR0.
     pub xcr0: u64,
     /// The rights of protection keys.
@@ -102,6 +104,7 @@ impl VcpuState {
             debug: GuestDebug::default(),
             cr0_hidden: Cr0::CD | Cr0::NW,
             cr4_mce: false,
+            lme_hidden: false,
             xcr0: XCR0_RESET,
             pkru: 0,
             msrs: MsrFile::new(),
@@ -143,6 +146,7 @@ impl VcpuState {
         self.events = Events::default();
         self.db = [0; 4];
         self.cr4_mce = false;
+        self.lme_hidden = false;
         self.io.clear();
         self.msrs.init();
         let debugger_dr7 = vmcb.dr7();
@@ -206,6 +210,23 @@ pub fn set_guest_cr4(vmcb: &mut Vmcb, state: &mut VcpuState, value: Cr4) {
     state.cr4_mce = value.contains(Cr4::MCE);
     vmcb.set_cr4(value | Cr4::MCE);
     set_hidden_intercepts(vmcb, state);
+}
+
+/// EFER as the guest sees it: without SVME, which AMD-V needs in the VMCB and the guest does not have.
+pub fn guest_efer(vmcb: &Vmcb, state: &VcpuState) -> Efer {
+    let mut efer = vmcb.efer().difference(Efer::SVME);
+    efer.set(Efer::LME, efer.contains(Efer::LMA) || state.lme_hidden);
+    efer
+}
+
+/// Sets EFER to what the guest is to see, which must be valid. LME means nothing before paging is on,
+/// and paging is turned on by an exit, so the CPU gets it no sooner. QEMU needs that: at a #VMEXIT
+/// with LME, and neither CR0.PG nor CR4.PAE, it does not load the host's CR0.
+pub fn set_guest_efer(vmcb: &mut Vmcb, state: &mut VcpuState, value: Efer) {
+    let mut efer = value | Efer::SVME;
+    efer.set(Efer::LME, value.contains(Efer::LMA));
+    state.lme_hidden = value.contains(Efer::LME) && !value.contains(Efer::LMA);
+    vmcb.set_efer(efer);
 }
 
 /// Reads of a control register exit while the CPU's value is not the guest's.

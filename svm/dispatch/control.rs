@@ -7,7 +7,7 @@ use super::{Action, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::exit::RegAccess;
 use crate::features::SvmFeatures;
-use crate::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4};
+use crate::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use x86::cpu::{Cpu, Stop};
 use x86::decode::CodeSize;
 use x86::emulate::{code_size, emulate, fetch, lmsw_value};
@@ -60,7 +60,7 @@ pub fn set_control_regs<P: Platform>(guest: &mut Guest<'_, P>, regs: &ControlReg
     set_guest_cr0(guest.vmcb, guest.state, regs.cr0);
     guest.vmcb.set_cr3(regs.cr3);
     set_guest_cr4(guest.vmcb, guest.state, regs.cr4);
-    guest.vmcb.set_efer(regs.efer | Efer::SVME);
+    set_guest_efer(guest.vmcb, guest.state, regs.efer);
     if translation_changed {
         guest.platform.flush_tlb();
     }

@@ -11,9 +11,9 @@ use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::intercept::{CrIntercepts, Word4};
 use svm::io::UserIo;
-use svm::state::{guest_cr0, guest_cr4};
+use svm::state::{guest_cr0, guest_cr4, guest_efer};
 use x86::features::{Feature, Features};
-use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags};
+use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags, SegAttr, SegReg};
 
 /// A host that saves nRIP, and one that does not.
 const HOSTS: [SvmFeatures; 2] = [SvmFeatures::empty(), SvmFeatures::NRIPS];
@@ -499,6 +499,38 @@ fn efer_keeps_svme() {
         completed(machine, 2);
         assert_eq!(machine.vmcb.efer(), old | Efer::SCE);
     });
+}
+
+#[test]
+fn lme_waits_for_paging() {
+    const LONG: Efer = Efer::LME.union(Efer::LMA);
+    for host in HOSTS {
+        // wrmsr; mov cr0, rbx; the same
+        let code = [0x0f, 0x30, 0x0f, 0x22, 0xc3, 0x0f, 0x22, 0xc3];
+        // Everything is ready for long mode.
+        let mut machine = Machine::long(host).code(&code);
+        let mut cs = machine.vmcb.segment(SegReg::Cs);
+        cs.attributes.remove(SegAttr::L);
+        machine.vmcb.set_segment(SegReg::Cs, cs);
+        machine.vmcb.set_cr0(Cr0::PE | Cr0::ET);
+        machine.vmcb.set_efer(Efer::SVME);
+        let mut step = |exit, length, value: u64| {
+            let next = machine.vmcb.rip() + length;
+            poke(&mut machine.vmcb, NRIP, next);
+            set(&mut machine, gpr::RBX, value);
+            set(&mut machine, gpr::RCX, 0xc000_0080);
+            machine.state.regs.set_edx_eax(value);
+            assert_eq!(machine.exit(exit, 1, 0), Action::Resume);
+            assert_eq!((machine.vmcb.rip(), machine.exception()), (next, None));
+            let shown = guest_efer(&machine.vmcb, &machine.state);
+            (shown & LONG, machine.vmcb.efer() & LONG)
+        };
+        let off = (Efer::LME, Efer::empty());
+        assert_eq!(step(ExitCode::MSR, 2, Efer::LME.bits()), off);
+        let mut cr0 = |value: Cr0| step(ExitCode::CR0_SEL_WRITE, 3, value.bits());
+        assert_eq!(cr0(Cr0::PE | Cr0::PG | Cr0::ET), (LONG, LONG));
+        assert_eq!(cr0(Cr0::PE | Cr0::ET), off);
+    }
 }
 
 #[test]
