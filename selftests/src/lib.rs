@@ -7,6 +7,7 @@ pub mod guest;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod state;
 pub mod stats;
 pub mod tap;
 pub mod trace;

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use selftests::guest::{compare, Guest};
 use selftests::kvm::Handle;
 use selftests::machine::{catch_interruptions, missing, register, Machine};
+use selftests::state::describe;
 use selftests::tap::Tap;
 
 struct Options {
@@ -97,8 +98,9 @@ fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<Excus
     Ok(found)
 }
 
-/// Runs the guest; answers what it did. A `regs` line of the expectation is answered in kind.
-fn run(device: &Handle, guest: &Guest) -> Result<Vec<String>, String> {
+/// Runs the guest; answers what it did. A `regs` line of the expectation is answered in kind, and
+/// what was not expected is followed by what the CPUs are doing.
+fn run(device: &Handle, guest: &Guest) -> Result<(Vec<String>, Result<(), String>), String> {
     let machine =
         Machine::new(device, guest).map_err(|e| format!("could not make the machine: {e}"))?;
     let mut lines = machine.run(guest);
@@ -118,7 +120,14 @@ fn run(device: &Handle, guest: &Guest) -> Result<Vec<String>, String> {
         }
         lines.push(values);
     }
-    Ok(lines)
+    let outcome = compare(&guest.expected, &lines).map_err(|mut text| {
+        for (id, vcpu) in machine.vcpus.iter().enumerate() {
+            text.push_str(&format!("\nCPU {id}:\n  "));
+            text.push_str(&describe(&vcpu.handle).join("\n  "));
+        }
+        text
+    });
+    Ok((lines, outcome))
 }
 
 fn main() -> ExitCode {
@@ -164,15 +173,12 @@ fn main() -> ExitCode {
         if options.print {
             println!("== {name}");
             match outcome {
-                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                Ok((lines, _)) => lines.iter().for_each(|line| println!("{line}")),
                 Err(error) => println!("# {error}"),
             }
             continue;
         }
-        match (
-            outcome.and_then(|lines| compare(&guest.expected, &lines)),
-            excuse,
-        ) {
+        match (outcome.and_then(|(_, outcome)| outcome), excuse) {
             (Err(_), Some(bug)) => tap.skip(name, &format!("excused by {}", bug.text)),
             (outcome, _) => tap.result(name, outcome),
         }
