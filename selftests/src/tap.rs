@@ -62,7 +62,7 @@ impl Tap {
 pub const SKIP: &str = "SKIP ";
 
 /// The result of a test that cannot run here.
-pub fn skipped(reason: &str) -> Result<(), String> {
+pub fn skipped<T>(reason: &str) -> Result<T, String> {
     Err(format!("{SKIP}{reason}"))
 }
 

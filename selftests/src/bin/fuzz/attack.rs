@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::*;
+use selftests::cpus::{pin, usable};
 use selftests::kvm::{number, supported_cpuid, Answer, Errno, Handle};
 
 use crate::guest;
@@ -431,15 +432,9 @@ impl Thread<'_> {
     }
 
     fn migrate(&mut self) {
-        // SAFETY: The set is plain and this function's own.
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(self.rng.below(2), &mut set);
-            if self.rng.once_in(2) {
-                (0..64).for_each(|cpu| libc::CPU_SET(cpu, &mut set));
-            }
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-        }
+        let cpus = usable();
+        let one = [self.rng.pick(cpus)];
+        let _ = pin(if self.rng.once_in(2) { cpus } else { &one });
     }
 
     fn close(&mut self) {

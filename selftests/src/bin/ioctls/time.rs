@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::*;
+use selftests::cpus::{pin, usable};
 use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Number};
 use selftests::stats::{counter, read, word};
 use selftests::tap::{equal, skipped};
@@ -193,18 +194,12 @@ fn tsc_khz(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// From now on this thread runs on this CPU only.
-fn pin(cpu: usize) -> Result<(), String> {
-    // SAFETY: The set lies on the stack, and zeros are one.
-    let ret = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &set)
-    };
-    if ret == 0 {
-        return Ok(());
+/// Two CPUs of the host.
+fn two_cpus() -> Result<[usize; 2], String> {
+    match usable() {
+        [first, second, ..] => Ok([*first, *second]),
+        _ => skipped("the host has one CPU"),
     }
-    skipped("the host has one CPU")
 }
 
 /// In a thread of its own, which a test may pin.
@@ -226,7 +221,7 @@ fn tsc_aux(path: &str) -> Result<(), String> {
     .concat();
     apart(|| {
         // Linux has the number of the CPU there.
-        pin(1)?;
+        pin(&two_cpus()?[1..])?;
         let bare = Bare::new(path, &code)?;
         let mut cpuid = supported_cpuid(&bare.device)?;
         for leaf in &mut cpuid {
@@ -269,7 +264,7 @@ fn unstable(path: &str) -> Result<(), String> {
         )?;
         let mut last = 0;
         for round in 0..10 {
-            pin(round % 2)?;
+            pin(&[two_cpus()?[round % 2]])?;
             bare.byte()?;
             let version = word(&bare.ram.read(PAGE as usize, 4), 0);
             equal("even", version % 2, 0)?;

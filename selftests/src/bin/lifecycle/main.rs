@@ -13,12 +13,13 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use selftests::cpus::{pin, usable};
 use selftests::kvm::{number, Errno, Handle};
 use selftests::memory::kernel_memory;
 use selftests::tap::{equal, skipped, Tap};
 
 use module::Module;
-use process::{pin, Child};
+use process::Child;
 use victim::{Kind, Victim};
 
 type Test = (&'static str, fn(&Module) -> Result<(), String>);
@@ -91,7 +92,7 @@ fn killed(module: &Module) -> Result<(), String> {
 
 fn responsive(module: &Module) -> Result<(), String> {
     let device = module.device.clone();
-    pin(0);
+    pin(&usable()[..1])?;
     let child = Child::start(move |counter| {
         counter.add();
         if let Ok(victim) = Victim::new(&device, Kind::Spin) {
@@ -114,12 +115,17 @@ fn responsive(module: &Module) -> Result<(), String> {
     )
 }
 
-/// A child that counts the guest's exits, on one CPU of the host.
-fn counting(module: &Module, cpu: usize) -> Child {
+/// A child that counts the guest's exits. It begins on CPU `first` of the host, and may use `cpus`.
+fn counting(module: &Module, first: usize, cpus: &'static [usize]) -> Child {
     let device = module.device.clone();
     Child::start(move |counter| {
-        pin(cpu);
-        if let Ok(victim) = Victim::new(&device, Kind::Ports) {
+        let start = || -> Result<_, String> {
+            pin(&[first])?;
+            let victim = Victim::new(&device, Kind::Ports)?;
+            pin(cpus)?;
+            Ok(victim)
+        };
+        if let Ok(victim) = start() {
             while victim.steps(1).is_ok() {
                 counter.add();
             }
@@ -127,12 +133,12 @@ fn counting(module: &Module, cpu: usize) -> Child {
     })
 }
 
+fn counting_on_one(module: &Module) -> Child {
+    counting(module, usable()[0], &usable()[..1])
+}
+
 fn share(module: &Module) -> Result<(), String> {
-    let children = [
-        counting(module, 0),
-        counting(module, 0),
-        counting(module, 0),
-    ];
+    let children = [(); 3].map(|()| counting_on_one(module));
     for child in &children {
         child.wait_for(200)?;
     }
@@ -144,19 +150,15 @@ fn online(cpu: usize, on: bool) -> Result<(), String> {
     fs::write(path, if on { "1" } else { "0" }).map_err(|e| format!("CPU {cpu} {on}: {e}"))
 }
 
-fn has_second_cpu() -> bool {
-    fs::exists("/sys/devices/system/cpu/cpu1/online").unwrap_or(false)
-}
-
 fn hotplug(module: &Module) -> Result<(), String> {
-    if !has_second_cpu() {
-        return skipped("the host has one CPU");
-    }
-    let on_second = counting(module, 1);
-    let on_first = counting(module, 0);
+    let [first, second] = usable() else {
+        return skipped("the host has not two CPUs");
+    };
+    let on_second = counting(module, *second, usable());
+    let on_first = counting(module, *first, usable());
     for _ in 0..5 {
         for on in [false, true] {
-            online(1, on)?;
+            online(*second, on)?;
             for child in [&on_first, &on_second] {
                 child.wait_for(child.count() + 50)?;
             }
@@ -167,19 +169,19 @@ fn hotplug(module: &Module) -> Result<(), String> {
 }
 
 fn late_cpu(module: &Module) -> Result<(), String> {
-    if !has_second_cpu() {
-        return skipped("the host has one CPU");
-    }
-    online(1, false)?;
-    let first = counting(module, 0);
-    let outcome = first.wait_for(10);
-    online(1, true)?;
+    let [first, second] = usable() else {
+        return skipped("the host has not two CPUs");
+    };
+    online(*second, false)?;
+    let on_first = counting(module, *first, &usable()[..1]);
+    let outcome = on_first.wait_for(10);
+    online(*second, true)?;
     outcome?;
-    let second = counting(module, 1);
-    second.wait_for(10)?;
-    first.kill()?;
-    second.wait_for(second.count() + 10)?;
-    second.kill()
+    let on_second = counting(module, *second, &usable()[1..]);
+    on_second.wait_for(10)?;
+    on_first.kill()?;
+    on_second.wait_for(on_second.count() + 10)?;
+    on_second.kill()
 }
 
 fn race(module: &Module) -> Result<(), String> {
@@ -281,7 +283,7 @@ fn kvm_second(module: &Module) -> Result<(), String> {
     if module.is_kvm() {
         return skipped("this is about the other module");
     }
-    let child = counting(module, 0);
+    let child = counting_on_one(module);
     child.wait_for(10)?;
     let loaded = module::load_kvm();
     let outcome = child.wait_for(child.count() + 100);
@@ -298,7 +300,7 @@ fn kvm_second(module: &Module) -> Result<(), String> {
 
 /// The guest that is left running here must not keep the host from ending.
 fn power_off(module: &Module) -> Result<(), String> {
-    let child = counting(module, 0);
+    let child = counting_on_one(module);
     child.wait_for(10)?;
     child.leave();
     Ok(())

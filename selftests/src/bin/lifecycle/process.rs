@@ -112,13 +112,3 @@ impl Drop for Child {
         }
     }
 }
-
-/// Keeps the calling thread on one CPU.
-pub(crate) fn pin(cpu: usize) {
-    // SAFETY: The set is plain and this function's own.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-    }
-}
