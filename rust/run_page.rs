@@ -17,6 +17,8 @@ pub(crate) const PAGES: usize = 3;
 pub(crate) const RING_PAGE: usize = 2;
 /// Where the data of KVM_EXIT_IO is, from the start of `struct kvm_run`.
 const PIO_DATA: usize = 4096;
+/// And how much there can be.
+const PIO_SIZE: usize = core::mem::size_of::<[u8; 4096]>();
 
 /// The pages of one vCPU.
 pub(crate) struct RunPage {
@@ -140,8 +142,8 @@ impl RunPage {
         field!(write self, reason, exit_reason);
     }
 
-    /// KVM_EXIT_IO: one element of `size` bytes, going out if there is data.
-    pub(crate) fn set_io(&self, port: u16, size: u8, out: Option<u32>) {
+    /// KVM_EXIT_IO: elements of `size` bytes, or one that goes out if there is data.
+    pub(crate) fn set_io(&self, port: u16, size: u8, count: u16, out: Option<u32>) {
         let direction = if out.is_some() {
             abi::KVM_EXIT_IO_OUT
         } else {
@@ -150,7 +152,7 @@ impl RunPage {
         field!(write self, direction as u8, __bindgen_anon_1.io.direction);
         field!(write self, size, __bindgen_anon_1.io.size);
         field!(write self, port, __bindgen_anon_1.io.port);
-        field!(write self, 1, __bindgen_anon_1.io.count);
+        field!(write self, u32::from(count), __bindgen_anon_1.io.count);
         field!(write self, PIO_DATA as u64, __bindgen_anon_1.io.data_offset);
         let data: *mut u32 = self.pages[1].as_ptr().cast();
         // SAFETY: The page is ours, and large enough.
@@ -158,11 +160,16 @@ impl RunPage {
         self.set_reason(abi::KVM_EXIT_IO);
     }
 
-    /// The VMM's answer to KVM_EXIT_IO.
-    pub(crate) fn io_data(&self) -> u32 {
-        let data: *const u32 = self.pages[1].as_ptr().cast();
-        // SAFETY: The page is ours, and large enough.
-        unsafe { data.read_volatile() }
+    /// Element `index` of the VMM's answer to KVM_EXIT_IO.
+    pub(crate) fn io_element(&self, index: u16, size: u8) -> u32 {
+        let offset = usize::from(index) * usize::from(size);
+        let mut value = [0; 4];
+        for (at, byte) in value.iter_mut().take(usize::from(size)).enumerate() {
+            let data: *const u8 = self.pages[1].as_ptr().cast();
+            // SAFETY: The page is ours, and the offset is one in it.
+            *byte = unsafe { data.add((offset + at) % PIO_SIZE).read_volatile() };
+        }
+        u32::from_le_bytes(value)
     }
 
     /// KVM_EXIT_MMIO.

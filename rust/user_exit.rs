@@ -21,6 +21,7 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
         UserExit::Io(UserIo::Port {
             port,
             size,
+            count,
             write,
             data,
         }) => {
@@ -28,6 +29,7 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
             page.set_io(
                 port,
                 size,
+                count,
                 write.then_some(u32::from_le_bytes([a, b, c, d])),
             );
         }

@@ -103,7 +103,7 @@ impl Inner {
     ) -> R {
         let mut world = World {
             vm: &vcpu.vm,
-            mailbox: &vcpu.mailbox,
+            vcpu,
             parts: &mut self.parts,
             tsc_offset: self.vmcb.tsc_offset(),
             may_sleep,

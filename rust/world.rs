@@ -5,9 +5,10 @@
 use crate::chips::Chips;
 use crate::ffi;
 use crate::fpu::Area;
-use crate::kick::{request, Interrupt, Mailbox};
+use crate::kick::{request, Interrupt};
 use crate::memory::{Outcome, VcpuMemory};
 use crate::msr_filter::MsrFilter;
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
@@ -92,7 +93,7 @@ pub(crate) struct Parts {
 /// The surroundings, for the time of one handler.
 pub(crate) struct World<'a> {
     pub(crate) vm: &'a Vm,
-    pub(crate) mailbox: &'a Mailbox,
+    pub(crate) vcpu: &'a Vcpu,
     pub(crate) parts: &'a mut Parts,
     /// What the guest's TSC is ahead of the host's.
     pub(crate) tsc_offset: u64,
@@ -129,17 +130,17 @@ impl World<'_> {
                     level: ipi.level,
                 };
                 let mailboxes = &self.vm.mailboxes;
-                drop(mailboxes.deliver(&ipi.dest, Some(self.mailbox.id), &interrupt));
+                drop(mailboxes.deliver(&ipi.dest, Some(self.vcpu.mailbox.id), &interrupt));
             }
             Effect::Timer => self.parts.deferred |= deferred::TIMER,
             Effect::Routing => {
                 self.parts.deferred |= deferred::TIMER;
                 // LINT0 may have been opened or closed to the PIC.
-                self.mailbox.ask(request::CHIPS);
+                self.vcpu.mailbox.ask(request::CHIPS);
                 if let Some(lapic) = &self.parts.lapic {
                     self.vm
                         .mailboxes
-                        .publish_apic(self.mailbox, lapic.snapshot());
+                        .publish_apic(&self.vcpu.mailbox, lapic.snapshot());
                 }
             }
         }
@@ -211,6 +212,10 @@ impl Platform for World<'_> {
         let value = self.chips().port_in(port, size)?;
         self.note_ends();
         Some(value)
+    }
+
+    fn port_element(&self, index: u16, size: u8) -> u32 {
+        self.vcpu.run_page.io_element(index, size)
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {

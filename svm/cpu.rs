@@ -163,7 +163,7 @@ impl<P: Platform> Guest<'_, P> {
                 self.state.io.record(Fragment::new(place, piece));
             } else {
                 piece.fill(0);
-                self.state.io.ask(Fragment::new(place, piece));
+                self.state.io.ask(Fragment::new(place, piece), 1);
                 return Err(Stop::User);
             }
             gpa = gpa.wrapping_add(piece.len() as u64);
@@ -327,13 +327,17 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         }
     }
 
-    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+    fn port_in(&mut self, port: u16, size: u8, count: u16) -> Result<u32, Stop> {
         let place = Place::Port(port);
         if let Some([a, b, c, d, ..]) = self.state.io.answer(place, usize::from(size)) {
             return Ok(u32::from_le_bytes([a, b, c, d]));
         }
         let length = usize::from(size.min(4));
-        if let Some(value) = self.platform.port_in(port, size) {
+        let value = match self.state.io.element(place, length) {
+            Some(index) => Some(self.platform.port_element(index, size)),
+            None => self.platform.port_in(port, size),
+        };
+        if let Some(value) = value {
             let bytes = value.to_le_bytes();
             let bytes = bytes.get(..length).unwrap_or(&bytes);
             self.state.io.record(Fragment::new(place, bytes));
@@ -341,7 +345,7 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         }
         let bytes = [0; 4];
         let bytes = bytes.get(..length).unwrap_or(&bytes);
-        self.state.io.ask(Fragment::new(place, bytes));
+        self.state.io.ask(Fragment::new(place, bytes), count);
         Err(Stop::User)
     }
 

@@ -19,12 +19,14 @@ use x86::decode::Insn;
 /// An access that the VMM has to make, as `struct kvm_run` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIo {
-    /// `KVM_EXIT_IO` with `count` 1.
+    /// `KVM_EXIT_IO`.
     Port {
         /// The first port.
         port: u16,
         /// 1, 2 or 4.
         size: u8,
+        /// How often: REP INS asks for what fits into a page at once, all others for one element.
+        count: u16,
         /// OUT.
         write: bool,
         /// What is written, in the first `size` bytes.
@@ -99,6 +101,7 @@ impl Fragment {
             Place::Port(port) => UserIo::Port {
                 port,
                 size,
+                count: 1,
                 write,
                 data,
             },
@@ -146,6 +149,15 @@ impl List {
             None => false,
         }
     }
+}
+
+/// An answer with several elements. The instruction takes them one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batch {
+    place: Place,
+    size: u8,
+    count: u16,
+    taken: u16,
 }
 
 /// What is going on.
@@ -217,6 +229,8 @@ pub struct IoState {
     answers: List,
     /// How many of them this run of the instruction has made.
     cursor: u8,
+    /// More answers, which the VMM has given along with the last one.
+    batch: Option<Batch>,
     /// Its writes.
     writes: List,
     /// How many of them the VMM has got.
@@ -242,6 +256,7 @@ impl IoState {
             next_rip: 0,
             answers: List::EMPTY,
             cursor: 0,
+            batch: None,
             writes: List::EMPTY,
             written: 0,
         }
@@ -264,7 +279,25 @@ impl IoState {
                 value,
                 reason,
             }),
-            Phase::Read(fragment) => Some(fragment.to_user(false)),
+            Phase::Read(fragment) => Some(match (fragment.to_user(false), self.batch) {
+                (
+                    UserIo::Port {
+                        port,
+                        size,
+                        write,
+                        data,
+                        ..
+                    },
+                    Some(Batch { count, .. }),
+                ) => UserIo::Port {
+                    port,
+                    size,
+                    count,
+                    write,
+                    data,
+                },
+                (one, _) => one,
+            }),
             Phase::Writes => Some(self.writes.get(self.written)?.to_user(true)),
         }
     }
@@ -276,6 +309,7 @@ impl IoState {
         self.insn = None;
         self.fault = None;
         self.known = None;
+        self.batch = None;
         self.commit();
         self.writes.length = 0;
         self.written = 0;
@@ -328,9 +362,34 @@ impl IoState {
         }
     }
 
-    /// The VMM must answer this read.
-    pub(crate) fn ask(&mut self, fragment: Fragment) {
+    /// The VMM must answer this read, `count` times at once.
+    pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) {
+        let Fragment { place, size, .. } = fragment;
+        self.batch = (count > 1).then_some(Batch {
+            place,
+            size,
+            count,
+            taken: 1,
+        });
         self.phase = Phase::Read(fragment);
+    }
+
+    /// Which element of the last answer is the one to this read, if there is one left.
+    pub(crate) fn element(&mut self, place: Place, size: usize) -> Option<u16> {
+        let batch = self.batch.as_mut()?;
+        let meant = batch.place == place && usize::from(batch.size) == size;
+        if !meant || batch.taken >= batch.count {
+            self.batch = None;
+            return None;
+        }
+        let index = batch.taken;
+        batch.taken = index.wrapping_add(1);
+        Some(index)
+    }
+
+    /// Whether answers are left that would be lost.
+    pub(crate) fn has_elements(&self) -> bool {
+        self.batch.is_some_and(|batch| batch.taken < batch.count)
     }
 
     /// The VMM gave this answer to [`Phase::Read`].

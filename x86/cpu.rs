@@ -125,7 +125,8 @@ pub trait Cpu {
     ) -> Result<Result<(), u64>, Stop>;
 
     /// Reads `size` (1, 2 or 4) bytes from an I/O port; permission has been checked by the caller.
-    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop>;
+    /// The instruction is going to read `count` times, this time included.
+    fn port_in(&mut self, port: u16, size: u8, count: u16) -> Result<u32, Stop>;
     /// Writes `size` (1, 2 or 4) bytes to an I/O port.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;
 

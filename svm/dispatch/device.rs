@@ -224,7 +224,9 @@ fn emulate_some<P: Platform>(
 ) -> Result<Action, Stop> {
     let insn = instruction(guest, fault)?;
     let rip = guest.vmcb.rip();
-    for _ in 0..ITERATIONS {
+    let mut left = ITERATIONS;
+    loop {
+        left = left.saturating_sub(1);
         guest.state.io.restart(rip);
         let stepping = guest.rflags().contains(Rflags::TF);
         execute(guest, &insn)?;
@@ -240,11 +242,10 @@ fn emulate_some<P: Platform>(
         if guest.state.io.begin_writes() {
             return Ok(pending(guest));
         }
-        if completed || stepping {
-            break;
+        if completed || stepping || (left == 0 && !guest.state.io.has_elements()) {
+            return Ok(Action::Resume);
         }
     }
-    Ok(Action::Resume)
 }
 
 /// See [`super::finish_io`].

@@ -28,8 +28,19 @@ fn port(size: u8, write: bool, data: u64) -> Action {
     Action::User(UserExit::Io(UserIo::Port {
         port: PORT,
         size,
+        count: 1,
         write,
         data: data.to_le_bytes(),
+    }))
+}
+
+fn ports(size: u8, count: u16) -> Action {
+    Action::User(UserExit::Io(UserIo::Port {
+        port: PORT,
+        size,
+        count,
+        write: false,
+        data: [0; 8],
     }))
 }
 
@@ -188,15 +199,63 @@ fn string_input() {
     machine.state.regs.set(gpr::RDX, u64::from(PORT));
     machine.state.regs.set(gpr::RCX, 3);
     machine.state.regs.set(gpr::RDI, 0x3000);
-    let mut action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
-    for byte in [0x11, 0x22, 0x33] {
-        assert_eq!(action, port(1, false, 0));
-        action = finish(&mut machine, byte);
-    }
-    assert_eq!(action, Action::Resume);
-    assert_eq!(machine.world.ram[0x3000..0x3004], [0x11, 0x22, 0x33, 0]);
+    let action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
+    assert_eq!(action, ports(1, 3));
+    assert_eq!(finish(&mut machine, 0x10), Action::Resume);
+    // Of the others the mock says index and size.
+    assert_eq!(machine.world.ram[0x3000..0x3004], [0x10, 0x11, 0x21, 0]);
     assert_eq!(machine.state.regs.get(gpr::RCX), 0);
     done(&machine, 2);
+}
+
+/// At once comes what fits into the page, be it more than a guest may do without interrupts.
+#[test]
+fn string_input_over_pages() {
+    let mut machine = long(&[0xf3, 0x66, 0x6d]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 600);
+    machine.state.regs.set(gpr::RDI, 0x3bff);
+    let action = port_exit(&mut machine, PORT, 2, INPUT | STRING | REP, 3);
+    assert_eq!(action, ports(2, 512));
+    // Now interrupts have their chance.
+    assert_eq!(finish(&mut machine, 0xabcd), Action::Resume);
+    assert_eq!(machine.state.regs.get(gpr::RCX), 88);
+    assert_eq!(machine.state.regs.get(gpr::RDI), 0x3fff);
+    // The one over the boundary is asked for alone.
+    let action = port_exit(&mut machine, PORT, 2, INPUT | STRING | REP, 3);
+    assert_eq!(action, ports(2, 1));
+    assert_eq!(finish(&mut machine, 0xbbbb), ports(2, 87));
+    assert_eq!(finish(&mut machine, 0xcccc), Action::Resume);
+    assert_eq!(machine.world.ram[0x3bff..0x3c03], [0xcd, 0xab, 0x12, 0x00]);
+    assert_eq!(
+        machine.world.ram[0x3ffd..0x4005],
+        [0xf2, 0x1f, 0xbb, 0xbb, 0xcc, 0xcc, 0x12, 0x00]
+    );
+    done(&machine, 3);
+}
+
+/// One by one: a guest that goes backwards or single-steps, and one whose segment ends before.
+#[test]
+fn string_input_one_by_one() {
+    for flags in [Rflags::DF, Rflags::TF] {
+        let mut machine = long(&[0xf3, 0x6c]);
+        machine.state.regs.set(gpr::RDX, u64::from(PORT));
+        machine.state.regs.set(gpr::RCX, 3);
+        machine.state.regs.set(gpr::RDI, 0x3000);
+        let old = machine.vmcb.rflags();
+        machine.vmcb.set_rflags(old | flags);
+        let action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
+        assert_eq!(action, ports(1, 1));
+    }
+    let mut machine = Machine::real(SvmFeatures::empty()).code(&[0xf3, 0x6d]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 7);
+    machine.state.regs.set(gpr::RDI, 0x3000);
+    let mut es = machine.vmcb.segment(SegReg::Es);
+    es.limit = 0x300c;
+    machine.vmcb.set_segment(SegReg::Es, es);
+    let action = port_exit(&mut machine, PORT, 2, INPUT | STRING | REP, 2);
+    assert_eq!(action, ports(2, 1));
 }
 
 /// The VMM shortens the count in between, as a kernel selftest does.

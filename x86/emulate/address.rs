@@ -209,4 +209,5 @@ pub(super) fn code_address<C: Cpu>(
     Ok((linear, room.min(page_room) as usize))
 }
 
-const PAGE_SIZE: u64 = 4096;
+/// What the CPU translates at once, at least.
+pub(super) const PAGE_SIZE: u64 = 4096;

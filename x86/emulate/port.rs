@@ -81,7 +81,7 @@ impl<C: Cpu> Run<'_, C> {
         };
         io_allowed(self.cpu, port, size)?;
         if self.insn.opcode & 2 == 0 {
-            let value = self.cpu.port_in(port, size)?;
+            let value = self.cpu.port_in(port, size, 1)?;
             self.set_register(gpr::RAX, size, u64::from(value));
         } else {
             let value = self.register(gpr::RAX, size);

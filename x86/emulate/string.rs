@@ -4,6 +4,7 @@
 
 use super::address::mask;
 use super::address::segment_address;
+use super::address::PAGE_SIZE;
 use super::alu;
 use super::port::io_allowed;
 use super::Flow;
@@ -172,9 +173,39 @@ impl<C: Cpu> Run<'_, C> {
         let destination = self.destination(Access::Write)?;
         // A page fault must come before the device has given its data away.
         self.read(destination, width, Access::Write)?;
-        let value = self.cpu.port_in(port, width)?;
+        let count = self.elements(destination);
+        let value = self.cpu.port_in(port, width, count)?;
         self.write(destination, width, u64::from(value) & mask(width))?;
         Ok(Pointers::Destination)
+    }
+
+    /// How many elements REP INS is certain to store from here on: to the end of the page at most.
+    fn elements(&self, destination: u64) -> u16 {
+        let stops = Rflags::DF.union(Rflags::TF);
+        if !self.insn.repeats() || self.flags().intersects(stops) {
+            return 1;
+        }
+        let (size, width) = (self.insn.address_size, self.string_width());
+        let in_page = (PAGE_SIZE - destination % PAGE_SIZE)
+            .checked_div(u64::from(width))
+            .unwrap_or(1);
+        let count = in_page.min(self.register(gpr::RCX, size)).max(1);
+        let rest = count.wrapping_sub(1).wrapping_mul(u64::from(width));
+        let last = self.register(gpr::RDI, size).wrapping_add(rest);
+        let there = segment_address(
+            self.cpu,
+            self.insn.mode,
+            SegReg::Es,
+            last,
+            width,
+            Access::Write,
+        );
+        // The offset may go around, and the segment may end.
+        if last <= mask(size) && there == Ok(destination.wrapping_add(rest)) {
+            count as u16
+        } else {
+            1
+        }
     }
 
     fn output_string(&mut self) -> Result<Pointers> {

@@ -279,7 +279,7 @@ impl Cpu for Mock {
         Ok(Ok(()))
     }
 
-    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+    fn port_in(&mut self, port: u16, size: u8, _count: u16) -> Result<u32, Stop> {
         assert!(matches!(size, 1 | 2 | 4));
         self.log(Event::In(port, size))?;
         Ok(0x8765_4321)

@@ -151,8 +151,8 @@ fn online(cpu: usize, on: bool) -> Result<(), String> {
 }
 
 fn hotplug(module: &Module) -> Result<(), String> {
-    let [first, second] = usable() else {
-        return skipped("the host has not two CPUs");
+    let [first, second, ..] = usable() else {
+        return skipped("the host has one CPU");
     };
     let on_second = counting(module, *second, usable());
     let on_first = counting(module, *first, usable());
@@ -169,8 +169,8 @@ fn hotplug(module: &Module) -> Result<(), String> {
 }
 
 fn late_cpu(module: &Module) -> Result<(), String> {
-    let [first, second] = usable() else {
-        return skipped("the host has not two CPUs");
+    let [first, second, ..] = usable() else {
+        return skipped("the host has one CPU");
     };
     online(*second, false)?;
     let on_first = counting(module, *first, &usable()[..1]);

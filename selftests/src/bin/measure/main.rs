@@ -60,7 +60,9 @@ fn row(name: &'static str, code: Code, mut results: Vec<u64>, empty: u64) -> Row
 
 /// Exits of one CPU: the guest does the same over and over.
 fn exits(device: &Handle) -> Rows {
-    use Code::{Cpuid, Device, Empty, Eoi, EoiMemory, Port, Rdmsr, SelfIpi, TimerSet, Vmmcall};
+    use Code::{
+        Cpuid, Device, Empty, Eoi, EoiMemory, Port, Rdmsr, Sector, SelfIpi, TimerSet, Vmmcall,
+    };
     let one = |code, pointer, irqchip| {
         let machine = machine(device, &[code], irqchip)?;
         set_pointer(&machine.vcpus[0].handle, pointer)?;
@@ -73,6 +75,7 @@ fn exits(device: &Handle) -> Rows {
         ("vmmcall", Vmmcall, 0, Irqchip::None, 1),
         ("rdmsr", Rdmsr, 0, Irqchip::None, 1),
         ("port", Port, 0, Irqchip::None, 0),
+        ("sector", Sector, 0, Irqchip::None, 3),
         ("device", Device, DEVICE, Irqchip::None, 0),
         ("eoi", Eoi, 0, Irqchip::Kernel, 3),
         ("eoi_memory", EoiMemory, APIC, Irqchip::Kernel, 0),
