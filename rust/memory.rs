@@ -51,13 +51,14 @@ use crate::ffi;
 use crate::memory_ffi::{self, Srcu, SrcuGuard};
 use crate::notifier::Notifier;
 pub(crate) use crate::slots::Region;
-use crate::slots::{Change, Slot, SlotList};
+use crate::slots::{Change, Place, Slot, SlotList};
 use crate::tables::{LockedTables, TableCache};
 use core::mem::offset_of;
 use core::pin::Pin;
 use core::sync::atomic::AtomicU32;
 use kernel::bindings;
 use kernel::mm::Mm;
+use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNodeReservation};
 use kernel::sync::aref::ARef;
@@ -241,8 +242,6 @@ impl VmMemory {
                 self.unmap(&mut self.mmu.lock(), range);
                 ffi::yield_now();
             }
-            // The tables that stood for more than a chunk are empty now.
-            self.unmap(&mut self.mmu.lock(), slot.gpas());
             drop(self.mmu.lock().backings.remove(slot.place()));
         }
         self.readers.synchronize();
@@ -373,7 +372,7 @@ impl VmMemory {
                 return;
             };
             let from = at.max(first.hvas().start);
-            at = from.saturating_add(CHUNK).min(end);
+            at = step(&mmu.backings, from, end);
             let mut tables = LockedTables::new(None);
             let mut needed = npt::Flush::None;
             for place in places.take_while(|place| place.hvas().start < at) {
@@ -386,6 +385,23 @@ impl VmMemory {
             }
         }
     }
+}
+
+/// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or a page
+/// of the host, which many slots may share.
+fn step(backings: &Backings, from: u64, end: u64) -> u64 {
+    let to = from.saturating_add(CHUNK).min(end);
+    let page = PAGE_SIZE as u64;
+    if to - from <= page {
+        return to;
+    }
+    let bytes = |place: Place| {
+        let gpas = place.gpas_of(from, to);
+        gpas.end.saturating_sub(gpas.start)
+    };
+    let all: u64 = backings.between(from, to).map(bytes).sum();
+    let length = (to - from) / all.div_ceil(CHUNK).max(1);
+    from + (length & !(page - 1)).max(page)
 }
 
 #[pinned_drop]

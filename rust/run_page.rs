@@ -154,9 +154,14 @@ impl RunPage {
         field!(write self, port, __bindgen_anon_1.io.port);
         field!(write self, u32::from(count), __bindgen_anon_1.io.count);
         field!(write self, PIO_DATA as u64, __bindgen_anon_1.io.data_offset);
-        let data: *mut u32 = self.pages[1].as_ptr().cast();
-        // SAFETY: The page is ours, and large enough.
-        unsafe { data.write_volatile(out.unwrap_or(0)) };
+        let data: *mut u8 = self.pages[1].as_ptr().cast();
+        // A VMM may leave what it does not know as it is: it reads as zeros.
+        let bytes = (usize::from(size) * usize::from(count)).clamp(4, PIO_SIZE);
+        // SAFETY: The page is ours, and large enough; the VMM may write it meanwhile, which is its own.
+        unsafe {
+            data.write_bytes(0, bytes);
+            data.cast::<u32>().write_volatile(out.unwrap_or(0));
+        }
         self.set_reason(abi::KVM_EXIT_IO);
     }
 

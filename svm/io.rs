@@ -235,7 +235,13 @@ pub struct IoState {
     writes: List,
     /// How many of them the VMM has got.
     written: u8,
+    /// How many iterations the instruction may make before the guest is entered again.
+    left: u16,
 }
+
+/// After so many iterations of a REP instruction the guest is entered again, so that interrupts
+/// get their chance.
+const ITERATIONS: u16 = 64;
 
 impl Default for IoState {
     fn default() -> Self {
@@ -259,6 +265,7 @@ impl IoState {
             batch: None,
             writes: List::EMPTY,
             written: 0,
+            left: 0,
         }
     }
 
@@ -328,7 +335,19 @@ impl IoState {
         self.active = true;
     }
 
-    /// An instruction begins, or begins again.
+    /// This instruction begins. Of another one, nothing is left.
+    pub(crate) fn begin(&mut self, insn: Insn) {
+        self.insn = Some(insn);
+        self.batch = None;
+        self.left = ITERATIONS;
+    }
+
+    /// Whether it may make one more iteration now.
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.left != 0
+    }
+
+    /// An iteration begins, or begins again.
     pub(crate) fn restart(&mut self, rip: u64) {
         self.rip = rip;
         self.cursor = 0;
@@ -338,6 +357,7 @@ impl IoState {
 
     /// An instruction, or one iteration of it, has completed: its answers are used up.
     pub(crate) fn commit(&mut self) {
+        self.left = self.left.saturating_sub(1);
         self.answers.length = 0;
         self.cursor = 0;
     }
@@ -362,15 +382,20 @@ impl IoState {
         }
     }
 
-    /// The VMM must answer this read, `count` times at once.
+    /// The VMM must answer this read, of a port `count` times at once. The instruction may then make
+    /// as many iterations, and no more: the VMM may change it meanwhile.
     pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) {
         let Fragment { place, size, .. } = fragment;
-        self.batch = (count > 1).then_some(Batch {
-            place,
-            size,
-            count,
-            taken: 1,
-        });
+        // What a port has answered is not lost because the memory behind it is a device, too.
+        if matches!(place, Place::Port(_)) {
+            self.left = self.left.max(count);
+            self.batch = (count > 1).then_some(Batch {
+                place,
+                size,
+                count,
+                taken: 1,
+            });
+        }
         self.phase = Phase::Read(fragment);
     }
 

@@ -14,10 +14,6 @@ use x86::decode::{Insn, Map, MAX_LENGTH};
 use x86::emulate::{code_size, emulate as execute, fetch};
 use x86::regs::{gpr, Rflags};
 
-/// After so many iterations of a REP instruction the guest is entered again, so that interrupts
-/// get their chance.
-const ITERATIONS: u32 = 64;
-
 /// IN, OUT, INS, OUTS (APM vol. 2, 15.10.2). The CPU has checked the permission already.
 #[inline]
 pub(super) fn io<P: Platform>(guest: &mut Guest<'_, P>, io: IoExit) -> Result<Action, Stop> {
@@ -159,7 +155,7 @@ fn instruction<P: Platform>(
         _ => read_code(guest, &mut bytes)?,
     };
     let insn = decoded(guest, &bytes, length)?;
-    guest.state.io.insn = Some(insn);
+    guest.state.io.begin(insn);
     if let Some((fault, error)) = fault {
         let of_operand = error.contains(NestedError::FINAL)
             && !error.intersects(NestedError::FETCH | NestedError::TABLE_WALK);
@@ -224,14 +220,14 @@ fn emulate_some<P: Platform>(
 ) -> Result<Action, Stop> {
     let insn = instruction(guest, fault)?;
     let rip = guest.vmcb.rip();
-    let mut left = ITERATIONS;
-    loop {
-        left = left.saturating_sub(1);
+    while guest.state.io.may_go_on() {
         guest.state.io.restart(rip);
         let stepping = guest.rflags().contains(Rflags::TF);
         execute(guest, &insn)?;
         guest.state.io.commit();
         let completed = guest.vmcb.rip() != rip;
+        // What the VMM has answered already comes first.
+        let stepping = stepping && (completed || !guest.state.io.has_elements());
         if completed && guest.rflags().contains(Rflags::RF) {
             let flags = guest.rflags().difference(Rflags::RF);
             guest.set_rflags(flags);
@@ -242,10 +238,11 @@ fn emulate_some<P: Platform>(
         if guest.state.io.begin_writes() {
             return Ok(pending(guest));
         }
-        if completed || stepping || (left == 0 && !guest.state.io.has_elements()) {
-            return Ok(Action::Resume);
+        if completed || stepping {
+            break;
         }
     }
+    Ok(Action::Resume)
 }
 
 /// See [`super::finish_io`].

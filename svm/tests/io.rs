@@ -9,7 +9,7 @@ use svm::dispatch::{finish_io, resume_io, Action, FaultOutcome, UserExit};
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::io::UserIo;
-use x86::regs::{gpr, vector, Rflags, SegReg};
+use x86::regs::{gpr, vector, Rflags, SegAttr, SegReg};
 
 /// A port that the VMM has.
 const PORT: u16 = 0x3f8;
@@ -232,6 +232,86 @@ fn string_input_over_pages() {
         [0xf2, 0x1f, 0xbb, 0xbb, 0xcc, 0xcc, 0x12, 0x00]
     );
     done(&machine, 3);
+}
+
+/// From a port to a device, which is read before it is written: all that the port gave arrives.
+#[test]
+fn string_input_to_a_device() {
+    let mut machine = long(&[0xf3, 0x6c]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 3);
+    machine.state.regs.set(gpr::RDI, USER_MMIO);
+    let mut action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
+    for (n, byte) in [0x10, 0x11, 0x21].into_iter().enumerate() {
+        let at = USER_MMIO + n as u64;
+        assert_eq!(action, mmio(at, 1, false, 0));
+        action = finish(&mut machine, 0xee);
+        if n == 0 {
+            assert_eq!(action, ports(1, 3));
+            action = finish(&mut machine, byte);
+        }
+        assert_eq!(action, mmio(at, 1, true, byte));
+        action = finish(&mut machine, 0);
+    }
+    assert_eq!(action, Action::Resume);
+    done(&machine, 2);
+}
+
+/// While it asks, the VMM makes another instruction of it, which goes on for ever.
+#[test]
+fn string_input_that_becomes_another_instruction() {
+    let mut machine = long(&[0xf3, 0x6c]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 0x100);
+    machine.state.regs.set(gpr::RDI, 0x3000);
+    let action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
+    assert_eq!(action, ports(1, 0x100));
+    // rep lodsb, in a code segment of another size
+    machine.world.ram[CODE as usize + 1] = 0xac;
+    let mut cs = machine.vmcb.segment(SegReg::Cs);
+    cs.attributes.remove(SegAttr::L);
+    machine.vmcb.set_segment(SegReg::Cs, cs);
+    machine.state.regs.set(gpr::RCX, u64::MAX);
+    assert_eq!(finish(&mut machine, 0x10), Action::Resume);
+    let made = u64::from(u32::MAX) - (machine.state.regs.get(gpr::RCX) & u64::from(u32::MAX));
+    assert!((1..=0x100).contains(&made), "{made:#x} iterations");
+    assert_eq!(machine.state.io.pending(), None);
+}
+
+/// However often the VMM is asked in between, interrupts get their chance.
+#[test]
+fn long_string_output() {
+    let mut machine = long(&[0xf3, 0x6e]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 1000);
+    machine.state.regs.set(gpr::RSI, 0x3000);
+    let mut action = port_exit(&mut machine, PORT, 1, STRING | REP, 2);
+    let mut exits = 0;
+    while action != Action::Resume {
+        assert_eq!(action, port(1, true, 0));
+        exits += 1;
+        action = finish(&mut machine, 0);
+    }
+    assert_eq!(exits, 64);
+    assert_eq!(machine.state.regs.get(gpr::RCX), 1000 - 64);
+    assert_eq!(machine.vmcb.rip(), CODE);
+}
+
+/// A debugger comes in between: it stops when all that was answered is there.
+#[test]
+fn string_input_that_is_stepped() {
+    let mut machine = long(&[0xf3, 0x6c]);
+    machine.state.regs.set(gpr::RDX, u64::from(PORT));
+    machine.state.regs.set(gpr::RCX, 3);
+    machine.state.regs.set(gpr::RDI, 0x3000);
+    port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
+    let flags = machine.vmcb.rflags();
+    machine.vmcb.set_rflags(flags | Rflags::TF);
+    assert_eq!(finish(&mut machine, 0x10), Action::Resume);
+    assert_eq!(machine.world.ram[0x3000..0x3003], [0x10, 0x11, 0x21]);
+    let exception = machine.exception().map(|exception| exception.vector);
+    assert_eq!(exception, Some(vector::DB));
+    assert_eq!(machine.vmcb.rip(), CODE + 2);
 }
 
 /// One by one: a guest that goes backwards or single-steps, and one whose segment ends before.
