@@ -96,7 +96,11 @@ impl Drop for Mapping {
     }
 }
 
-/// Kernel memory in KiB, as soon as what is freed late has been freed.
+/// Only the debug kernel has it.
+const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
+
+/// Kernel memory in KiB, as soon as what is freed late has been freed. On the debug kernel without
+/// slabs, which KASAN keeps for a while when they are freed: [`unreferenced`] is for them.
 pub fn kernel_memory() -> i64 {
     sleep(Duration::from_millis(1500));
     // Nothing depends on it; it only makes the figures steadier.
@@ -110,7 +114,25 @@ pub fn kernel_memory() -> i64 {
         meminfo("Percpu"),
         meminfo("PageTables") + meminfo("SecPageTables"),
     );
-    total - user
+    let kept = if fs::exists(KMEMLEAK).unwrap_or(false) {
+        meminfo("Slab")
+    } else {
+        0
+    };
+    total - user - kept
+}
+
+/// On the debug kernel, what it has allocated and nobody points to; a line for each object and more.
+pub fn unreferenced() -> io::Result<String> {
+    if !fs::exists(KMEMLEAK)? {
+        return Ok(String::new());
+    }
+    // It reports what is five seconds old.
+    sleep(Duration::from_secs(6));
+    for _ in 0..2 {
+        fs::write(KMEMLEAK, "scan")?;
+    }
+    fs::read_to_string(KMEMLEAK)
 }
 
 /// A figure of `/proc/meminfo`, in KiB.

@@ -10,15 +10,13 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::thread::sleep;
-use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::{
     msrs, number, set_cpuid, supported_cpuid, Answer, Errno, Handle, Number, Xsave,
 };
 use selftests::machine::map;
-use selftests::memory::{kernel_memory, meminfo, Mapping, PAGE};
+use selftests::memory::{kernel_memory, unreferenced, Mapping, PAGE};
 use selftests::tap::equal;
 
 use crate::bare::{vm, Bare, CODE};
@@ -448,23 +446,15 @@ fn stats(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// All of it once more takes no more pages, and leaves nothing that nobody points to. What slabs hold
-/// says nothing: KASAN keeps what was freed for a while.
+/// All of it once more takes no more pages, and leaves nothing that nobody points to.
 fn nothing_left(path: &str) -> Result<(), String> {
-    const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
     let again = &TESTS[1..TESTS.len() - 1];
-    let pages = || kernel_memory() - meminfo("Slab");
-    let before = pages();
+    let before = kernel_memory();
     for (_, test) in again {
         test(path)?;
     }
-    let growth = pages() - before;
-    // It reports what is five seconds old.
-    sleep(Duration::from_secs(6));
-    for _ in 0..2 {
-        fs::write(KMEMLEAK, "scan").map_err(|e| e.to_string())?;
-    }
-    let leaks = fs::read_to_string(KMEMLEAK).map_err(|e| e.to_string())?;
+    let growth = kernel_memory() - before;
+    let leaks = unreferenced().map_err(|e| e.to_string())?;
     equal("leaks", leaks.as_str(), "")?;
     equal(
         &format!("growth of {growth} KiB is small"),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use selftests::cpus::{pin, usable};
 use selftests::kvm::{number, Errno, Handle};
-use selftests::memory::kernel_memory;
+use selftests::memory::{kernel_memory, unreferenced};
 use selftests::tap::{equal, skipped, Tap};
 
 use module::Module;
@@ -202,6 +202,8 @@ fn leak(module: &Module) -> Result<(), String> {
     let before = kernel_memory();
     some(1000)?;
     let growth = kernel_memory() - before;
+    let leaks = unreferenced().map_err(|e| e.to_string())?;
+    equal("leaks", leaks.as_str(), "")?;
     // One page for each VM would be 4,000 KiB.
     equal(
         &format!("growth of {growth} KiB is small"),
@@ -260,6 +262,7 @@ fn kvm_first(module: &Module) -> Result<(), String> {
     if module.is_kvm() {
         return skipped("this is about the other module");
     }
+    module::can_load_kvm()?;
     module
         .unload()
         .map_err(|error| format!("unloading: {error:?}"))?;
@@ -283,6 +286,7 @@ fn kvm_second(module: &Module) -> Result<(), String> {
     if module.is_kvm() {
         return skipped("this is about the other module");
     }
+    module::can_load_kvm()?;
     let child = counting_on_one(module);
     child.wait_for(10)?;
     let loaded = module::load_kvm();

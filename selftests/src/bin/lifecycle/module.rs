@@ -9,6 +9,7 @@ use std::process::Command;
 
 use kvm_bindings::KVM_CAP_IRQCHIP;
 use selftests::kvm::{Errno, Handle};
+use selftests::tap::skipped;
 
 /// The module under test.
 pub(crate) struct Module {
@@ -98,6 +99,17 @@ fn is_loaded(name: &str) -> bool {
 fn kvm_modules() -> Vec<String> {
     let order = fs::read_to_string("/lab/kvm/order").unwrap_or_default();
     order.lines().map(str::to_owned).collect()
+}
+
+/// Skips the test where the modules are another kernel's: the debug kernel has none.
+pub(crate) fn can_load_kvm() -> Result<(), String> {
+    let first = kvm_modules().into_iter().next().unwrap_or_default();
+    match insmod(&format!("/lab/kvm/{first}")) {
+        Err(error) if error.contains("invalid module format") => {
+            skipped("the modules of KVM are another kernel's")
+        }
+        other => other.and_then(|()| unload_kvm()),
+    }
 }
 
 /// Loads kvm_amd and what it needs.
