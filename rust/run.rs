@@ -80,7 +80,8 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
     if let Some(io) = inner.state.io.pending() {
         let action = inner.with_guest(vcpu, true, |guest| match io {
             UserIo::Port { .. } => {
-                let data = u64::from(vcpu.run_page.io_element(0, 4)).to_le_bytes();
+                let mut data = [0; 8];
+                vcpu.run_page.io_answer(0, &mut data);
                 dispatch::finish_io(guest, data)
             }
             UserIo::Mmio { .. } => dispatch::finish_io(guest, vcpu.run_page.mmio_data()),

@@ -165,16 +165,19 @@ impl RunPage {
         self.set_reason(abi::KVM_EXIT_IO);
     }
 
-    /// Element `index` of the VMM's answer to KVM_EXIT_IO.
-    pub(crate) fn io_element(&self, index: u16, size: u8) -> u32 {
-        let offset = usize::from(index) * usize::from(size);
-        let mut value = [0; 4];
-        for (at, byte) in value.iter_mut().take(usize::from(size)).enumerate() {
-            let data: *const u8 = self.pages[1].as_ptr().cast();
-            // SAFETY: The page is ours, and the offset is one in it.
-            *byte = unsafe { data.add((offset + at) % PIO_SIZE).read_volatile() };
-        }
-        u32::from_le_bytes(value)
+    /// The VMM's answer to KVM_EXIT_IO, from byte `offset` on.
+    pub(crate) fn io_answer(&self, offset: usize, bytes: &mut [u8]) {
+        let length = bytes.len().min(PIO_SIZE.saturating_sub(offset));
+        let data: *const u8 = self.pages[1].as_ptr().cast();
+        // SAFETY: So much is in the page, which is ours. The VMM may write it meanwhile, and then gets
+        // what it wrote or what was there: the bytes are copied by C, once, and mean nothing here.
+        unsafe {
+            bindings::memcpy(
+                bytes.as_mut_ptr().cast(),
+                data.add(offset.min(PIO_SIZE)).cast(),
+                length,
+            )
+        };
     }
 
     /// KVM_EXIT_MMIO.

@@ -214,8 +214,8 @@ impl Platform for World<'_> {
         Some(value)
     }
 
-    fn port_element(&self, index: u16, size: u8) -> u32 {
-        self.vcpu.run_page.io_element(index, size)
+    fn port_answer(&self, offset: usize, bytes: &mut [u8]) {
+        self.vcpu.run_page.io_answer(offset, bytes);
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {

@@ -333,8 +333,15 @@ impl<P: Platform> Cpu for Guest<'_, P> {
             return Ok(u32::from_le_bytes([a, b, c, d]));
         }
         let length = usize::from(size.min(4));
-        let value = match self.state.io.element(place, length) {
-            Some(index) => Some(self.platform.port_element(index, size)),
+        let value = match self.state.io.elements(place, size) {
+            Some((offset, _)) => {
+                let mut bytes = [0; 4];
+                if let Some(bytes) = bytes.get_mut(..length) {
+                    self.platform.port_answer(offset, bytes);
+                }
+                self.state.io.take(1);
+                Some(u32::from_le_bytes(bytes))
+            }
             None => self.platform.port_in(port, size),
         };
         if let Some(value) = value {
@@ -347,6 +354,38 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         let bytes = bytes.get(..length).unwrap_or(&bytes);
         self.state.io.ask(Fragment::new(place, bytes), count);
         Err(Stop::User)
+    }
+
+    fn ports_in(&mut self, port: u16, size: u8, linear: u64, count: u16) -> Result<u16, Stop> {
+        /// As much as a sector of a disk.
+        const MOST: usize = 512;
+        let place = Place::Port(port);
+        let Some((offset, left)) = self.state.io.elements(place, size) else {
+            return Ok(0);
+        };
+        let most = MOST.checked_div(usize::from(size)).unwrap_or(0) as u16;
+        let number = left.min(count).min(most);
+        let length = usize::from(number).wrapping_mul(usize::from(size));
+        let mut bytes = [0; MOST];
+        let Some(bytes) = bytes.get_mut(..length) else {
+            return Ok(0);
+        };
+        if linear % PAGE > PAGE.wrapping_sub(length as u64) {
+            return Ok(0);
+        }
+        let part = self.translate(linear, length, Access::Write)?;
+        if part.device {
+            return Ok(0);
+        }
+        self.platform.port_answer(offset, bytes);
+        match self.platform.write_gpa(part.gpa, bytes) {
+            Ok(()) => {
+                self.state.io.take(number);
+                Ok(number)
+            }
+            Err(MemError::Unbacked | MemError::ReadOnly) => Ok(0),
+            Err(error) => Err(stop(error)),
+        }
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {

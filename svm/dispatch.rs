@@ -85,10 +85,9 @@ pub trait Platform: GuestMemory {
 
     /// Reads a port of a device in the kernel; `None` if the VMM has the port.
     fn port_in(&mut self, port: u16, size: u8) -> Option<u32>;
-    /// Element `index` of what the VMM answered to [`UserIo::Port`], of `size` bytes.
-    fn port_element(&self, index: u16, size: u8) -> u32 {
-        let _ = (index, size);
-        0
+    /// What the VMM answered to a [`UserIo::Port`] with several elements, from byte `offset` on.
+    fn port_answer(&self, offset: usize, bytes: &mut [u8]) {
+        let _ = (offset, bytes);
     }
     /// Writes a port of a device in the kernel (an ioeventfd counts); `false` if the VMM has it.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool;

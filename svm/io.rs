@@ -393,23 +393,31 @@ impl IoState {
                 place,
                 size,
                 count,
-                taken: 1,
+                taken: count,
             });
         }
         self.phase = Phase::Read(fragment);
     }
 
-    /// Which element of the last answer is the one to this read, if there is one left.
-    pub(crate) fn element(&mut self, place: Place, size: usize) -> Option<u16> {
-        let batch = self.batch.as_mut()?;
-        let meant = batch.place == place && usize::from(batch.size) == size;
-        if !meant || batch.taken >= batch.count {
+    /// What is left of the last answer for this read: from which byte on, and how many elements.
+    pub(crate) fn elements(&mut self, place: Place, size: u8) -> Option<(usize, u16)> {
+        let batch = self.batch.as_ref()?;
+        let left = batch.count.saturating_sub(batch.taken);
+        if batch.place != place || batch.size != size || left == 0 {
             self.batch = None;
             return None;
         }
-        let index = batch.taken;
-        batch.taken = index.wrapping_add(1);
-        Some(index)
+        Some((
+            usize::from(batch.taken).wrapping_mul(usize::from(size)),
+            left,
+        ))
+    }
+
+    /// They are used up.
+    pub(crate) fn take(&mut self, number: u16) {
+        if let Some(batch) = &mut self.batch {
+            batch.taken = batch.taken.saturating_add(number);
+        }
     }
 
     /// Whether answers are left that would be lost.
@@ -419,9 +427,13 @@ impl IoState {
 
     /// The VMM gave this answer to [`Phase::Read`].
     pub(crate) fn answered(&mut self, mut fragment: Fragment, data: [u8; 8]) {
+        self.phase = Phase::Answered;
+        if let (Place::Port(_), Some(batch)) = (fragment.place, &mut self.batch) {
+            batch.taken = 0;
+            return;
+        }
         fragment.data = data;
         self.record(fragment);
-        self.phase = Phase::Answered;
     }
 
     /// Queues a write; `false` if there is no room.

@@ -127,6 +127,12 @@ pub trait Cpu {
     /// Reads `size` (1, 2 or 4) bytes from an I/O port; permission has been checked by the caller.
     /// The instruction is going to read `count` times, this time included.
     fn port_in(&mut self, port: u16, size: u8, count: u16) -> Result<u32, Stop>;
+    /// Stores at `linear`, where at most `count` elements are wanted, what is known already of such
+    /// reads, if that can be done at once; answers how many elements it was.
+    fn ports_in(&mut self, port: u16, size: u8, linear: u64, count: u16) -> Result<u16, Stop> {
+        let _ = (port, size, linear, count);
+        Ok(0)
+    }
     /// Writes `size` (1, 2 or 4) bytes to an I/O port.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;
 

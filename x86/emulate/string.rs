@@ -171,12 +171,28 @@ impl<C: Cpu> Run<'_, C> {
         let port = self.port();
         io_allowed(self.cpu, port, width)?;
         let destination = self.destination(Access::Write)?;
+        let count = self.elements(destination);
+        let stored = self.cpu.ports_in(port, width, destination, count)?;
+        if stored != 0 {
+            // All but the last, which goes the way of all iterations.
+            self.skip(u64::from(stored).wrapping_sub(1));
+            return Ok(Pointers::Destination);
+        }
         // A page fault must come before the device has given its data away.
         self.read(destination, width, Access::Write)?;
-        let count = self.elements(destination);
         let value = self.cpu.port_in(port, width, count)?;
         self.write(destination, width, u64::from(value) & mask(width))?;
         Ok(Pointers::Destination)
+    }
+
+    /// So many iterations of REP INS have been made.
+    fn skip(&mut self, number: u64) {
+        let size = self.insn.address_size;
+        let bytes = number.wrapping_mul(u64::from(self.string_width()));
+        let pointer = self.register(gpr::RDI, size).wrapping_add(bytes);
+        self.set_register(gpr::RDI, size, pointer);
+        let count = self.count().wrapping_sub(number);
+        self.set_register(gpr::RCX, size, count);
     }
 
     /// How many elements REP INS is certain to store from here on: to the end of the page at most.

@@ -166,10 +166,11 @@ impl Platform for World {
             self.kernel_port
         })
     }
-    fn port_element(&self, index: u16, size: u8) -> u32 {
-        // No element is asked for twice, and the first one never.
-        assert!(index > 0);
-        u32::from(index) << 4 | u32::from(size)
+    /// Bytes from 40h on.
+    fn port_answer(&self, offset: usize, bytes: &mut [u8]) {
+        for (at, byte) in (offset + 0x40..).zip(bytes) {
+            *byte = at as u8;
+        }
     }
     fn port_out(&mut self, port: u16, _size: u8, value: u32) -> bool {
         if port == KERNEL_PORT {
