@@ -4,6 +4,7 @@
  * kernel's bindings. Nothing is decided here. `ffi.rs` declares and wraps all of it.
  */
 #include <linux/anon_inodes.h>
+#include <linux/cc_platform.h>
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
 #include <linux/debugfs.h>
@@ -412,10 +413,24 @@ void pacifica_xsetbv(u64 value)
 
 /* ---- memory of the kernel ------------------------------------------------------------------ */
 
-/* Zeroed, physically contiguous pages; NULL if there are none. */
+/*
+ * Zeroed, physically contiguous pages; NULL if there are none.
+ *
+ * On hosts with SEV-SNP the CPU marks the pages of VMRUN (VMCB, VM_HSAVE_PA) as in use, and one that begins 2 MiB then
+ * makes other writes to these 2 MiB fault: an erratum, for which a single page is never such a one. Of any two pages
+ * side by side at most the first can be.
+ */
 void *pacifica_alloc_pages(unsigned int order)
 {
-	return (void *)__get_free_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
+	bool choose = order == 0 && cc_platform_has(CC_ATTR_HOST_SEV_SNP);
+	unsigned long pages = __get_free_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, choose ? 1 : order);
+
+	if (choose && pages) {
+		split_page(virt_to_page((void *)pages), 1);
+		free_page(pages);
+		pages += PAGE_SIZE;
+	}
+	return (void *)pages;
 }
 
 void pacifica_free_pages(void *pages, unsigned int order)
