@@ -4,6 +4,7 @@
 //! down what it does, and the TAP that reports results.
 
 pub mod cpus;
+pub mod faults;
 pub mod guest;
 pub mod kvm;
 pub mod machine;

@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every ioctl, with each of the allocations and copies that the kernel does for it failing once: the
-//! first, then the second, until it needs no more. On kernels with fault injection only
-//! (Documentation/fault-injection in the kernel's tree): `make check-debug`.
-//!
-//! An ioctl that loses an allocation must say ENOMEM or EFAULT, or do without; and the same ioctl
-//! must work when it is tried again.
+//! Every ioctl, with each of the allocations and copies that the kernel does for it failing once: on
+//! kernels with fault injection only.
 
-use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 
 use kvm_bindings::*;
-use selftests::kvm::{
-    msrs, number, set_cpuid, supported_cpuid, Answer, Errno, Handle, Number, Xsave,
-};
+use selftests::faults::{self, each, some};
+use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Number, Xsave};
 use selftests::machine::map;
 use selftests::memory::{kernel_memory, unreferenced, Mapping, PAGE};
 use selftests::tap::equal;
@@ -26,14 +19,12 @@ use crate::Test;
 
 /// The tests, if this kernel can inject faults.
 pub(crate) fn tests() -> &'static [Test] {
-    if fs::exists(FAIL_NTH).unwrap_or(false) {
+    if faults::available() {
         TESTS
     } else {
         &[]
     }
 }
-
-const FAIL_NTH: &str = "/proc/thread-self/fail-nth";
 
 const TESTS: &[Test] = &[
     ("faults are injected at all", planted),
@@ -65,79 +56,13 @@ const TESTS: &[Test] = &[
     ("what failed left no memory behind", nothing_left),
 ];
 
-/// No ioctl here allocates as often.
-const MOST: u32 = 2000;
-
-/// For the first allocation, then the second, until the ioctl needs no more: prepares something, and
-/// calls `attempt` on it with this allocation failing. It then must succeed when it is called again.
-/// Answers how often it failed.
-fn each<S, T>(
-    what: &str,
-    mut prepare: impl FnMut() -> Result<S, String>,
-    mut attempt: impl FnMut(&S) -> Answer<T>,
-) -> Result<u32, String> {
-    let control = File::options().read(true).write(true).open(FAIL_NTH);
-    let control = control.map_err(|e| e.to_string())?;
-    let mut failures = 0;
-    for nth in 1..MOST {
-        let subject = prepare()?;
-        let mut left = [0; 16];
-        control
-            .write_at(nth.to_string().as_bytes(), 0)
-            .map_err(|e| e.to_string())?;
-        let answer = attempt(&subject);
-        // These two copy, and may meet the fault that the ioctl left over.
-        let read = control.read_at(&mut left, 0);
-        let _ = control.write_at(b"0", 0);
-        let injected = read.is_ok_and(|length| left[..length].starts_with(b"0"));
-        match answer {
-            Ok(_) if !injected => return Ok(failures),
-            Ok(_) => {}
-            Err(Errno(libc::ENOMEM | libc::EFAULT)) if injected => {
-                failures += 1;
-                attempt(&subject)
-                    .map_err(|errno| format!("{what}, again after fault {nth}: {errno:?}"))?;
-            }
-            Err(errno) => {
-                return Err(format!(
-                    "{what}, fault {nth}, injected {injected}: {errno:?}"
-                ))
-            }
-        }
-    }
-    Err(format!("{what}: no end of allocations"))
-}
-
-/// As [`each`], of an ioctl that does allocate.
-fn some<S, T>(
-    what: &str,
-    prepare: impl FnMut() -> Result<S, String>,
-    attempt: impl FnMut(&S) -> Answer<T>,
-) -> Result<(), String> {
-    let failures = each(what, prepare, attempt)?;
-    println!("# {what}: {failures} faults refused");
-    equal("it failed at least once", failures > 0, true)
-}
-
 /// Nothing to prepare.
 fn nothing() -> Result<(), String> {
     Ok(())
 }
 
-/// Allocations that may sleep fail, too, single pages as well, and silently.
 fn planted(path: &str) -> Result<(), String> {
-    for (file, value) in [
-        ("failslab/ignore-gfp-wait", "N"),
-        ("failslab/verbose", "0"),
-        ("fail_page_alloc/ignore-gfp-wait", "N"),
-        ("fail_page_alloc/ignore-gfp-highmem", "N"),
-        ("fail_page_alloc/min-order", "0"),
-        ("fail_page_alloc/verbose", "0"),
-        ("fail_usercopy/verbose", "0"),
-    ] {
-        fs::write(format!("/sys/kernel/debug/{file}"), value)
-            .map_err(|e| format!("{file}: {e}"))?;
-    }
+    faults::prepare()?;
     let device = Handle::open(path).map_err(|e| e.to_string())?;
     some("KVM_CREATE_VM", nothing, |()| {
         device.open_with(number::CREATE_VM, 0)

@@ -13,8 +13,10 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_clock_data;
 use selftests::cpus::{pin, usable};
-use selftests::kvm::{number, Errno, Handle};
+use selftests::faults;
+use selftests::kvm::{msrs, number, Errno, Handle};
 use selftests::memory::{kernel_memory, unreferenced};
 use selftests::tap::{equal, skipped, Tap};
 
@@ -36,10 +38,18 @@ const TESTS: &[Test] = &[
         "a VM made while a CPU is offline runs on it later",
         late_cpu,
     ),
+    (
+        "SVM is on while there is a VM, on all CPUs, and off after it",
+        on_and_off,
+    ),
     ("VMs come and go on four threads at once", race),
     ("1,000 VMs leave no memory behind", leak),
     ("the module cannot go while a file is open", in_use),
     ("the module can go and come 50 times", reload),
+    (
+        "the module is loaded, each allocation failing",
+        load_without_memory,
+    ),
     (
         "with kvm_amd loaded first, VMs are refused with advice",
         kvm_first,
@@ -51,16 +61,19 @@ const TESTS: &[Test] = &[
     ("the host powers off while a guest runs", power_off),
 ];
 
+/// Only when asked for, in a boot of their own: after a suspend QEMU's q35 cannot power off.
+const ALONE: &[Test] = &[("guests outlive the host's suspend to memory", suspend)];
+
 fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
     let module = Module::of(&device);
+    let named = |(name, _): &&Test| wanted.iter().any(|word| name.contains(word.as_str()));
     let mut tap = Tap::start();
-    for (name, test) in TESTS {
-        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
-            tap.result(name, test(&module));
-        }
+    let usual = TESTS.iter().filter(|test| wanted.is_empty() || named(test));
+    for (name, test) in usual.chain(ALONE.iter().filter(named)) {
+        tap.result(name, test(&module));
     }
     tap.finish()
 }
@@ -184,6 +197,73 @@ fn late_cpu(module: &Module) -> Result<(), String> {
     on_second.kill()
 }
 
+/// Every CPU that is online has SVM on, and a page for VMRUN; or none has.
+fn svm_is(on: bool, when: &str) -> Result<(), String> {
+    let cpus = module::svm()?;
+    let other = cpus.iter().position(|&cpu| cpu != (on, on));
+    equal(&format!("SVM {when}, a CPU that differs"), other, None)
+}
+
+fn on_and_off(module: &Module) -> Result<(), String> {
+    if module.is_kvm() {
+        return skipped("kvm_amd keeps it from its loading on");
+    }
+    svm_is(false, "without a VM")?;
+    let victim = Victim::new(&module.device, Kind::Ports)?;
+    svm_is(true, "with a VM")?;
+    if let [_, second, ..] = usable() {
+        online(*second, false)?;
+        online(*second, true)?;
+        svm_is(true, "on a CPU that came back")?;
+    }
+    let other = Victim::new(&module.device, Kind::Ports)?;
+    drop(victim);
+    svm_is(true, "with a VM left")?;
+    drop(other);
+    svm_is(false, "after the last VM")
+}
+
+/// APM vol. 2, 13.2.1.
+const MSR_TSC: u32 = 0x10;
+
+/// Sleeps to RAM until the clock's alarm, a second or two.
+fn sleep_to_ram() -> Result<(), String> {
+    let say = |file: &str, what: &str| fs::write(file, what).map_err(|e| format!("{file}: {e}"));
+    say("/sys/power/mem_sleep", "deep")?;
+    say("/sys/class/rtc/rtc0/wakealarm", "0")?;
+    say("/sys/class/rtc/rtc0/wakealarm", "+2")?;
+    say("/sys/power/state", "mem")
+}
+
+/// The boot CPU loses SVM in between, the others go offline and come back.
+fn suspend(module: &Module) -> Result<(), String> {
+    let running = counting_on_one(module);
+    let resting = Victim::new(&module.device, Kind::Ports)?;
+    let times = || -> Result<(u64, u64), String> {
+        let clock: kvm_clock_data = resting.vm.get(number::GET_CLOCK)?;
+        let mut tsc = [(MSR_TSC, 0)];
+        msrs(&resting.vcpus[0].handle, number::GET_MSRS, &mut tsc)?;
+        Ok((clock.clock, tsc[0].1))
+    };
+    resting.steps(10)?;
+    for round in 0..3 {
+        let (clock, tsc) = times()?;
+        running.wait_for(running.count() + 50)?;
+        sleep_to_ram()?;
+        svm_is(true, "after the suspend")?;
+        running.wait_for(running.count() + 50)?;
+        resting.steps(10)?;
+        let after = times()?;
+        equal(
+            &format!("round {round}, clock {clock} and TSC {tsc}, then {after:?}: they go on"),
+            after.0 > clock && after.1 > tsc,
+            true,
+        )?;
+        works(module)?;
+    }
+    running.kill()
+}
+
 fn race(module: &Module) -> Result<(), String> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
@@ -250,6 +330,20 @@ fn reload(module: &Module) -> Result<(), String> {
             works(module)?;
         }
     }
+    works(module)
+}
+
+fn load_without_memory(module: &Module) -> Result<(), String> {
+    if !faults::available() {
+        return skipped("a matter of kernels with fault injection");
+    }
+    faults::prepare()?;
+    // What calls the module's own initialisation.
+    faults::within("do_one_initcall")?;
+    let unload = || module.unload().map_err(|error| format!("{error:?}"));
+    faults::some("loading", unload, |()| module.try_load())?;
+    let leaks = unreferenced().map_err(|e| e.to_string())?;
+    equal("leaks", leaks.as_str(), "")?;
     works(module)
 }
 

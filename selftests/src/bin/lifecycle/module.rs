@@ -3,12 +3,14 @@
 //! Loading and unloading kernel modules, and reading the kernel's log.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use kvm_bindings::KVM_CAP_IRQCHIP;
-use selftests::kvm::{Errno, Handle};
+use selftests::kvm::{Answer, Errno, Handle};
 use selftests::tap::skipped;
 
 /// The module under test.
@@ -57,6 +59,19 @@ impl Module {
     /// Loads it.
     pub(crate) fn load(&self) -> Result<(), String> {
         insmod(self.file)
+    }
+
+    /// Loads it by one system call, which answers its error.
+    pub(crate) fn try_load(&self) -> Answer {
+        let file = File::open(self.file).map_err(|_| Errno::last())?;
+        // SAFETY: The descriptor is the file's, and the parameters are a string that ends in zero.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        if answer == 0 {
+            Ok(0)
+        } else {
+            Err(Errno::last())
+        }
     }
 
     /// Unloads it, unless it is in use.
@@ -131,6 +146,32 @@ pub(crate) fn unload_kvm() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// EFER (APM vol. 2, 3.1.7), its bit SVME, and VM_HSAVE_PA (APM vol. 2, 15.30.4).
+const EFER: u64 = 0xc000_0080;
+const EFER_SVME: u64 = 1 << 12;
+const VM_HSAVE_PA: u64 = 0xc001_0117;
+
+/// On each CPU that is online, whether SVM is turned on and whether VMRUN has its page.
+pub(crate) fn svm() -> Result<Vec<(bool, bool)>, String> {
+    if !Path::new("/dev/cpu/0/msr").exists() {
+        insmod("/lab/msr.ko")?;
+    }
+    let mut cpus = Vec::new();
+    for cpu in 0.. {
+        let Ok(file) = File::open(format!("/dev/cpu/{cpu}/msr")) else {
+            break;
+        };
+        let read = |number| {
+            let mut value = [0; 8];
+            let read = file.read_exact_at(&mut value, number);
+            read.map_err(|e| format!("MSR {number:#x} of CPU {cpu}: {e}"))?;
+            Ok::<_, String>(u64::from_le_bytes(value))
+        };
+        cpus.push((read(EFER)? & EFER_SVME != 0, read(VM_HSAVE_PA)? != 0));
+    }
+    Ok(cpus)
 }
 
 /// The kernel's log.

@@ -3,7 +3,7 @@
 //! A small VM to be run and killed.
 
 use kvm_bindings::*;
-use selftests::kvm::{number, set_cpuid, supported_cpuid, Handle};
+use selftests::kvm::{number, set_cpuid, supported_cpuid, Errno, Handle};
 use selftests::machine::{map, Vcpu};
 use selftests::memory::Mapping;
 
@@ -97,12 +97,13 @@ impl Victim {
         })
     }
 
-    /// Runs the first virtual CPU through so many exits.
+    /// Runs the first virtual CPU through so many exits. A host that freezes processes interrupts, too.
     pub(crate) fn steps(&self, count: u32) -> Result<(), String> {
-        for _ in 0..count {
-            self.vcpus[0].run()?;
-        }
-        Ok(())
+        let step = || match self.vcpus[0].run() {
+            Ok(_) | Err(Errno(libc::EINTR)) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        };
+        (0..count).try_for_each(|_| step())
     }
 
     /// Runs one or two virtual CPUs for ever, each on its thread.
