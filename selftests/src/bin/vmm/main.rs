@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
+//! resets them, gives them a disk whose doorbells and interrupts are eventfds, moves them under load
+//! to another QEMU, and keeps them in files.
+
+mod qemu;
+
+use std::fs;
+use std::process::{Command, ExitCode};
+
+use selftests::tap::{equal, Tap};
+use serde_json::json;
+
+use qemu::Qemu;
+
+type Test = (&'static str, fn() -> Result<(), String>);
+
+const TESTS: &[Test] = &[
+    (
+        "a guest boots on a split irqchip, and again after a reset",
+        reset,
+    ),
+    ("a virtio disk is read and written", disk),
+    (
+        "a guest under load moves, its log by write protection",
+        by_log,
+    ),
+    ("a guest under load moves, its log in dirty rings", by_ring),
+    ("a guest is kept in a file, and goes on twice", file),
+];
+
+/// What the guest runs, besides `load`, the load of the soak.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("rest", "while :; do sleep 1; done"),
+    ("work", "exec load 8"),
+    (
+        "disk",
+        "insmod /lib/virtio_blk.ko; sha256sum </dev/vda; dd if=/dev/vda of=/dev/vda bs=1M count=4 seek=4; sync",
+    ),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut tap = Tap::start();
+    let prepared = prepare();
+    for (name, test) in TESTS {
+        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
+            tap.result(name, prepared.clone().and_then(|()| test()));
+        }
+    }
+    tap.finish()
+}
+
+fn shell(script: &str) -> Result<String, String> {
+    let output = Command::new("sh").args(["-ec", script]).output();
+    let output = output.map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The initial RAM disk of the lab's guest with these programs.
+fn prepare() -> Result<(), String> {
+    shell("mkdir -p /tmp/more/bin /tmp/more/lib; cp /selftests/bin/load /tmp/more/bin/; cp /lab/virtio_blk.ko /tmp/more/lib/")?;
+    for (name, script) in PROGRAMS {
+        let text = format!("#!/bin/sh\n{script}\n");
+        fs::write(format!("/tmp/more/bin/{name}"), text).map_err(|e| e.to_string())?;
+    }
+    shell("chmod 755 /tmp/more/bin/*; cd /tmp/more; { cat /guest/initrd; find . | cpio -o -H newc; } >/tmp/initrd")?;
+    Ok(())
+}
+
+fn reset() -> Result<(), String> {
+    let mut qemu = Qemu::start("reset", ",kernel-irqchip=split", "/bin/rest", &[])?;
+    qemu.wait_for("ready: ", 1)?;
+    qemu.ask("system_reset", json!({}))?;
+    qemu.wait_for("ready: ", 2)?;
+    equal(
+        "both with 2 CPUs",
+        qemu.console().matches(" 2 CPU, ").count(),
+        2,
+    )?;
+    qemu.ask("quit", json!({}))?;
+    qemu.finish().map(drop)
+}
+
+/// The guest reads the first disk, and copies its first half onto the second.
+fn disk() -> Result<(), String> {
+    shell("dd if=/dev/urandom of=/tmp/disk bs=1M count=8")?;
+    let sum = shell("sha256sum </tmp/disk")?;
+    let drive = [
+        "-blockdev",
+        "driver=file,node-name=disk,filename=/tmp/disk",
+        "-device",
+        "virtio-blk-pci,drive=disk",
+    ];
+    let console = Qemu::start("disk", "", "/bin/disk", &drive)?.finish()?;
+    equal(
+        "the guest reads what is there",
+        console.contains(sum.trim()),
+        true,
+    )?;
+    let halves =
+        shell("for skip in 0 4; do dd if=/tmp/disk bs=1M count=4 skip=$skip | sha256sum; done")?;
+    let halves: Vec<_> = halves.lines().collect();
+    equal("what the guest wrote", halves[1], halves[0])
+}
+
+fn by_log() -> Result<(), String> {
+    moved("log", "")
+}
+
+fn by_ring() -> Result<(), String> {
+    moved("ring", ",dirty-ring-size=4096")
+}
+
+fn moved(name: &str, accel: &str) -> Result<(), String> {
+    let uri = format!("unix:/tmp/{name}.migration");
+    let mut from = Qemu::start(&format!("{name}-from"), accel, "/bin/work", &[])?;
+    from.wait_for("load: 8 s", 1)?;
+    let to = Qemu::start(
+        &format!("{name}-to"),
+        accel,
+        "/bin/work",
+        &["-incoming", &uri],
+    )?;
+    let how = from.migrate(&uri)?;
+    let (sent, again) = (&how["ram"]["normal"], &how["ram"]["dirty-sync-count"]);
+    println!(
+        "# {sent} pages in {again} rounds, {} ms at rest",
+        how["downtime"]
+    );
+    equal(
+        "it had not ended",
+        from.console().contains("load: done"),
+        false,
+    )?;
+    drop(from);
+    done(to)
+}
+
+fn done(qemu: Qemu) -> Result<(), String> {
+    let console = qemu.finish()?;
+    equal("it did its work", console.contains("load: done"), true)
+}
+
+fn file() -> Result<(), String> {
+    let mut from = Qemu::start("file-from", "", "/bin/work", &[])?;
+    from.wait_for("load: 8 s", 1)?;
+    from.migrate("file:/tmp/state")?;
+    drop(from);
+    for name in ["file-first", "file-second"] {
+        let to = Qemu::start(name, "", "/bin/work", &["-incoming", "file:/tmp/state"])?;
+        done(to)?;
+    }
+    fs::remove_file("/tmp/state").map_err(|e| e.to_string())
+}
