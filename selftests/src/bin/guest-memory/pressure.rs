@@ -126,7 +126,8 @@ pub(crate) fn charged(device: &Handle) -> Outcome {
     becomes("without the VM", || group.tables(), 0, 0)
 }
 
-/// Writes and reads all pages until `stop`; answers what is in them then.
+/// Writes and reads all pages until `stop`, and rests now and then, that pages may grow old; answers
+/// what is in them then.
 fn work(vm: &Vm, pages: usize, stop: &AtomicBool) -> Result<u32, String> {
     let mut round = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -137,6 +138,7 @@ fn work(vm: &Vm, pages: usize, stop: &AtomicBool) -> Result<u32, String> {
             let regs: kvm_regs = vm.vcpu.handle.get(number::GET_REGS)?;
             equal("what was written", regs.rax as u32, round * pages as u32)?;
         }
+        sleep(Duration::from_millis(10));
     }
     Ok(round)
 }
@@ -160,11 +162,11 @@ pub(crate) fn reclaimed(device: &Handle, time: Duration) -> Outcome {
             // It need not find as much as that.
             let _ = group.set("memory.reclaim", "4M");
             if begin.elapsed() > time / 2 {
-                let _ = group.set("memory.max", "14M");
+                let _ = group.set("memory.high", "14M");
             }
             sleep(Duration::from_millis(5));
         }
-        let _ = group.set("memory.max", "max");
+        let _ = group.set("memory.high", "max");
         stop.store(true, Ordering::Relaxed);
         guest.join().map_err(|_| "the guest's thread panicked")?
     })?;

@@ -196,18 +196,26 @@ fn general_detect(path: &str) -> Result<(), String> {
     equal("runs on", bare.exit()?, KVM_EXIT_IO)
 }
 
-/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack.
-fn lacks_bp(path: &str) -> bool {
+/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack. As the
+/// host's own hypervisor KVM there goes one instruction too far when a software event is injected.
+fn software_events(path: &str) -> Result<(), String> {
     const NRIPS: u32 = 1 << 3;
     // SAFETY: Every CPU with AMD-V has this leaf.
     let svm = unsafe { core::arch::x86_64::__cpuid(0x8000_000a) };
-    path == "/dev/kvm" && svm.edx & NRIPS == 0
+    if svm.edx & NRIPS != 0 {
+        return Ok(());
+    }
+    if path == "/dev/kvm" {
+        return skipped("no intercept of #BP");
+    }
+    if std::env::var("LAB_MACHINE").as_deref() == Ok("nested") {
+        return skipped("kvm_amd below, without next-RIP saving, injects software events wrongly");
+    }
+    Ok(())
 }
 
 fn software_breakpoints(path: &str) -> Result<(), String> {
-    if lacks_bp(path) {
-        return skipped("no intercept of #BP");
-    }
+    software_events(path)?;
     // mov $3, %cx; 3: inc %ax; loop 3; int $0x21; mov %bl, %al; out %al, $0x10
     let code = [
         0xb9, 3, 0, 0x40, 0xe2, 0xfd, 0xcd, 0x21, 0x88, 0xd8, 0xe6, 0x10,
@@ -251,9 +259,7 @@ fn inject_db(path: &str) -> Result<(), String> {
 }
 
 fn inject_bp(path: &str) -> Result<(), String> {
-    if lacks_bp(path) {
-        return skipped("no intercept of #BP");
-    }
+    software_events(path)?;
     // nop; int3; mov $0x55, %al; out %al, $0x10
     let bare = Bare::new(path, &[0x90, 0xcc, 0xb0, 0x55, 0xe6, 0x10])?;
     // mov $0xbb, %al; out %al, $0x10; iret
