@@ -66,6 +66,9 @@ extern "C" {
     fn pacifica_tsc_stable() -> bool;
     fn pacifica_host_is_amd() -> bool;
     fn pacifica_host_has_svm() -> bool;
+    fn pacifica_host_has_snp() -> bool;
+    fn pacifica_host_has_ibpb() -> bool;
+    fn pacifica_host_mitigations() -> u32;
     fn pacifica_cpuid(leaf: u32, subleaf: u32, regs: *mut u32);
     fn pacifica_machine_check();
     fn pacifica_debug_enter(guest: *const u64, host: *mut u64);
@@ -221,6 +224,12 @@ safe! {
     host_is_amd = pacifica_host_is_amd() -> bool;
     /// Whether the kernel found SVM (APM vol. 2, 15.4) and did not turn it off.
     host_has_svm = pacifica_host_has_svm() -> bool;
+    /// Whether the host may turn SEV-SNP on.
+    host_has_snp = pacifica_host_has_snp() -> bool;
+    /// Whether predictors can be flushed.
+    host_has_ibpb = pacifica_host_has_ibpb() -> bool;
+    /// What the kernel has found out about its CPUs, as bits of CPUID leaf 8000_0021, EAX.
+    host_mitigations = pacifica_host_mitigations() -> u32;
     /// Hands a machine check that hit the guest to the kernel.
     machine_check = pacifica_machine_check();
     /// Hooks `pacifica_cpu_on` and `pacifica_cpu_off` into suspend, resume and shutdown.

@@ -210,7 +210,11 @@ bool pacifica_yield_to(struct task_struct *const *runner)
 
 void pacifica_kick_cpu(unsigned int cpu)
 {
-	smp_send_reschedule(cpu);
+	/* Who asks may have slept since it looked where the guest was, and that CPU may be gone. */
+	preempt_disable();
+	if (cpu_online(cpu))
+		smp_send_reschedule(cpu);
+	preempt_enable();
 }
 
 static void pacifica_nothing(void *unused)
@@ -302,6 +306,32 @@ bool pacifica_host_is_amd(void)
 bool pacifica_host_has_svm(void)
 {
 	return boot_cpu_has(X86_FEATURE_SVM);
+}
+
+bool pacifica_host_has_snp(void)
+{
+	return cc_platform_has(CC_ATTR_HOST_SEV_SNP);
+}
+
+bool pacifica_host_has_ibpb(void)
+{
+	return boot_cpu_has(X86_FEATURE_IBPB);
+}
+
+/* What the kernel has found out about its CPUs, as bits of CPUID leaf 8000_0021, EAX (APM vol. 3, E.4.17). */
+u32 pacifica_host_mitigations(void)
+{
+	u32 bits = 0;
+
+	if (boot_cpu_has(X86_FEATURE_LFENCE_RDTSC))
+		bits |= BIT(2);
+	if (boot_cpu_has(X86_FEATURE_VERW_CLEAR))
+		bits |= BIT(5);
+	if (boot_cpu_has(X86_FEATURE_IBPB_BRTYPE))
+		bits |= BIT(28);
+	if (boot_cpu_has(X86_FEATURE_SRSO_NO))
+		bits |= BIT(29);
+	return bits;
 }
 
 void pacifica_cpuid(u32 leaf, u32 subleaf, u32 *regs)
@@ -422,7 +452,7 @@ void pacifica_xsetbv(u64 value)
  */
 void *pacifica_alloc_pages(unsigned int order)
 {
-	bool choose = order == 0 && cc_platform_has(CC_ATTR_HOST_SEV_SNP);
+	bool choose = order == 0 && pacifica_host_has_snp();
 	unsigned long pages = __get_free_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, choose ? 1 : order);
 
 	if (choose && pages) {

@@ -9,6 +9,7 @@ use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch;
+use svm::features::SvmFeatures;
 use x86::cpuid::{self, Caps, Dynamic, Entry, PvFeatures};
 use x86::features::{Feature, Features};
 
@@ -36,6 +37,10 @@ fn caps() -> Caps {
         tsc_adjust: true,
         tsc_aux: true,
         invariant_tsc: stable,
+        topoext: true,
+        ibpb: ffi::host_has_ibpb(),
+        spec_ctrl: host.is_some_and(|host| host.features.contains(SvmFeatures::V_SPEC_CTRL)),
+        host_knows: ffi::host_mitigations(),
         xcr0: host.map_or(0, |host| host.fpu.layout.components),
         xsaves: host.is_some_and(|host| host.fpu.has_xsaves()),
         // What nested tables of four levels can map; five are there on some hosts only.

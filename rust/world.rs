@@ -287,6 +287,10 @@ impl Platform for World<'_> {
         }
     }
 
+    fn flush_predictors(&mut self) {
+        ffi::flush_predictors();
+    }
+
     fn show_mwait(&mut self, on: bool) {
         /// MONITOR and MWAIT, in ECX.
         const MWAIT: u32 = 1 << 3;

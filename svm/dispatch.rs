@@ -108,6 +108,8 @@ pub trait Platform: GuestMemory {
         let _ = (index, write);
         false
     }
+    /// The guest wants the branch predictors of this CPU flushed (IBPB).
+    fn flush_predictors(&mut self) {}
     /// The guest wrote MISC_ENABLE, and CPUID is to follow its bit for MWAIT.
     fn show_mwait(&mut self, on: bool) {
         let _ = on;

@@ -170,6 +170,13 @@ pub struct Caps {
     pub xcr0: u64,
     /// `IA32_XSS` is switched: XSAVES saves nothing but what XCR0 has.
     pub xsaves: bool,
+    /// PRED_CMD works.
+    pub ibpb: bool,
+    /// SPEC_CTRL is the guest's own.
+    pub spec_ctrl: bool,
+    /// What the host's kernel knows of its CPUs, as bits of leaf `8000_0021`, EAX: microcode brings what CPUID
+    /// does not tell.
+    pub host_knows: u32,
     /// Leaves `8000_001d` and `8000_001e` are offered; the VMM must fill the latter.
     pub topoext: bool,
     /// Most bits of a guest-physical address that nested paging can map, or 0 for no limit.

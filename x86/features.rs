@@ -48,6 +48,12 @@ bitflags! {
         const PV_SEND_IPI = 1 << 31;
         const PV_STEAL_TIME = 1 << 32;
         const PV_SCHED_YIELD = 1 << 33;
+        const IBPB = 1 << 34;
+        const IBRS = 1 << 35;
+        const STIBP = 1 << 36;
+        const SSBD = 1 << 37;
+        const PSFD = 1 << 38;
+        const AUTOMATIC_IBRS = 1 << 39;
     }
 }
 
@@ -152,10 +158,23 @@ impl Features {
             (Feature::NX, Efer::NXE),
             (Feature::FFXSR, Efer::FFXSR),
             (Feature::TCE, Efer::TCE),
+            (Feature::AUTOMATIC_IBRS, Efer::AIBRSE),
         ] {
             allowed.set(bits, self.has(feature));
         }
         allowed
+    }
+
+    /// The bits that WRMSR may set in SPEC_CTRL; without any there is no such register (APM vol. 2, 3.2.9).
+    pub fn spec_ctrl(&self) -> u64 {
+        let bits = [
+            (Feature::IBRS, 1 << 0),
+            (Feature::STIBP, 1 << 1),
+            (Feature::SSBD, 1 << 2),
+            (Feature::PSFD, 1 << 7),
+        ];
+        let there = bits.iter().filter(|(feature, _)| self.has(*feature));
+        there.fold(0, |all, (_, bit)| all | bit)
     }
 
     /// Width of linear addresses that the CPU has, whatever CR4.LA57 says.
@@ -190,7 +209,13 @@ impl Features {
                     .set(Feature::XSAVES, eax.contains(LeafDSub1Eax::XSAVES));
             }
             function::EXTENDED_FEATURES => self.set |= ext_1(entry),
+            function::EXTENDED_FEATURES_2 => {
+                let eax = Ext21Eax::from_bits_retain(entry.eax);
+                let automatic = eax.contains(Ext21Eax::AUTOMATIC_IBRS);
+                self.set.set(Feature::AUTOMATIC_IBRS, automatic);
+            }
             function::ADDRESS_SIZES => {
+                self.set |= ext_8(entry);
                 let [bits, ..] = entry.eax.to_le_bytes();
                 if bits != 0 {
                     self.max_phys_bits = bits.clamp(32, 52);
@@ -254,6 +279,17 @@ fn ext_1(entry: &Entry) -> Feature {
         (edx.contains(Ext1Edx::GBPAGES), Feature::GBPAGES),
         (edx.contains(Ext1Edx::RDTSCP), Feature::RDTSCP),
         (edx.contains(Ext1Edx::LM), Feature::LM),
+    ])
+}
+
+fn ext_8(entry: &Entry) -> Feature {
+    let ebx = Ext8Ebx::from_bits_retain(entry.ebx);
+    collect([
+        (ebx.contains(Ext8Ebx::IBPB), Feature::IBPB),
+        (ebx.contains(Ext8Ebx::IBRS), Feature::IBRS),
+        (ebx.contains(Ext8Ebx::STIBP), Feature::STIBP),
+        (ebx.contains(Ext8Ebx::SSBD), Feature::SSBD),
+        (ebx.contains(Ext8Ebx::PSFD), Feature::PSFD),
     ])
 }
 

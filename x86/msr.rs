@@ -70,6 +70,8 @@ pub enum VmcbMsr {
     LastExceptionFrom,
     /// LastIntToIP.
     LastExceptionTo,
+    /// SPEC_CTRL.
+    SpecCtrl,
 }
 
 /// Which part of the hypervisor answers for an MSR.
@@ -85,6 +87,8 @@ pub enum MsrClass {
     X2Apic(u8),
     /// The time-stamp counter.
     Tsc,
+    /// PRED_CMD, which can only be written: [`check_pred_cmd`].
+    PredCmd,
     /// MISC_ENABLE: kept in the file; CPUID may follow it.
     MiscEnable,
     /// PLATFORM_INFO: kept in the file; the VMM may hide it.
@@ -124,6 +128,8 @@ pub fn classify(index: u32) -> MsrClass {
         index::LAST_BRANCH_TO => Vmcb(VmcbMsr::LastBranchTo),
         index::LAST_EXCEPTION_FROM => Vmcb(VmcbMsr::LastExceptionFrom),
         index::LAST_EXCEPTION_TO => Vmcb(VmcbMsr::LastExceptionTo),
+        index::SPEC_CTRL => Vmcb(VmcbMsr::SpecCtrl),
+        index::PRED_CMD => MsrClass::PredCmd,
         index::TSC => MsrClass::Tsc,
         index::TSC_ADJUST => MsrClass::TscAdjust,
         index::MISC_ENABLE => MsrClass::MiscEnable,
@@ -149,6 +155,7 @@ pub fn has_vmcb(msr: VmcbMsr, features: &Features) -> bool {
         | VmcbMsr::FsBase
         | VmcbMsr::GsBase
         | VmcbMsr::KernelGsBase => features.has(Feature::LM),
+        VmcbMsr::SpecCtrl => features.spec_ctrl() != 0,
         _ => true,
     }
 }
@@ -178,6 +185,8 @@ pub fn check_vmcb(
         | VmcbMsr::KernelGsBase => is_canonical(value, features.linear_bits()),
         VmcbMsr::Pat => is_valid_pat(value),
         VmcbMsr::DebugCtl => value & !DEBUG_CTL_VALID == 0,
+        // The CPU would refuse other bits at VMRUN, so a VMM cannot set them, either.
+        VmcbMsr::SpecCtrl => value & !features.spec_ctrl() == 0,
         // The guest cannot write the record of branches; a VMM restores it.
         VmcbMsr::LastBranchFrom
         | VmcbMsr::LastBranchTo
@@ -195,6 +204,18 @@ pub fn check_vmcb(
         VmcbMsr::Sfmask => value & u64::from(u32::MAX),
         _ => value,
     })
+}
+
+/// Checks a write to PRED_CMD and answers whether predictors are to be flushed (IBPB, APM vol. 2, 3.2.9).
+pub fn check_pred_cmd(value: u64, origin: Origin, features: &Features) -> Result<bool, Exception> {
+    const IBPB: u64 = 1 << 0;
+    let there = origin == Origin::Host || features.has(Feature::IBPB);
+    match value {
+        _ if !there => Err(Exception::GP0),
+        0 => Ok(false),
+        IBPB => Ok(true),
+        _ => Err(Exception::GP0),
+    }
 }
 
 /// True if all eight entries are memory types that the PAT knows (APM vol. 2, 7.8.1): not 2 and 3.
@@ -223,6 +244,7 @@ pub const SAVED_MSRS: &[u32] = &[
     index::SYSENTER_ESP,
     index::SYSENTER_EIP,
     index::PAT,
+    index::SPEC_CTRL,
     index::MISC_ENABLE,
     index::POWER_CTL,
     index::PLATFORM_INFO,

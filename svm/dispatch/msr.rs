@@ -10,7 +10,7 @@ use crate::cpu::Guest;
 use crate::io::Phase;
 use x86::cpu::{Cpu, Stop};
 use x86::features::Feature;
-use x86::msr::{check_vmcb, classify, has_vmcb, MsrClass, Origin, VmcbMsr};
+use x86::msr::{check_pred_cmd, check_vmcb, classify, has_vmcb, MsrClass, Origin, VmcbMsr};
 use x86::regs::{gpr, Efer, Exception};
 use x86::sregs::{valid_efer, write_efer, ControlRegs};
 
@@ -126,7 +126,7 @@ pub fn read_msr<P: Platform>(
             check_deadline(guest, origin)?;
             Ok(guest.platform.tsc_deadline())
         }
-        MsrClass::Unknown => Err(Exception::GP0),
+        MsrClass::PredCmd | MsrClass::Unknown => Err(Exception::GP0),
     }
 }
 
@@ -144,6 +144,12 @@ pub fn write_msr<P: Platform>(
         MsrClass::X2Apic(register) => return guest.platform.x2apic_write(register, value),
         MsrClass::Tsc => {
             write_tsc(guest, value, origin);
+            return Ok(());
+        }
+        MsrClass::PredCmd => {
+            if check_pred_cmd(value, origin, &guest.state.features)? {
+                guest.platform.flush_predictors();
+            }
             return Ok(());
         }
         MsrClass::TscDeadline => {
@@ -241,6 +247,7 @@ fn read_vmcb<P: Platform>(guest: &Guest<'_, P>, msr: VmcbMsr) -> u64 {
         VmcbMsr::LastBranchTo => vmcb.br_to(),
         VmcbMsr::LastExceptionFrom => vmcb.last_excp_from(),
         VmcbMsr::LastExceptionTo => vmcb.last_excp_to(),
+        VmcbMsr::SpecCtrl => vmcb.spec_ctrl(),
     }
 }
 
@@ -273,6 +280,7 @@ fn write_vmcb<P: Platform>(
         VmcbMsr::LastBranchTo => vmcb.set_br_to(value),
         VmcbMsr::LastExceptionFrom => vmcb.set_last_excp_from(value),
         VmcbMsr::LastExceptionTo => vmcb.set_last_excp_to(value),
+        VmcbMsr::SpecCtrl => vmcb.set_spec_ctrl(value),
     }
     Ok(())
 }

@@ -191,6 +191,8 @@ impl Vmcb {
         rsp set_rsp: u64 = save.rsp;
         /// RAX. Between exits [`crate::state::VcpuState::regs`] has the true one.
         rax set_rax: u64 = save.rax;
+        /// SPEC_CTRL, on CPUs with [`crate::features::SvmFeatures::V_SPEC_CTRL`].
+        spec_ctrl set_spec_ctrl: u64 = save.spec_ctrl;
         /// STAR.
         star set_star: u64 = save.star;
         /// LSTAR.

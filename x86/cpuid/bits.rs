@@ -167,6 +167,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Ext1Ecx: u32 {
         const LAHF_LM = 1 << 0;
+        const CMP_LEGACY = 1 << 1;
         const SVM = 1 << 2;
         const CR8_LEGACY = 1 << 4;
         const ABM = 1 << 5;
@@ -215,6 +216,17 @@ bitflags! {
     pub struct Ext8Ebx: u32 {
         const CLZERO = 1 << 0;
         const XSAVE_ERROR_POINTERS = 1 << 2;
+        const WBNOINVD = 1 << 9;
+        const IBPB = 1 << 12;
+        const IBRS = 1 << 14;
+        const STIBP = 1 << 15;
+        const STIBP_ALWAYS_ON = 1 << 17;
+        const IBRS_SAME_MODE = 1 << 19;
+        const NO_EFER_LMSLE = 1 << 20;
+        const SSBD = 1 << 24;
+        const SSB_NO = 1 << 26;
+        const PSFD = 1 << 28;
+        const IBPB_FLUSHES_RETURNS = 1 << 30;
         const _ = !0;
     }
 }
@@ -228,10 +240,13 @@ bitflags! {
         const LFENCE_SERIALIZING = 1 << 2;
         const VERW_CLEARS_BUFFERS = 1 << 5;
         const NULL_SELECTOR_CLEARS_BASE = 1 << 6;
+        const AUTOMATIC_IBRS = 1 << 8;
         const NO_SMM_CTL_MSR = 1 << 9;
         const FSRS = 1 << 10;
         const FSRC = 1 << 11;
+        const IBPB_FLUSHES_TYPES = 1 << 28;
         const SRSO_NO = 1 << 29;
+        const SRSO_USER_KERNEL_NO = 1 << 30;
         const _ = !0;
     }
 }

@@ -283,15 +283,11 @@ fn extended_leaf(leaf: u32, host: [u32; 4], caps: &Caps) -> Option<[u32; 4]> {
             native.set(Ext7Edx::TSC_INVARIANT, caps.invariant_tsc);
             [0, 0, 0, edx & native.bits()]
         }
-        function::ADDRESS_SIZES => {
-            let mut native = Ext8Ebx::CLZERO;
-            native.set(Ext8Ebx::XSAVE_ERROR_POINTERS, caps.has_xsave());
-            [address_sizes(eax, caps), ebx & native.bits(), 0, 0]
-        }
+        function::ADDRESS_SIZES => [address_sizes(eax, caps), ext_8_ebx(ebx, caps), 0, 0],
         function::TLB_1G => [eax, ebx, 0, 0],
         function::OPTIMIZATION => [eax & OPTIMIZATION_HINTS, 0, 0, 0],
         function::CPU_TOPOLOGY if caps.topoext => [0; 4],
-        function::EXTENDED_FEATURES_2 => [ext_21_eax(eax), 0, ecx & TSA_IMMUNE, 0],
+        function::EXTENDED_FEATURES_2 => [ext_21_eax(eax, caps), 0, ecx & TSA_IMMUNE, 0],
         _ => return None,
     })
 }
@@ -305,6 +301,7 @@ const TSA_IMMUNE: u32 = 0b110;
 
 fn ext_1_ecx(host: u32, caps: &Caps) -> u32 {
     let mut native = Ext1Ecx::LAHF_LM
+        | Ext1Ecx::CMP_LEGACY
         | Ext1Ecx::CR8_LEGACY
         | Ext1Ecx::ABM
         | Ext1Ecx::SSE4A
@@ -343,7 +340,21 @@ fn address_sizes(host: u32, caps: &Caps) -> u32 {
     physical | linear << 8 | reachable << 16
 }
 
-fn ext_21_eax(host: u32) -> u32 {
+fn ext_8_ebx(host: u32, caps: &Caps) -> u32 {
+    let mut native = Ext8Ebx::CLZERO | Ext8Ebx::WBNOINVD | Ext8Ebx::NO_EFER_LMSLE | Ext8Ebx::SSB_NO;
+    native.set(Ext8Ebx::XSAVE_ERROR_POINTERS, caps.has_xsave());
+    native.set(Ext8Ebx::IBPB | Ext8Ebx::IBPB_FLUSHES_RETURNS, caps.ibpb);
+    let controlled = Ext8Ebx::IBRS
+        | Ext8Ebx::STIBP
+        | Ext8Ebx::STIBP_ALWAYS_ON
+        | Ext8Ebx::IBRS_SAME_MODE
+        | Ext8Ebx::SSBD
+        | Ext8Ebx::PSFD;
+    native.set(controlled, caps.spec_ctrl);
+    host & native.bits()
+}
+
+fn ext_21_eax(host: u32, caps: &Caps) -> u32 {
     let native = Ext21Eax::NO_NESTED_DATA_BP
         | Ext21Eax::FSGS_BASE_WRMSR_NOT_SERIALIZING
         | Ext21Eax::LFENCE_SERIALIZING
@@ -351,9 +362,12 @@ fn ext_21_eax(host: u32) -> u32 {
         | Ext21Eax::NULL_SELECTOR_CLEARS_BASE
         | Ext21Eax::FSRS
         | Ext21Eax::FSRC
-        | Ext21Eax::SRSO_NO;
+        | Ext21Eax::AUTOMATIC_IBRS
+        | Ext21Eax::IBPB_FLUSHES_TYPES
+        | Ext21Eax::SRSO_NO
+        | Ext21Eax::SRSO_USER_KERNEL_NO;
     // There is no SMM in a guest, so there is no SMM_CTL either.
-    (host & native.bits()) | Ext21Eax::NO_SMM_CTL_MSR.bits()
+    ((host | caps.host_knows) & native.bits()) | Ext21Eax::NO_SMM_CTL_MSR.bits()
 }
 
 /// The host's caches, one subleaf each; the one of type 0 ends the list.

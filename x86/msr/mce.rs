@@ -22,7 +22,7 @@ const CAP_SER: u64 = 1 << 24;
 /// In MCG_STATUS, for a guest: RIPV, EIPV and MCIP.
 const STATUS_VALID: u64 = 0b111;
 
-/// The registers after reset: ten banks, all enabled, nothing logged.
+/// The registers after reset: all banks, all enabled, nothing logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mce {
     cap: u64,
@@ -33,13 +33,13 @@ pub struct Mce {
 
 impl Default for Mce {
     fn default() -> Self {
-        Self::new(Self::DEFAULT_BANKS | CAP_CTL)
+        Self::new(Self::DEFAULT_BANKS)
     }
 }
 
 impl Mce {
-    /// Banks of a vCPU for which `KVM_X86_SETUP_MCE` was not called.
-    const DEFAULT_BANKS: u64 = 10;
+    /// Banks of a vCPU for which `KVM_X86_SETUP_MCE` was not called, as in KVM: Firecracker saves them all.
+    const DEFAULT_BANKS: u64 = MAX_BANKS as u64;
 
     /// What `KVM_X86_GET_MCE_CAP_SUPPORTED` answers.
     pub const CAP_SUPPORTED: u64 = CAP_CTL | CAP_SER;

@@ -75,6 +75,9 @@ fn caps() -> Caps {
         invariant_tsc: true,
         xcr0: 0,
         xsaves: false,
+        ibpb: false,
+        spec_ctrl: false,
+        host_knows: 0,
         topoext: false,
         max_gpa_bits: 48,
         pv: PvFeatures::all(),
@@ -191,6 +194,7 @@ fn extended_features() {
     let [_, ebx, ecx, edx] = lookup(&entries, 0x8000_0001, 0);
     assert_eq!(ebx, 0x4000_0000);
     let wanted = Ext1Ecx::LAHF_LM
+        | Ext1Ecx::CMP_LEGACY
         | Ext1Ecx::CR8_LEGACY
         | Ext1Ecx::ABM
         | Ext1Ecx::SSE4A
@@ -201,8 +205,9 @@ fn extended_features() {
     // 1 GiB pages, RDTSCP and long mode.
     assert_eq!(edx, 0x2fd3_fbff);
     assert_eq!(lookup(&entries, 0x8000_0007, 0), [0, 0, 0, 1 << 8]);
-    // 48 physical, 48 linear, 48 that can be mapped; CLZERO.
-    assert_eq!(lookup(&entries, 0x8000_0008, 0), [0x0030_3030, 1, 0, 0]);
+    // 48 physical, 48 linear, 48 that can be mapped; CLZERO, WBNOINVD, no EFER.LMSLE.
+    let sizes = [0x0030_3030, 0x0010_0201, 0, 0];
+    assert_eq!(lookup(&entries, 0x8000_0008, 0), sizes);
     let [eax, ebx, ecx, edx] = lookup(&entries, 0x8000_0021, 0);
     let wanted = Ext21Eax::NO_NESTED_DATA_BP
         | Ext21Eax::LFENCE_SERIALIZING
@@ -240,10 +245,11 @@ fn other_leaves() {
     assert_eq!(lookup(&entries, 7, 1), [7 << 10, 0, 0, 0]);
     assert_eq!(lookup(&entries, 0x8000_0001, 0)[1], 0xf << 28);
     assert_eq!(lookup(&entries, 0x8000_0007, 0), [0, 0, 0, 1 << 8]);
-    assert_eq!(lookup(&entries, 0x8000_0008, 0), [0x0030_ffff, 1, 0, 0]);
+    let sizes = [0x0030_ffff, 0x0410_0201, 0, 0];
+    assert_eq!(lookup(&entries, 0x8000_0008, 0), sizes);
     assert_eq!(lookup(&entries, 0x8000_0019, 0), [u32::MAX, u32::MAX, 0, 0]);
     assert_eq!(lookup(&entries, 0x8000_001a, 0), [7, 0, 0, 0]);
-    assert_eq!(lookup(&entries, 0x8000_0021, 0), [0x2000_0e67, 0, 6, 0]);
+    assert_eq!(lookup(&entries, 0x8000_0021, 0), [0x7000_0f67, 0, 6, 0]);
 }
 
 #[test]
@@ -308,9 +314,9 @@ fn nothing_is_offered_that_needs_a_missing_capability() {
     for leaf in [0xd, 0x8000_000a, 0x8000_001d, 0x8000_001e, 0x8000_001f] {
         assert_eq!(lookup(&entries, leaf, 0), [0; 4]);
     }
-    // IBRS, STIBP, SSBD and IBPB need MSRs that are not there.
     let [_, ebx, _, _] = lookup(&entries, 0x8000_0008, 0);
-    assert_eq!(ebx & !1, 0);
+    let controls = Ext8Ebx::IBPB | Ext8Ebx::IBRS | Ext8Ebx::STIBP | Ext8Ebx::SSBD | Ext8Ebx::PSFD;
+    has_none(ebx, [controls.bits(), Ext8Ebx::XSAVE_ERROR_POINTERS.bits()]);
 }
 
 #[test]
@@ -388,6 +394,39 @@ fn cache_topology_ends_with_an_empty_subleaf() {
     assert_eq!(caches.len(), 5);
     assert_eq!(caches[4].answer(), [0; 4]);
     assert_eq!(lookup(&entries, 0x8000_001e, 0), [0; 4]);
+}
+
+/// IBPB as soon as the hypervisor passes it on, IBRS, STIBP, SSBD and PSFD only with a SPEC_CTRL of the guest's own.
+#[test]
+fn speculation_controls() {
+    let none = Ext8Ebx::IBPB | Ext8Ebx::IBRS | Ext8Ebx::STIBP | Ext8Ebx::SSBD;
+    let ebx = |caps: &Caps| {
+        let entries = list(epyc, caps);
+        let offered = Features::new(&entries, &Features::offered(&mut |f, i| epyc(f, i), caps));
+        let [_, ebx, _, _] = lookup(&entries, 0x8000_0008, 0);
+        (Ext8Ebx::from_bits_retain(ebx), offered.spec_ctrl())
+    };
+    let (hidden, bits) = ebx(&caps());
+    assert_eq!((hidden & none, bits), (Ext8Ebx::empty(), 0));
+    let ibpb = Caps {
+        ibpb: true,
+        ..caps()
+    };
+    let (some, bits) = ebx(&ibpb);
+    assert_eq!((some & none, bits), (Ext8Ebx::IBPB, 0));
+    let (all, bits) = ebx(&Caps {
+        spec_ctrl: true,
+        ..ibpb
+    });
+    assert_eq!((all & none, bits), (none, 0x87));
+    // What the kernel knows, and CPUID does not say.
+    let knows = Caps {
+        host_knows: Ext21Eax::IBPB_FLUSHES_TYPES.bits() | 1 << 4,
+        ..caps()
+    };
+    let [before, ..] = lookup(&list(epyc, &caps()), 0x8000_0021, 0);
+    let [after, ..] = lookup(&list(epyc, &knows), 0x8000_0021, 0);
+    assert_eq!(after, before | Ext21Eax::IBPB_FLUSHES_TYPES.bits());
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use x86::features::{Feature, Features};
 use x86::msr::{
-    check_vmcb, classify, feature, index, is_valid_pat, MsrClass, MsrFile, Mtrr, Origin, VmcbMsr,
-    FEATURE_MSRS, MAX_BANKS, SAVED_MSRS,
+    check_pred_cmd, check_vmcb, classify, feature, has_vmcb, index, is_valid_pat, MsrClass,
+    MsrFile, Mtrr, Origin, VmcbMsr, FEATURE_MSRS, MAX_BANKS, SAVED_MSRS,
 };
 use x86::regs::Exception;
 
@@ -85,11 +85,8 @@ fn classes() {
         (0xc000_0103, MsrClass::File),
         (0x8b, MsrClass::File),
         (0x480, MsrClass::Unknown),
-        // What hosts have, and guests do not: APERF, SPEC_CTRL, PRED_CMD, XSS, VM_CR, SSBD by
-        // LS_CFG.
+        // What hosts have, and guests do not: APERF, XSS, VM_CR, SSBD by LS_CFG.
         (0xe8, MsrClass::Unknown),
-        (0x48, MsrClass::Unknown),
-        (0x49, MsrClass::Unknown),
         (0xda0, MsrClass::File),
         (0xc001_0114, MsrClass::Unknown),
         (0xc001_1020, MsrClass::Unknown),
@@ -120,9 +117,8 @@ fn linux_finds_what_it_reads_without_care() {
         (index::PATCH_LOADER, 0),
         (index::MTRR_CAP, 0x508),
         (index::MTRR_DEF_TYPE, 0),
-        (index::MCG_CAP, 10 | 1 << 8),
+        (index::MCG_CAP, 32),
         (index::MCG_STATUS, 0),
-        (index::MCG_CTL, u64::MAX),
         (index::MISC_ENABLE, 1 << 11 | 1 << 12),
         (index::TSC_ADJUST, 0),
         (index::TSC_AUX, 0),
@@ -132,7 +128,7 @@ fn linux_finds_what_it_reads_without_care() {
     ] {
         assert_eq!(machine.read(index), Ok(value), "{index:#x}");
     }
-    for bank in 0..10 {
+    for bank in 0..32 {
         assert_eq!(machine.read(0x400 + 4 * bank), Ok(u64::MAX));
         for register in 1..4 {
             assert_eq!(machine.read(0x400 + 4 * bank + register), Ok(0));
@@ -264,6 +260,34 @@ fn values_of_the_vmcb() {
         Err(GP)
     );
     assert_eq!(check_vmcb(VmcbMsr::LastBranchTo, 1, HOST, &features), Ok(1));
+}
+
+#[test]
+fn speculation_controls() {
+    let mut features = full();
+    let check =
+        |value, origin, features: &Features| check_vmcb(VmcbMsr::SpecCtrl, value, origin, features);
+    assert_eq!(classify(0x48), MsrClass::Vmcb(VmcbMsr::SpecCtrl));
+    for value in [0, 1, 2, 4, 0x80, 0x87] {
+        assert_eq!(check(value, GUEST, &features), Ok(value));
+    }
+    assert_eq!(check(8, GUEST, &features), Err(GP));
+    features.set -= Feature::STIBP;
+    for origin in [GUEST, HOST] {
+        assert_eq!(check(2, origin, &features), Err(GP));
+    }
+    features.set -= Feature::IBRS | Feature::SSBD | Feature::PSFD;
+    assert!(!has_vmcb(VmcbMsr::SpecCtrl, &features));
+    assert_eq!(check(0, GUEST, &features), Err(GP));
+    assert_eq!(check(0, HOST, &features), Ok(0));
+
+    assert_eq!(classify(0x49), MsrClass::PredCmd);
+    assert_eq!(check_pred_cmd(0, GUEST, &features), Ok(false));
+    assert_eq!(check_pred_cmd(1, GUEST, &features), Ok(true));
+    assert_eq!(check_pred_cmd(2, GUEST, &features), Err(GP));
+    features.set -= Feature::IBPB;
+    assert_eq!(check_pred_cmd(1, GUEST, &features), Err(GP));
+    assert_eq!(check_pred_cmd(1, HOST, &features), Ok(true));
 }
 
 #[test]

@@ -238,6 +238,7 @@ fn efer_follows_features_and_paging() {
         (Efer::LME, Feature::LM),
         (Efer::NXE, Feature::NX),
         (Efer::FFXSR, Feature::FFXSR),
+        (Efer::AIBRSE, Feature::AUTOMATIC_IBRS),
     ];
     for bit in 0..64 {
         let efer = Efer::from_bits_retain(1 << bit);
