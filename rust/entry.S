@@ -107,6 +107,8 @@ SYM_FUNC_START(pacifica_vmrun)
 	mov	$PRED_CMD_IBPB, %eax
 	xor	%edx, %edx
 	wrmsr
+	/* There the stack was not filled above, and some CPUs keep it. */
+	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_BUG_IBPB_NO_RET
 .Lno_ibpb:
 	xor	%eax, %eax
 

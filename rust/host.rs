@@ -75,6 +75,8 @@ pub(crate) struct Host {
     iopm: Pages<[u8; iopm::SIZE]>,
     /// `pacifica` in debugfs.
     pub(crate) debugfs: ffi::DebugfsEntry,
+    /// SEV-SNP may be turned on: see [`Host::keep_save_area`].
+    has_snp: bool,
     /// VMs alive; SVM is on while this is not zero.
     users: Pin<KBox<Mutex<usize>>>,
     /// Not zero while there are users; for the resume path, which may not sleep.
@@ -154,6 +156,7 @@ pub(crate) fn init() -> Result {
             msrpm,
             iopm,
             debugfs,
+            has_snp: ffi::host_has_snp(),
             users,
             held: Atomic::new(0),
         })
@@ -207,6 +210,26 @@ impl Host {
         self.cpus
             .get(ffi::cpu() as usize)
             .map_or(0, |cpu| cpu.host_save.phys())
+    }
+
+    /// kvm_amd can be loaded while there are VMs, and prepares SEV-SNP before it finds SVM taken: for that Linux
+    /// clears VM_HSAVE_PA on all CPUs, by an IPI, and VMRUN would have no place for the host's state. Interrupts are off.
+    #[inline]
+    pub(crate) fn keep_save_area(&self) {
+        if self.has_snp {
+            self.restore_save_area();
+        }
+    }
+
+    #[cold]
+    fn restore_save_area(&self) {
+        let Some(cpu) = self.cpus.get(ffi::cpu() as usize) else {
+            return;
+        };
+        if ffi::rdmsr(MSR_VM_HSAVE_PA) != Ok(cpu.hsave.phys()) {
+            // SAFETY: SVM is on, and the page is this CPU's and lives as long as SVM is on.
+            let _ = unsafe { ffi::wrmsr(MSR_VM_HSAVE_PA, cpu.hsave.phys()) };
+        }
     }
 
     /// Physical addresses of the I/O and the MSR permission map.

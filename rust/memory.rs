@@ -58,13 +58,12 @@ use core::pin::Pin;
 use core::sync::atomic::AtomicU32;
 use kernel::bindings;
 use kernel::mm::Mm;
-use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNodeReservation};
 use kernel::sync::aref::ARef;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
-use npt::{GpaRange, Npt};
+use npt::{GpaRange, Npt, PageSize};
 
 /// How much guest memory is worked on before the spinlock is released for a while.
 const CHUNK: u64 = 128 << 20;
@@ -387,12 +386,13 @@ impl VmMemory {
     }
 }
 
-/// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or a page
-/// of the host, which many slots may share.
+/// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or 2 MiB of the
+/// host, which many slots may share. Each step looks at all of these slots, so it is not less, and the host asks
+/// for the age of as much at once, under a lock of its own.
 fn step(backings: &Backings, from: u64, end: u64) -> u64 {
     let to = from.saturating_add(CHUNK).min(end);
-    let page = PAGE_SIZE as u64;
-    if to - from <= page {
+    let least = PageSize::Size2M.bytes();
+    if to - from <= least {
         return to;
     }
     let bytes = |place: Place| {
@@ -401,7 +401,7 @@ fn step(backings: &Backings, from: u64, end: u64) -> u64 {
     };
     let all: u64 = backings.between(from, to).map(bytes).sum();
     let length = (to - from) / all.div_ceil(CHUNK).max(1);
-    from + (length & !(page - 1)).max(page)
+    from + (length & !(least - 1)).max(least)
 }
 
 #[pinned_drop]

@@ -194,6 +194,7 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
         Some(local) if !local.is_on() => Ok(None),
         Some(_) if clock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
         Some(local) if !must_leave(vcpu) => {
+            host.keep_save_area();
             load(vcpu, inner, host, local);
             let result = turns(vcpu, inner, host);
             unload(inner, host, local);
@@ -217,6 +218,10 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 /// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as it
 /// is entered. So only what the handlers themselves may have caused is looked at: requests to this
 /// vCPU, and threads that they woke on this CPU.
+///
+/// But an event that is injected comes before an interrupt, and a guest can make its delivery raise the same exception
+/// again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint. So interrupts are
+/// let in after each exception.
 fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
@@ -279,6 +284,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             }
             // They take locks whose holders may wait for this CPU to take an interrupt.
             Exit::NestedFault { .. } => return Ok(Some(Action::NeedSleep)),
+            // Many doorbells at once, each with many who wait for it.
+            Exit::Io(io) if io.string => return Ok(Some(Action::NeedSleep)),
             // The VMM waits for the window.
             Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
             _ => {}
@@ -290,6 +297,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             || is_stale(inner, host, &exit)
             || inner.parts.memory.ring().is_some_and(|ring| ring.is_full())
             || (may_wake(&exit) && ffi::work_pending())
+            || matches!(exit, Exit::Exception { .. })
         {
             return Ok(Some(action));
         }

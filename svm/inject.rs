@@ -27,7 +27,7 @@ use crate::features::SvmFeatures;
 use crate::intercept::{CrIntercepts, Word3};
 use crate::state::VcpuState;
 use crate::vmcb::{VirtualInterrupt, Vmcb};
-use x86::regs::{gpr, vector, Exception, Rflags};
+use x86::regs::{gpr, vector, Cr0, Exception, Rflags};
 
 /// Where interrupts come from: the local APIC in the kernel, or `KVM_INTERRUPT`.
 pub trait InterruptSource {
@@ -152,6 +152,11 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
         if events.behind_instruction && vector == vector::BP {
             return (soft(vmcb), Some(Event::Exception(vector, None)));
         }
+        if matches!(vector, vector::BP | vector::OF) {
+            vmcb.set_next_rip(vmcb.rip());
+        }
+        // Real mode has none (APM vol. 2, 8.6).
+        let error_code = error_code.filter(|_| vmcb.cr0().contains(Cr0::PE));
         return (Given::Exception, Some(Event::Exception(vector, error_code)));
     }
     if events.nmi_injected {
@@ -357,6 +362,10 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     }
     if host.contains(SvmFeatures::VMCB_CLEAN) {
         vmcb.set_clean();
+    }
+    if ExitCode(vmcb.exit_code()) == ExitCode::SHUTDOWN {
+        // Much of the VMCB is undefined now (APM vol. 2, 15.14.3).
+        vmcb.set_all_dirty();
     }
     state.regs.set(gpr::RAX, vmcb.rax());
     state.regs.set(gpr::RSP, vmcb.rsp());

@@ -16,6 +16,8 @@ bitflags! {
         const CR0_READ = 1 << 0;
         /// MOV from CR4.
         const CR4_READ = 1 << 4;
+        /// MOV to CR0, LMSW, CLTS.
+        const CR0_WRITE = 1 << 16;
         /// MOV to CR8.
         const CR8_WRITE = 1 << 24;
         /// MOV to CR4.

@@ -229,12 +229,14 @@ pub fn set_guest_efer(vmcb: &mut Vmcb, state: &mut VcpuState, value: Efer) {
     vmcb.set_efer(efer);
 }
 
-/// Reads of a control register exit while the CPU's value is not the guest's.
+/// Reads of a control register exit while the CPU's value is not the guest's; and all writes of CR0, one that
+/// makes it what the CPU has anyway included, which is no selected write.
 fn set_hidden_intercepts(vmcb: &mut Vmcb, state: &VcpuState) {
     use crate::intercept::CrIntercepts;
     vmcb.update_intercepts(|intercepts| {
         let cr = &mut intercepts.cr;
-        cr.set(CrIntercepts::CR0_READ, !state.cr0_hidden.is_empty());
+        let cr0 = CrIntercepts::CR0_READ | CrIntercepts::CR0_WRITE;
+        cr.set(cr0, !state.cr0_hidden.is_empty());
         cr.set(CrIntercepts::CR4_READ, !state.cr4_mce);
     });
 }

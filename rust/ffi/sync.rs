@@ -263,8 +263,9 @@ impl<T: Expire> Timer<T> {
         bindings::hrtimer_restart_HRTIMER_NORESTART
     }
 
-    /// Expires at `ns`; replaces an earlier date.
+    /// Expires at `ns`; replaces an earlier date. The kernel's times end with 2^63 ns.
     pub(crate) fn start(&self, ns: u64) {
+        let ns = ns.min(i64::MAX as u64);
         // SAFETY: The timer was initialised.
         unsafe { pacifica_timer_start(self.timer.get(), ns) };
     }

@@ -25,6 +25,18 @@
     mov %cr0, %rcx
     report %ecx
     mov %r9, %cr0
+    say caches_off
+    mov %r9, %rax
+    or $0x40000000, %eax        // CD
+    mov %rax, %cr0
+    mov %cr0, %rcx
+    report %ecx
+    clts                        // which leaves it
+    mov %cr0, %rcx
+    report %ecx
+    mov %r9, %cr0
+    mov %cr0, %rcx
+    report %ecx
     say nw_without_cd
     mov $0xa0010033, %eax
     try mov %rax, %cr0

@@ -12,11 +12,12 @@ use svm::features::SvmFeatures;
 use svm::inject::{cancel, ready_for_interrupt, Entry};
 use svm::intercept::{CrIntercepts, Word3};
 use svm::vmcb::VirtualInterrupt;
-use x86::regs::{vector, Exception, Rflags};
+use x86::regs::{vector, Cr0, Exception, Rflags};
 
 fn machine() -> Machine {
     let mut machine = Machine::real(SvmFeatures::empty());
     machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+    machine.vmcb.set_cr0(machine.vmcb.cr0() | Cr0::PE);
     machine
 }
 
@@ -191,6 +192,28 @@ fn software_events_are_executed_again() {
     assert_eq!(injected(&machine), None);
     exit_during(&mut machine, None);
     assert_eq!(machine.state.events, Events::default());
+}
+
+#[test]
+fn real_mode_has_no_error_codes() {
+    let mut machine = Machine::real(SvmFeatures::empty());
+    machine.state.events.raise(Exception::GP0);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(13, None)));
+}
+
+/// CPUs that save the next RIP return there from the handlers of these two.
+#[test]
+fn bp_and_of_return_to_rip() {
+    for vector in [vector::BP, vector::OF] {
+        let mut machine = machine();
+        machine.vmcb.set_rip(0x1234);
+        machine.vmcb.set_next_rip(0);
+        machine.state.events.raise(Exception::new(vector));
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(Event::Exception(vector, None)));
+        assert_eq!(machine.vmcb.next_rip(), 0x1234);
+    }
 }
 
 #[test]
