@@ -129,7 +129,7 @@ impl Lapic {
             esr: 0,
             esr_pending: 0,
             icr: 0,
-            lvts: Lvts::reset(),
+            lvts: Lvts::reset(is_bsp),
             timer: Timer::reset(timer::DEFAULT_BUS_CYCLE_NS),
             irr: Vectors::EMPTY,
             isr: Vectors::EMPTY,
@@ -144,7 +144,7 @@ impl Lapic {
             xapic_id: self.xapic_id,
             base: self.base,
             timer: Timer::reset(self.timer.bus_cycle_ns()),
-            ..Self::new(self.id, false)
+            ..Self::new(self.id, self.base.is_bsp())
         };
     }
 

@@ -66,6 +66,7 @@ abi!(
     kvm_device_attr,
     kvm_stats_header,
     kvm_pre_fault_memory,
+    crate::vcpu_state::NestedState,
 );
 
 /// The argument of an ioctl: an address in user space.

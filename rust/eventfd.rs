@@ -80,10 +80,12 @@ struct Doorbell {
 }
 
 impl Doorbell {
-    fn is_hit(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
-        if self.is_port != is_port || self.address != address {
-            return false;
-        }
+    fn is_at(&self, is_port: bool, address: u64) -> bool {
+        self.is_port == is_port && self.address == address
+    }
+
+    /// Whether a write to its place is one for it.
+    fn takes(&self, data: &[u8]) -> bool {
         if self.length == 0 {
             return true;
         }
@@ -115,7 +117,13 @@ impl Doorbell {
     }
 }
 
+/// In ascending order of their places.
 type Doorbells = KVec<Arc<Doorbell>>;
+
+/// Where in the list those of a place begin.
+fn first_at(list: &[Arc<Doorbell>], is_port: bool, address: u64) -> usize {
+    list.partition_point(|doorbell| (doorbell.is_port, doorbell.address) < (is_port, address))
+}
 
 /// The event descriptors of a VM.
 #[pin_data]
@@ -130,9 +138,9 @@ pub(crate) struct Eventfds {
 }
 
 /// Most interrupt lines that are eventfds: more than any VM has interrupts.
-const MAX_IRQFDS: usize = 1024;
-/// Most doorbells, as KVM has it for one bus.
-const MAX_DOORBELLS: usize = 1000;
+const MAX_IRQFDS: usize = 8192;
+/// Most doorbells: a queue of a virtio device may have two, and QEMU dies if one is refused.
+const MAX_DOORBELLS: usize = 8192;
 
 impl Eventfds {
     /// None.
@@ -230,8 +238,11 @@ impl Eventfds {
             if old.len() >= MAX_DOORBELLS {
                 return Err(ENOSPC);
             }
-            new.extend_from_slice(old, GFP_KERNEL_ACCOUNT)?;
-            Ok(new.push(doorbell, GFP_KERNEL_ACCOUNT)?)
+            let at = first_at(old, doorbell.is_port, doorbell.address);
+            let (before, after) = old.split_at(at);
+            new.extend_from_slice(before, GFP_KERNEL_ACCOUNT)?;
+            new.push(doorbell, GFP_KERNEL_ACCOUNT)?;
+            Ok(new.extend_from_slice(after, GFP_KERNEL_ACCOUNT)?)
         })
     }
 
@@ -272,8 +283,11 @@ impl Eventfds {
             return false;
         };
         let list = list.read();
-        let mut doorbells = list.iter();
-        let hit = doorbells.find(|doorbell| doorbell.is_hit(is_port, address, data));
+        let mut here = list
+            .iter()
+            .skip(first_at(&list, is_port, address))
+            .take_while(|doorbell| doorbell.is_at(is_port, address));
+        let hit = here.find(|doorbell| doorbell.takes(data));
         hit.inspect(|doorbell| doorbell.eventfd.signal()).is_some()
     }
 }

@@ -89,6 +89,8 @@ enum pacifica_ioctl_nr {
 	NR(GET_DEVICE_ATTR),
 	NR(HAS_DEVICE_ATTR),
 	NR(PRE_FAULT_MEMORY),
+	NR(GET_NESTED_STATE),
+	NR(SET_NESTED_STATE),
 };
 
 /* Flags that are shifts by a member of an enum, likewise. */

@@ -83,6 +83,11 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_eve
     let mut known = abi::KVM_VCPUEVENT_VALID_NMI_PENDING
         | abi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | abi::KVM_VCPUEVENT_VALID_SHADOW;
+    // There is no SMM, which what was saved on KVM may say as well.
+    let smi = &new.smi;
+    if smi.smm == 0 && smi.pending == 0 && smi.smm_inside_nmi == 0 && smi.latched_init == 0 {
+        known |= abi::KVM_VCPUEVENT_VALID_SMM;
+    }
     if vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
         known |= abi::KVM_VCPUEVENT_VALID_PAYLOAD;
     }

@@ -87,6 +87,8 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_SET_CPUID2 => vcpu_cpuid::set(vcpu, inner, arg)?,
         abi::PACIFICA_GET_CPUID2 => vcpu_cpuid::get(vcpu, inner, arg)?,
         abi::PACIFICA_ENABLE_CAP => enable_cap(&arg.read()?)?,
+        abi::PACIFICA_GET_NESTED_STATE => get_nested_state(arg)?,
+        abi::PACIFICA_SET_NESTED_STATE => set_nested_state(&arg.read()?)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)
@@ -96,6 +98,43 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
 fn enable_cap(cap: &abi::kvm_enable_cap) -> Result {
     let known = cap.cap == abi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID && cap.flags == 0;
     known.then_some(()).ok_or(EINVAL)
+}
+
+/// The state of a guest of the guest's, of which there are none, is a header and no more.
+const NESTED_STATE: NestedState = NestedState {
+    flags: abi::KVM_STATE_NESTED_GIF_SET as u16,
+    format: abi::KVM_STATE_NESTED_FORMAT_SVM as u16,
+    size: core::mem::size_of::<NestedState>() as u32,
+    header: [0; 15],
+};
+
+/// `struct kvm_nested_state` without what follows its header.
+#[repr(C)]
+pub(crate) struct NestedState {
+    flags: u16,
+    format: u16,
+    /// Of all of it.
+    size: u32,
+    header: [u64; 15],
+}
+
+/// KVM_GET_NESTED_STATE: the caller says in it how much room there is.
+fn get_nested_state(arg: Arg) -> Result {
+    const SIZE: usize = core::mem::offset_of!(NestedState, size);
+    let room: u32 = arg.offset(SIZE).read()?;
+    if room < NESTED_STATE.size {
+        arg.offset(SIZE).write(&NESTED_STATE.size)?;
+        return Err(E2BIG);
+    }
+    arg.write(&NESTED_STATE)
+}
+
+/// KVM_SET_NESTED_STATE takes what the other gives.
+fn set_nested_state(state: &NestedState) -> Result {
+    let same = state.flags == NESTED_STATE.flags && state.format == NESTED_STATE.format;
+    (same && state.size >= NESTED_STATE.size)
+        .then_some(())
+        .ok_or(EINVAL)
 }
 
 /// Brings the state into the form in which it is shown. What others have sent belongs to it, and so

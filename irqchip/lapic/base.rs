@@ -24,6 +24,11 @@ impl ApicBase {
         Self(DEFAULT_ADDRESS | AE | if is_bsp { BSC } else { 0 })
     }
 
+    /// Whether this is the boot strap processor.
+    pub(super) const fn is_bsp(self) -> bool {
+        self.0 & BSC != 0
+    }
+
     #[inline]
     pub(super) const fn is_enabled(self) -> bool {
         self.0 & AE != 0

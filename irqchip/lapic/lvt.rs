@@ -9,6 +9,8 @@ use crate::message::DeliveryMode;
 const MASKED: u32 = 1 << 16;
 const VECTOR: u32 = 0xff;
 const MODE: u32 = 7 << 8;
+/// The mode ExtINT.
+const EXT_INT: u32 = 7 << 8;
 /// Polarity and trigger mode of the LINT pins. Remote IRR and delivery status read as zero.
 const PIN: u32 = 1 << 13 | 1 << 15;
 const TIMER_MODE: u32 = 3 << 17;
@@ -72,8 +74,14 @@ pub enum LocalEvent {
 pub(super) struct Lvts([u32; ENTRIES]);
 
 impl Lvts {
-    pub(super) const fn reset() -> Self {
-        Self([MASKED; ENTRIES])
+    /// After reset everything is masked, but that LINT0 of the boot strap processor hears the PIC at once, as firmware
+    /// would leave it (virtual wire mode, APM vol. 2, 16.1): VMMs without firmware rely on it.
+    pub(super) const fn reset(is_bsp: bool) -> Self {
+        let mut entries = [MASKED; ENTRIES];
+        if is_bsp {
+            entries[Entry::Lint0 as usize] = EXT_INT;
+        }
+        Self(entries)
     }
 
     /// Entry `index`, or a masked one if there is none.

@@ -185,6 +185,8 @@ fn local_vector_table() {
     assert_eq!(lapic.raise(LocalSource::Performance), LocalEvent::Requested);
     assert_eq!(lapic.pending_vector(), Some(0x55));
 
+    assert!(lapic.accepts_pic_interrupt());
+    assert_eq!(write(&mut lapic, LINT0, MASKED), Effect::Routing);
     assert!(!lapic.accepts_pic_interrupt());
     assert_eq!(write(&mut lapic, LINT0, 0x700), Effect::Routing);
     assert_eq!(write(&mut lapic, LINT0, 0x700), Effect::None);
@@ -452,14 +454,22 @@ fn identity_in_saved_state() {
     assert!(other.is_enabled());
 }
 
+/// VMMs without firmware change the mode of what they read, and write it back (Firecracker, kvmtool, crosvm).
 #[test]
 fn a_vmm_can_wire_lint0_before_the_guest_enables_the_apic() {
-    let mut lapic = Lapic::new(0, true);
-    let mut page = [0; STATE_SIZE];
-    lapic.state(&mut page, T0, false);
-    page[0x350..0x354].copy_from_slice(&0x700u32.to_le_bytes());
-    page[0x360..0x364].copy_from_slice(&0x400u32.to_le_bytes());
-    assert_eq!(lapic.set_state(&page, T0, false), Ok(()));
-    assert!(lapic.accepts_pic_interrupt());
-    assert_eq!(lapic.raise(LocalSource::Lint1), LocalEvent::Nmi);
+    const LVT0: usize = 0x350;
+    const LVT1: usize = 0x360;
+    for (is_bsp, wired) in [(true, true), (false, false)] {
+        let mut lapic = Lapic::new(0, is_bsp);
+        assert_eq!(lapic.accepts_pic_interrupt(), wired);
+        let mut page = [0; STATE_SIZE];
+        lapic.state(&mut page, T0, false);
+        page[LVT0 + 1] |= 7;
+        page[LVT1..LVT1 + 4].copy_from_slice(&0x400u32.to_le_bytes());
+        assert_eq!(lapic.set_state(&page, T0, false), Ok(()));
+        assert_eq!(lapic.accepts_pic_interrupt(), wired);
+        assert_eq!(lapic.raise(LocalSource::Lint1), LocalEvent::Nmi);
+        lapic.init();
+        assert_eq!(lapic.accepts_pic_interrupt(), wired);
+    }
 }

@@ -134,6 +134,8 @@ pub mod number {
     pub const SET_TSC_KHZ: Number = Number::plain(0xa2);
     pub const GET_TSC_KHZ: Number = Number::plain(0xa3);
     pub const ENABLE_CAP: Number = Number::set::<kvm_enable_cap>(0xa3);
+    pub const GET_NESTED_STATE: Number = Number::exchange::<kvm_nested_state>(0xbe);
+    pub const SET_NESTED_STATE: Number = Number::set::<kvm_nested_state>(0xbf);
     pub const PRE_FAULT_MEMORY: Number = Number::exchange::<kvm_pre_fault_memory>(0xd5);
     pub const GET_XSAVE: Number = Number::get::<Xsave>(0xa4);
     pub const SET_XSAVE: Number = Number::set::<Xsave>(0xa5);

@@ -466,6 +466,16 @@ pub(crate) fn pre_fault(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
     finish(rng, &range)
 }
 
+pub(crate) fn nested_state(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
+    let state = kvm_nested_state {
+        flags: KVM_STATE_NESTED_GIF_SET as u16,
+        format: KVM_STATE_NESTED_FORMAT_SVM as u16,
+        size: 128,
+        ..Default::default()
+    };
+    finish(rng, &state)
+}
+
 /// The TSC's offset is the one attribute that there may be.
 pub(crate) fn attribute(rng: &mut Rng, _: &Fixed, _: usize) -> Vec<u8> {
     let attribute = kvm_device_attr {

@@ -127,8 +127,6 @@ mod more {
     pub(super) const GUEST_MEMFD: Number = Number::exchange::<kvm_create_guest_memfd>(0xd4);
     pub(super) const PRE_FAULT_MEMORY: Number = Number::exchange::<kvm_pre_fault_memory>(0xd5);
     pub(super) const RESET_DIRTY_RINGS: Number = Number::plain(0xc7);
-    pub(super) const GET_NESTED_STATE: Number = Number::exchange::<kvm_nested_state>(0xbe);
-    pub(super) const SET_NESTED_STATE: Number = Number::set::<kvm_nested_state>(0xbf);
 }
 
 const LINES: Make = make::words;
@@ -547,14 +545,14 @@ pub(crate) const IOCTLS: &[Ioctl] = &[
     ),
     vcpu(
         "GET_NESTED_STATE",
-        more::GET_NESTED_STATE,
-        Made(LINES),
+        n::GET_NESTED_STATE,
+        Made(make::nested_state),
         &[EINVAL, E2BIG],
     ),
     vcpu(
         "SET_NESTED_STATE",
-        more::SET_NESTED_STATE,
-        Made(LINES),
+        n::SET_NESTED_STATE,
+        Made(make::nested_state),
         &[EINVAL],
     ),
 ];

@@ -20,6 +20,7 @@ mod sync;
 mod system;
 mod time;
 mod vm;
+mod vmms;
 mod xstate;
 
 use std::process::ExitCode;
@@ -49,10 +50,11 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 17] = [
+    let groups: [&[Test]; 18] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
+        vmms::TESTS,
         slots::TESTS,
         state::TESTS,
         xstate::TESTS,

@@ -205,11 +205,11 @@ pub(crate) fn signalled(event: &std::fs::File) -> u64 {
     }
 }
 
-const PORT: u32 = 1 << kvm_ioeventfd_flag_nr_pio;
+pub(crate) const PORT: u32 = 1 << kvm_ioeventfd_flag_nr_pio;
 const DATAMATCH: u32 = 1 << kvm_ioeventfd_flag_nr_datamatch;
 const DEASSIGN: u32 = 1 << kvm_ioeventfd_flag_nr_deassign;
 
-fn assign(
+pub(crate) fn assign(
     vm: &Handle,
     event: &std::fs::File,
     addr: u64,
