@@ -79,8 +79,8 @@ lab-shell: all ## a shell in the emulated AMD-V host, with the module loaded
 	@selftests/lab/boot --interactive
 
 .PHONY: load unload
-load: ## load the module on this machine (root)
-	@selftests/lab/local load
+load: ## load the module on this machine (root); with KVM_NODE=1 it is /dev/kvm, too
+	@selftests/lab/local load $(if $(KVM_NODE),kvm_node=1)
 unload: ## take it out again
 	@selftests/lab/local unload
 

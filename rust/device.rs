@@ -151,11 +151,25 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// Makes the node appear.
-    pub(crate) fn new(_module: &'static ThisModule) -> Result<Self> {
+    /// Makes `/dev/pacifica` appear.
+    pub(crate) fn own() -> Result<Self> {
+        Self::new(c"pacifica", bindings::MISC_DYNAMIC_MINOR)
+    }
+
+    /// Makes `/dev/kvm` appear, with KVM's number: VMMs that know no other name find it, and so do those
+    /// that make a node of their own.
+    pub(crate) fn as_kvm() -> Result<Self> {
+        Self::new(c"kvm", bindings::KVM_MINOR).inspect_err(|error| {
+            if *error == EBUSY {
+                pr_err!("/dev/kvm is KVM's: run `modprobe -r kvm_amd kvm`\n");
+            }
+        })
+    }
+
+    fn new(name: &'static CStr, minor: u32) -> Result<Self> {
         let device = bindings::miscdevice {
-            minor: bindings::MISC_DYNAMIC_MINOR as c_int,
-            name: c"pacifica".as_char_ptr(),
+            minor: minor as c_int,
+            name: name.as_char_ptr(),
             fops: &NODE_OPERATIONS.0,
             ..Default::default()
         };

@@ -79,31 +79,41 @@ module! {
     authors: ["The Pacifica developers"],
     description: "AMD-V hypervisor",
     license: "GPL",
+    params: {
+        kvm_node: u8 {
+            default: 0,
+            description: "1: be /dev/kvm, too, while KVM is not loaded",
+        },
+    },
 }
 
 struct Pacifica {
-    device: Option<device::Registration>,
+    devices: [Option<device::Registration>; 2],
 }
 
 impl kernel::Module for Pacifica {
-    fn init(module: &'static ThisModule) -> Result<Self> {
+    fn init(_: &'static ThisModule) -> Result<Self> {
         host::init()?;
-        match device::Registration::new(module) {
-            Ok(device) => Ok(Self {
-                device: Some(device),
-            }),
-            Err(error) => {
-                host::exit();
-                Err(error)
-            }
-        }
+        devices()
+            .map(|devices| Self { devices })
+            .inspect_err(|_| host::exit())
     }
+}
+
+/// The nodes that are asked for.
+fn devices() -> Result<[Option<device::Registration>; 2]> {
+    let own = device::Registration::own()?;
+    let kvm = match *module_parameters::kvm_node.value() {
+        0 => None,
+        _ => Some(device::Registration::as_kvm()?),
+    };
+    Ok([Some(own), kvm])
 }
 
 impl Drop for Pacifica {
     fn drop(&mut self) {
-        // The node goes first. No file is open, or the module could not be unloaded.
-        self.device = None;
+        // The nodes go first. No file is open, or the module could not be unloaded.
+        self.devices = [None, None];
         host::exit();
     }
 }

@@ -50,6 +50,7 @@ const TESTS: &[Test] = &[
         "the module is loaded, each allocation failing",
         load_without_memory,
     ),
+    ("with kvm_node=1 the module is /dev/kvm, too", as_kvm),
     (
         "with kvm_amd loaded first, VMs are refused with advice",
         kvm_first,
@@ -345,6 +346,40 @@ fn load_without_memory(module: &Module) -> Result<(), String> {
     let leaks = unreferenced().map_err(|e| e.to_string())?;
     equal("leaks", leaks.as_str(), "")?;
     works(module)
+}
+
+fn as_kvm(module: &Module) -> Result<(), String> {
+    const NODE: &str = "/dev/kvm";
+    if module.is_kvm() {
+        return skipped("this is about the other module");
+    }
+    let there = || fs::exists(NODE).unwrap_or(false);
+    let unload = || {
+        module
+            .unload()
+            .map_err(|error| format!("unloading: {error:?}"))
+    };
+    equal("without the parameter", there(), false)?;
+    unload()?;
+    module.load_with("kvm_node=1")?;
+    let runs = Victim::new(NODE, Kind::Ports).and_then(|victim| victim.steps(10));
+    runs.and_then(|()| works(module))?;
+    unload()?;
+    equal("when the module is gone", there(), false)?;
+    let with_kvm = module::can_load_kvm().and_then(|()| {
+        module::load_kvm()?;
+        let refused = module.load_with("kvm_node=1").is_err();
+        let advised = module::kernel_log().contains("/dev/kvm is KVM's: run");
+        module::unload_kvm()?;
+        equal(
+            "with KVM loaded: refused, with advice",
+            (refused, advised),
+            (true, true),
+        )
+    });
+    module.load()?;
+    works(module)?;
+    with_kvm
 }
 
 fn create_vm(module: &Module) -> Result<Handle, Errno> {

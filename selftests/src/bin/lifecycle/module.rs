@@ -58,7 +58,12 @@ impl Module {
 
     /// Loads it.
     pub(crate) fn load(&self) -> Result<(), String> {
-        insmod(self.file)
+        insmod(self.file, &[])
+    }
+
+    /// Loads it with a parameter.
+    pub(crate) fn load_with(&self, parameter: &str) -> Result<(), String> {
+        insmod(self.file, &[parameter])
     }
 
     /// Loads it by one system call, which answers its error.
@@ -80,9 +85,10 @@ impl Module {
     }
 }
 
-fn insmod(file: &str) -> Result<(), String> {
+fn insmod(file: &str, parameters: &[&str]) -> Result<(), String> {
     let output = Command::new("insmod")
         .arg(file)
+        .args(parameters)
         .output()
         .map_err(|e| format!("insmod: {e}"))?;
     if output.status.success() {
@@ -119,7 +125,7 @@ fn kvm_modules() -> Vec<String> {
 /// Skips the test where the modules are another kernel's: the debug kernel has none.
 pub(crate) fn can_load_kvm() -> Result<(), String> {
     let first = kvm_modules().into_iter().next().unwrap_or_default();
-    match insmod(&format!("/lab/kvm/{first}")) {
+    match insmod(&format!("/lab/kvm/{first}"), &[]) {
         Err(error) if error.contains("invalid module format") => {
             skipped("the modules of KVM are another kernel's")
         }
@@ -131,7 +137,7 @@ pub(crate) fn can_load_kvm() -> Result<(), String> {
 pub(crate) fn load_kvm() -> Result<(), String> {
     for file in kvm_modules() {
         if !is_loaded(&file.trim_end_matches(".ko").replace('-', "_")) {
-            insmod(&format!("/lab/kvm/{file}"))?;
+            insmod(&format!("/lab/kvm/{file}"), &[])?;
         }
     }
     Ok(())
@@ -156,7 +162,7 @@ const VM_HSAVE_PA: u64 = 0xc001_0117;
 /// On each CPU that is online, whether SVM is turned on and whether VMRUN has its page.
 pub(crate) fn svm() -> Result<Vec<(bool, bool)>, String> {
     if !Path::new("/dev/cpu/0/msr").exists() {
-        insmod("/lab/msr.ko")?;
+        insmod("/lab/msr.ko", &[])?;
     }
     let mut cpus = Vec::new();
     for cpu in 0.. {
