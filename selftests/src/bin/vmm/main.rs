@@ -33,7 +33,8 @@ const TESTS: &[Test] = &[
 /// What the guest runs, besides `load`, the load of the soak.
 const PROGRAMS: &[(&str, &str)] = &[
     ("rest", "while :; do sleep 1; done"),
-    ("work", "exec load 8"),
+    // For ever: how long it takes to move a guest depends on the machine.
+    ("work", "while load 2; do :; done"),
     (
         "disk",
         "insmod /lib/virtio_blk.ko; sha256sum </dev/vda; dd if=/dev/vda of=/dev/vda bs=1M count=4 seek=4; sync",
@@ -119,7 +120,7 @@ fn by_ring() -> Result<(), String> {
 fn moved(name: &str, accel: &str) -> Result<(), String> {
     let uri = format!("unix:/tmp/{name}.migration");
     let mut from = Qemu::start(&format!("{name}-from"), accel, "/bin/work", &[])?;
-    from.wait_for("load: 8 s", 1)?;
+    from.wait_for("load: 2 s", 1)?;
     let to = Qemu::start(
         &format!("{name}-to"),
         accel,
@@ -132,23 +133,20 @@ fn moved(name: &str, accel: &str) -> Result<(), String> {
         "# {sent} pages in {again} rounds, {} ms at rest",
         how["downtime"]
     );
-    equal(
-        "it had not ended",
-        from.console().contains("load: done"),
-        false,
-    )?;
     drop(from);
     done(to)
 }
 
-fn done(qemu: Qemu) -> Result<(), String> {
-    let console = qemu.finish()?;
-    equal("it did its work", console.contains("load: done"), true)
+/// What it was doing it ends well, and what it does next, too.
+fn done(mut qemu: Qemu) -> Result<(), String> {
+    qemu.wait_for("load: done", 2)?;
+    qemu.ask("quit", json!({}))?;
+    qemu.finish().map(drop)
 }
 
 fn file() -> Result<(), String> {
     let mut from = Qemu::start("file-from", "", "/bin/work", &[])?;
-    from.wait_for("load: 8 s", 1)?;
+    from.wait_for("load: 2 s", 1)?;
     from.migrate("file:/tmp/state")?;
     drop(from);
     for name in ["file-first", "file-second"] {
