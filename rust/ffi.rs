@@ -228,7 +228,7 @@ safe! {
     host_has_snp = pacifica_host_has_snp() -> bool;
     /// Whether predictors can be flushed.
     host_has_ibpb = pacifica_host_has_ibpb() -> bool;
-    /// What the kernel has found out about its CPUs, as bits of CPUID leaf 8000_0021, EAX.
+    /// What the kernel knows of its CPUs in the place of CPUID leaf 8000_0021, EAX.
     host_mitigations = pacifica_host_mitigations() -> u32;
     /// Hands a machine check that hit the guest to the kernel.
     machine_check = pacifica_machine_check();

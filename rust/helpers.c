@@ -318,20 +318,10 @@ bool pacifica_host_has_ibpb(void)
 	return boot_cpu_has(X86_FEATURE_IBPB);
 }
 
-/* What the kernel has found out about its CPUs, as bits of CPUID leaf 8000_0021, EAX (APM vol. 3, E.4.17). */
+/* What the kernel knows of its CPUs in the place of CPUID leaf 8000_0021, EAX: microcode brings more than CPUID tells. */
 u32 pacifica_host_mitigations(void)
 {
-	u32 bits = 0;
-
-	if (boot_cpu_has(X86_FEATURE_LFENCE_RDTSC))
-		bits |= BIT(2);
-	if (boot_cpu_has(X86_FEATURE_VERW_CLEAR))
-		bits |= BIT(5);
-	if (boot_cpu_has(X86_FEATURE_IBPB_BRTYPE))
-		bits |= BIT(28);
-	if (boot_cpu_has(X86_FEATURE_SRSO_NO))
-		bits |= BIT(29);
-	return bits;
+	return boot_cpu_data.x86_capability[CPUID_8000_0021_EAX];
 }
 
 void pacifica_cpuid(u32 leaf, u32 subleaf, u32 *regs)

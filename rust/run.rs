@@ -30,7 +30,6 @@ use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
 use svm::exit::Exit;
-use svm::features::SvmFeatures;
 use svm::inject::{self, Entry};
 use svm::io::UserIo;
 use svm::state::MpState;
@@ -250,9 +249,6 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         if let Err(error) = entered {
             inject::cancel(&mut inner.vmcb, &mut inner.state);
             return Err(error);
-        }
-        if features.contains(SvmFeatures::VMCB_CLEAN) {
-            inner.vmcb.set_clean();
         }
         inject::after_exit(&mut inner.vmcb, &mut inner.state, features);
         if let Some(lapic) = &mut inner.parts.lapic {

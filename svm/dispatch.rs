@@ -315,7 +315,11 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             Ok(Action::Resume)
         }
         Exit::TaskSwitch(switch) => task::task_switch(guest, switch),
-        Exit::Shutdown => Ok(Action::User(UserExit::Shutdown)),
+        Exit::Shutdown => {
+            // Much of the VMCB is undefined now (APM vol. 2, 15.14.3).
+            guest.vmcb.set_all_dirty();
+            Ok(Action::User(UserExit::Shutdown))
+        }
         Exit::Invalid => Ok(Action::User(UserExit::FailEntry {
             reason: guest.vmcb.exit_code(),
         })),

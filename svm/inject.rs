@@ -363,10 +363,6 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     if host.contains(SvmFeatures::VMCB_CLEAN) {
         vmcb.set_clean();
     }
-    if ExitCode(vmcb.exit_code()) == ExitCode::SHUTDOWN {
-        // Much of the VMCB is undefined now (APM vol. 2, 15.14.3).
-        vmcb.set_all_dirty();
-    }
     state.regs.set(gpr::RAX, vmcb.rax());
     state.regs.set(gpr::RSP, vmcb.rsp());
     state.io.forget();

@@ -174,8 +174,8 @@ pub struct Caps {
     pub ibpb: bool,
     /// SPEC_CTRL is the guest's own.
     pub spec_ctrl: bool,
-    /// What the host's kernel knows of its CPUs, as bits of leaf `8000_0021`, EAX: microcode brings what CPUID
-    /// does not tell.
+    /// What the host's kernel knows of its CPUs in the place of leaf `8000_0021`, EAX: microcode brings
+    /// what CPUID does not tell.
     pub host_knows: u32,
     /// Leaves `8000_001d` and `8000_001e` are offered; the VMM must fill the latter.
     pub topoext: bool,

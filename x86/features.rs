@@ -209,11 +209,7 @@ impl Features {
                     .set(Feature::XSAVES, eax.contains(LeafDSub1Eax::XSAVES));
             }
             function::EXTENDED_FEATURES => self.set |= ext_1(entry),
-            function::EXTENDED_FEATURES_2 => {
-                let eax = Ext21Eax::from_bits_retain(entry.eax);
-                let automatic = eax.contains(Ext21Eax::AUTOMATIC_IBRS);
-                self.set.set(Feature::AUTOMATIC_IBRS, automatic);
-            }
+            function::EXTENDED_FEATURES_2 => self.set |= ext_21(entry),
             function::ADDRESS_SIZES => {
                 self.set |= ext_8(entry);
                 let [bits, ..] = entry.eax.to_le_bytes();
@@ -291,6 +287,14 @@ fn ext_8(entry: &Entry) -> Feature {
         (ebx.contains(Ext8Ebx::SSBD), Feature::SSBD),
         (ebx.contains(Ext8Ebx::PSFD), Feature::PSFD),
     ])
+}
+
+fn ext_21(entry: &Entry) -> Feature {
+    let eax = Ext21Eax::from_bits_retain(entry.eax);
+    collect([(
+        eax.contains(Ext21Eax::AUTOMATIC_IBRS),
+        Feature::AUTOMATIC_IBRS,
+    )])
 }
 
 fn pv(eax: u32) -> Feature {

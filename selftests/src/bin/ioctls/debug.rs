@@ -196,8 +196,9 @@ fn general_detect(path: &str) -> Result<(), String> {
     equal("runs on", bare.exit()?, KVM_EXIT_IO)
 }
 
-/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack. As the
-/// host's own hypervisor KVM there goes one instruction too far when a software event is injected.
+/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack. Where
+/// KVM is the hypervisor of such a host, guests of its guest lose software events that are injected: what was seen is
+/// that their handlers do not answer; that KVM moves RIP by the instruction at it is inferred from its source.
 fn software_events(path: &str) -> Result<(), String> {
     const NRIPS: u32 = 1 << 3;
     // SAFETY: Every CPU with AMD-V has this leaf.
@@ -209,7 +210,7 @@ fn software_events(path: &str) -> Result<(), String> {
         return skipped("no intercept of #BP");
     }
     if std::env::var("LAB_MACHINE").as_deref() == Ok("nested") {
-        return skipped("kvm_amd below, without next-RIP saving, injects software events wrongly");
+        return skipped("kvm_amd below, without next-RIP saving, loses software events");
     }
     Ok(())
 }

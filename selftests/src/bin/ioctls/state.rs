@@ -45,7 +45,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// What is wrong with a state, and how to make it so.
 type Change<T> = (&'static str, fn(&mut T));
 
-fn vcpu(path: &str) -> Result<(Handle, Handle), String> {
+pub(crate) fn vcpu(path: &str) -> Result<(Handle, Handle), String> {
     let (device, vm) = vm(path)?;
     let vcpu = vm.open_with(number::CREATE_VCPU, 0)?;
     set_cpuid(&vcpu, &supported_cpuid(&device)?)?;

@@ -3,10 +3,11 @@
 //! What VMMs take for granted, without asking a capability: each test names the one that does.
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, Handle};
+use selftests::kvm::{msrs, number};
 use selftests::tap::equal;
 
 use crate::bare::{vm, Bare};
+use crate::state::vcpu;
 use crate::vm::{assign, eventfd, signalled, PORT};
 use crate::{refused, Test};
 
@@ -21,14 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("events that KVM saved are taken", events),
 ];
 
-fn vcpu(path: &str, prepare: impl FnOnce(&Handle) -> Result<(), String>) -> Result<Handle, String> {
-    let (_device, vm) = vm(path)?;
-    prepare(&vm)?;
-    Ok(vm.open_with(number::CREATE_VCPU, 0)?)
-}
-
 fn banks(path: &str) -> Result<(), String> {
-    let vcpu = vcpu(path, |_| Ok(()))?;
+    let (_device, vcpu) = vcpu(path)?;
     let mut banks: Vec<_> = (0x400..0x480).map(|index| (index, 0)).collect();
     equal("read", msrs(&vcpu, number::GET_MSRS, &mut banks), Ok(128))?;
     equal(
@@ -58,7 +53,7 @@ fn lint0(path: &str) -> Result<(), String> {
 }
 
 fn nested(path: &str) -> Result<(), String> {
-    let vcpu = vcpu(path, |_| Ok(()))?;
+    let (_device, vcpu) = vcpu(path)?;
     let mut state = kvm_nested_state {
         size: 128,
         ..Default::default()
@@ -105,7 +100,7 @@ fn doorbells(path: &str) -> Result<(), String> {
 }
 
 fn events(path: &str) -> Result<(), String> {
-    let vcpu = vcpu(path, |_| Ok(()))?;
+    let (_device, vcpu) = vcpu(path)?;
     let mut events: kvm_vcpu_events = vcpu.get(number::GET_VCPU_EVENTS)?;
     events.flags |= KVM_VCPUEVENT_VALID_SMM;
     vcpu.set(number::SET_VCPU_EVENTS, &events)?;

@@ -227,7 +227,7 @@ fn on_and_off(module: &Module) -> Result<(), String> {
 /// APM vol. 2, 13.2.1.
 const MSR_TSC: u32 = 0x10;
 
-/// Sleeps to RAM until the clock's alarm, a second or two.
+/// Sleeps to RAM until the clock's alarm, two seconds at most; QEMU wakes at once.
 fn sleep_to_ram() -> Result<(), String> {
     let say = |file: &str, what: &str| fs::write(file, what).map_err(|e| format!("{file}: {e}"));
     say("/sys/power/mem_sleep", "deep")?;

@@ -177,6 +177,9 @@ pub(crate) fn svm() -> Result<Vec<(bool, bool)>, String> {
         };
         cpus.push((read(EFER)? & EFER_SVME != 0, read(VM_HSAVE_PA)? != 0));
     }
+    if cpus.is_empty() {
+        return Err("no CPU shows its MSRs".into());
+    }
     Ok(cpus)
 }
 

@@ -87,7 +87,7 @@ fn reset() -> Result<(), String> {
     qemu.finish().map(drop)
 }
 
-/// The guest reads the first disk, and copies its first half onto the second.
+/// The guest reads its disk, and copies the first half of it onto the second.
 fn disk() -> Result<(), String> {
     shell("dd if=/dev/urandom of=/tmp/disk bs=1M count=8")?;
     let sum = shell("sha256sum </tmp/disk")?;
