@@ -14,7 +14,7 @@ use crate::abi::{self, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, Arg};
 use crate::ffi::IrqLock;
 use crate::run_page::Page;
 use core::mem::size_of;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::Release};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
@@ -150,9 +150,8 @@ impl Coalesced {
                 .write_volatile(entry);
         }
         // The VMM must not see the end before the entry.
-        kernel::sync::barrier::smp_wmb();
-        // SAFETY: As above.
-        unsafe { core::ptr::addr_of_mut!((*ring).last).write_volatile(next as u32) };
+        // SAFETY: The field is aligned and in the page that `self` holds; all accesses to it are atomic.
+        unsafe { AtomicU32::from_ptr(&raw mut (*ring).last) }.store(next as u32, Release);
         true
     }
 }

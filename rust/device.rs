@@ -3,6 +3,7 @@
 //! `/dev/pacifica`, and what its three kinds of file have in common.
 
 use crate::abi::Arg;
+use crate::compat::this_module;
 use crate::ffi;
 use core::marker::PhantomData;
 use kernel::bindings;
@@ -47,7 +48,7 @@ unsafe impl Sync for Table {}
 impl<T: FileObject> Operations<T> {
     const TABLE: &'static Table = &Table(bindings::file_operations {
         // Without it the module could be unloaded under an open file.
-        owner: crate::THIS_MODULE.as_ptr(),
+        owner: this_module(),
         unlocked_ioctl: Some(Self::ioctl),
         compat_ioctl: bindings::compat_ptr_ioctl,
         mmap: Some(Self::mmap),
@@ -127,7 +128,7 @@ pub(crate) fn new_fd<T: FileObject>(name: &CStr, object: Arc<T>) -> Result<c_lon
 
 /// The node itself has no state: its files need no object.
 static NODE_OPERATIONS: Table = Table(bindings::file_operations {
-    owner: crate::THIS_MODULE.as_ptr(),
+    owner: this_module(),
     unlocked_ioctl: Some(node_ioctl),
     compat_ioctl: bindings::compat_ptr_ioctl,
     llseek: Some(bindings::noop_llseek),

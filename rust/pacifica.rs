@@ -34,6 +34,7 @@ mod chips_ioctl;
 mod choices;
 mod clock;
 mod coalesced;
+mod compat;
 mod device;
 mod dirty_log;
 mod dirty_ring;
@@ -103,9 +104,9 @@ impl kernel::Module for Pacifica {
 /// The nodes that are asked for.
 fn devices() -> Result<[Option<device::Registration>; 2]> {
     let own = device::Registration::own()?;
-    let kvm = match *module_parameters::kvm_node.value() {
-        0 => None,
-        _ => Some(device::Registration::as_kvm()?),
+    let kvm = match compat::is_set(module_parameters::kvm_node.value()) {
+        false => None,
+        true => Some(device::Registration::as_kvm()?),
     };
     Ok([Some(own), kvm])
 }

@@ -3,6 +3,7 @@
 //! Locks, sleepers and timers that interrupt handlers use, too.
 
 use super::*;
+use crate::compat::timer_ends;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed, Ordering::Release};
@@ -260,7 +261,7 @@ impl<T: Expire> Timer<T> {
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(timer), Self, timer) };
         // SAFETY: By the invariant the target is alive.
         unsafe { &*this.target }.expire();
-        bindings::hrtimer_restart_HRTIMER_NORESTART
+        timer_ends()
     }
 
     /// Expires at `ns`; replaces an earlier date. The kernel's times end with 2^63 ns.

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the supported kernels (`packaging/kernels`) spell differently, in a form that all of them take.
+//!
+//! | what | Linux 7.2 | Linux 7.3 |
+//! |---|---|---|
+//! | the module's own structure | `THIS_MODULE` | `this_module::<M>()` |
+//! | enumerations of C | constants of an integer type | types of their own |
+//! | the value of a module parameter | by reference | by value |
+
+use core::borrow::Borrow;
+use kernel::bindings;
+use kernel::types::Opaque;
+
+#[expect(improper_ctypes, reason = "kernel structures with empty lock classes")]
+extern "C" {
+    static __this_module: Opaque<bindings::module>;
+}
+
+/// The module's own structure: the owner of its files.
+pub(crate) const fn this_module() -> *mut bindings::module {
+    Opaque::cast_into(&raw const __this_module)
+}
+
+/// What a timer's function returns if the timer shall not start again.
+pub(crate) const fn timer_ends() -> bindings::hrtimer_restart {
+    // SAFETY: HRTIMER_NORESTART is 0, and the type an integer or an enumeration with that value.
+    unsafe { core::mem::zeroed() }
+}
+
+/// Whether a module parameter differs from 0.
+pub(crate) fn is_set(parameter: impl Borrow<u8>) -> bool {
+    *parameter.borrow() != 0
+}
