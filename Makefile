@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# `make help` lists what there is. Without KDIR everything is built in the lab (build/lab), a
-# Debian 13 tree that needs nothing of this machine; with KDIR the module is built on this
-# machine against that kernel.
+# `make help` lists what there is. Everything is built in the lab (build/lab), a Debian 13 tree that
+# needs nothing of this machine; only with KDIR the module is built with this machine's own compiler.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +14,6 @@ enter := selftests/lab/enter
 jobs ?= $(shell nproc)
 target := x86_64-unknown-linux-gnu
 tool := $(build)/tool/$(target)/release/pacifica
-module := $(build)/module/pacifica.ko
 # Warnings are errors when V=e or in CI.
 strict = $(if $(filter true,$(CI)),W=e CONFIG_OBJTOOL_WERROR=y)
 
@@ -25,8 +23,13 @@ all: module tool
 .PHONY: help
 help:
 	@awk '/^[a-z-]+[a-z -]*:.*##/ {name = text = $$0; sub(/:.*/, "", name); sub(/.*## */, "", text); printf "  make %-14s %s\n", name, text}' Makefile
-	@echo '  KDIR=DIR            build the module against that kernel, on this machine'
+	@echo '  KDIR=DIR            build the module on this machine, for the kernel whose build directory that is'
+	@echo '  SERIES=X.Y          the kernel of the lab and of its emulated host (default: the newest on the mirror)'
+	@echo '  RELEASE=NAME        the same, exactly, as uname -r prints it: any flavour'
 	@echo '  MIRROR=URL          Debian mirror for the lab (default: the one that apt uses)'
+
+# The lab's scripts look for these in their environment.
+export SERIES RELEASE MIRROR
 
 .PHONY: lab
 lab: ## prepare the lab: compiler, kernel and emulator, under build/lab
@@ -37,22 +40,22 @@ lab: ## prepare the lab: compiler, kernel and emulator, under build/lab
 # Sources of all crates that Cargo.lock names: for the module's two, and for builds without network.
 $(build)/vendor/.stamp: Cargo.lock
 	@$(MAKE) lab
-	@echo '  VENDOR  crates of Cargo.lock'
+	@echo 'make: fetching the crates that Cargo.lock names'
 	@rm -rf $(build)/vendor
 	@$(enter) cargo vendor --quiet --locked build/vendor >/dev/null
 	@touch $@
 
-.PHONY: module
+.PHONY: module lab-module
 ifdef KDIR
 module: $(build)/vendor/.stamp
-	@selftests/lab/check-kdir '$(KDIR)'
-	@mkdir -p $(build)/module
-	@$(MAKE) -C '$(KDIR)' M='$(top)' MO='$(top)/$(build)/module' $(strict) modules
+	@packaging/module '$(KDIR)' $(strict)
 else
-module: lab $(build)/vendor/.stamp ## build pacifica.ko
-	@mkdir -p $(build)/module
-	@$(enter) make -s -j$(jobs) -C /usr/src/linux M=/pacifica MO=/pacifica/build/module $(strict) modules
+module: lab $(build)/vendor/.stamp ## build pacifica.ko for the running kernel if it is a supported one, else for the lab's
+	@read -r where release < <(selftests/lab/target); \
+	if [ "$$where" = lab ]; then RELEASE=$$release $(MAKE) lab-module; else packaging/module "$$where" $(strict); fi
 endif
+lab-module: lab $(build)/vendor/.stamp ## build pacifica.ko for the kernel of the emulated host
+	@selftests/lab/module $(strict)
 
 cargo_lab = $(enter) env RUSTFLAGS='-C target-feature=+crt-static' cargo --config /pacifica/selftests/lab/cargo.toml
 
@@ -63,19 +66,17 @@ tool: lab $(build)/vendor/.stamp ## build the program `pacifica`
 
 # ---- run -----------------------------------------------------------------------------------------
 
-guest_append := console=ttyS0
-
 .PHONY: demo
 ifeq ($(HOST),local)
-demo: all ## launch a stock Debian kernel as a guest (HOST=local: on this machine's own AMD-V)
+demo: module tool ## launch a stock Debian kernel as a guest (HOST=local: on this machine's own AMD-V)
 	@selftests/lab/demo --local
 else
-demo: all
+demo: lab-module tool
 	@selftests/lab/demo
 endif
 
 .PHONY: lab-shell
-lab-shell: all ## a shell in the emulated AMD-V host, with the module loaded
+lab-shell: lab-module tool ## a shell in the emulated AMD-V host, with the module loaded
 	@selftests/lab/boot --interactive
 
 .PHONY: load unload
@@ -87,7 +88,7 @@ unload: ## take it out again
 # ---- check ---------------------------------------------------------------------------------------
 
 .PHONY: check
-check: all ## all tests: crates, self-tests in the emulated host, the kernel's KVM selftests
+check: lab-module tool ## all tests: crates, self-tests in the emulated host, the kernel's KVM selftests
 	@selftests/check $(if $(BRIEF),--brief)
 
 # The random tests take the same way each time, so that a red run says something about the change;
@@ -102,17 +103,17 @@ check-crates: lab $(build)/vendor/.stamp ## the tests of the pure crates and of 
 SECONDS ?= 600
 
 .PHONY: fuzz
-fuzz: all ## hostile ioctls and guests for SECONDS=600, and the random tests of the crates (SEED=...)
+fuzz: lab-module tool ## hostile ioctls and guests for SECONDS=600, and the random tests of the crates (SEED=...)
 	@selftests/fuzz $(SECONDS) $(if $(filter file,$(origin SEED)),$$RANDOM,$(SEED))
 
 TIMES ?= 10
 
 .PHONY: soak
-soak: all ## a guest with 4 vCPUs under load and CPU hotplug for SECONDS=60, TIMES=10 in a row
+soak: lab-module tool ## a guest with 4 vCPUs under load and CPU hotplug for SECONDS=60, TIMES=10 in a row
 	@selftests/soak $(TIMES) $(if $(filter file,$(origin SECONDS)),60,$(SECONDS))
 
 .PHONY: check-hosts
-check-hosts: all ## the self-tests on every emulated host
+check-hosts: lab-module tool ## the self-tests on every emulated host
 	@selftests/run --all
 
 .PHONY: check-debug
@@ -120,12 +121,16 @@ check-debug: lab ## the self-tests on a kernel with KASAN, lockdep and failing a
 	@selftests/run --debug
 
 .PHONY: bench
-bench: all ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
+bench: lab-module tool ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
 	@selftests/bench/run
 
 .PHONY: check-upstream-all
-check-upstream-all: all ## all of the kernel's own KVM selftests, the slow ones too
+check-upstream-all: lab-module tool ## all of the kernel's own KVM selftests, the slow ones too
 	@selftests/upstream --all
+
+.PHONY: check-kernels
+check-kernels: lab-module tool ## builds the module for every kernel and compiler that it supports, and prints a table
+	@selftests/kernels --all
 
 .PHONY: lint
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
@@ -133,13 +138,13 @@ lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler
 
 # ---- install -------------------------------------------------------------------------------------
 
-# The kernel that the module was built for.
-release = $(firstword $(shell $(enter) modinfo -F vermagic $(module)))
+# The kernel that `make module` builds for.
+release = $(lastword $(shell selftests/lab/target))
 prefix ?= /usr/local
 
 .PHONY: install
 install: all ## install module, program, udev rule and man page (root)
-	install -D -m 644 $(module) $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
+	install -D -m 644 $(build)/module/$(release)/pacifica.ko $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
 	install -D -m 755 $(tool) $(DESTDIR)$(prefix)/bin/pacifica
 	install -D -m 644 userspace-tool/99-pacifica.rules $(DESTDIR)/etc/udev/rules.d/99-pacifica.rules
 	install -d $(DESTDIR)$(prefix)/share/man/man1
@@ -151,6 +156,6 @@ install: all ## install module, program, udev rule and man page (root)
 .PHONY: clean distclean
 clean: ## remove what was built, but not the lab
 	rm -rf $(build)/module $(build)/tool $(build)/crates $(build)/selftests $(build)/selftests-target \
-		$(build)/logs $(build)/lint target
+		$(build)/logs $(build)/lint $(build)/kernels $(build)/kdir $(build)/debs target
 distclean: ## remove the lab, too
 	rm -rf $(build) target
