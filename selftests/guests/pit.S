@@ -33,11 +33,12 @@
     byte 0x21, 0xff
     say one_shot
     byte 0x61, 0x01
-    byte 0x43, 0xb0
+3:  byte 0x43, 0xb0
     byte 0x42, 0xff
     byte 0x42, 0xff
     in $0x61, %al
     and $0x20, %eax
+    jnz 3b                      // a busy host was away for the 55 ms: again
     report_eax
 2:  in $0x61, %al
     and $0x20, %al

@@ -4,7 +4,6 @@
 // mode: long64
 // irqchip: kernel
 // cpus: 8
-// limit: 60000
 // bug: bochs-tss-long-mode
 #define CPUS   8
 #define ROUNDS 20

@@ -4,7 +4,6 @@
 // mode: long64
 // irqchip: kernel
 // cpus: 64
-// limit: 60000
 // bug: bochs-tss-long-mode
 #define X2APIC
 #include "smp-64.inc"

@@ -4,6 +4,5 @@
 // mode: long64
 // irqchip: kernel
 // cpus: 64
-// limit: 60000
 // bug: bochs-tss-long-mode
 #include "smp-64.inc"

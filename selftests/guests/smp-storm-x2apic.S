@@ -4,7 +4,6 @@
 // mode: long64
 // irqchip: kernel
 // cpus: 8
-// limit: 60000
 // bug: bochs-tss-long-mode
 #define X2APIC
 #include "smp-storm.inc"

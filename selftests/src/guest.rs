@@ -27,6 +27,9 @@ pub enum Irqchip {
     Kernel,
 }
 
+/// The line that says that the VMM has interrupted the guest.
+pub const INTERRUPTED: &str = "interrupted";
+
 /// One guest, as its files describe it.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -42,8 +45,8 @@ pub struct Guest {
     pub pit: bool,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// Milliseconds after which the run is interrupted.
-    pub limit: u64,
+    /// For a guest that does not end: milliseconds after its last line, when the VMM interrupts it.
+    pub limit: Option<u64>,
     /// Whether the guest goes on after a HLT that came to this program.
     pub after_hlt: bool,
     /// A feature that the guest is about: the CPUID leaf, and the bit of ECX.
@@ -70,7 +73,7 @@ impl Guest {
             irqchip: Irqchip::None,
             pit: false,
             cpus: 1,
-            limit: 20_000,
+            limit: None,
             after_hlt: false,
             feature: None,
             rom: false,
@@ -83,6 +86,12 @@ impl Guest {
             }
         }
         Ok(guest)
+    }
+
+    /// How many lines there are before the VMM interrupts the guest.
+    pub fn lines_before_interruption(&self) -> usize {
+        let lines = self.expected.iter();
+        lines.take_while(|line| *line != INTERRUPTED).count()
     }
 
     /// One `key: value` of the header. Prose has no such key, or one with a space or a capital.
@@ -101,7 +110,7 @@ impl Guest {
             ("rom", "yes") => self.rom = true,
             ("after-hlt", "continue") => self.after_hlt = true,
             ("cpus", count) => self.cpus = number(key, count)?,
-            ("limit", milliseconds) => self.limit = number(key, milliseconds)?,
+            ("limit", milliseconds) => self.limit = Some(number(key, milliseconds)?),
             ("bug", name) => self.bugs.push(name.to_owned()),
             (key, _) if key.contains(|c: char| !c.is_ascii_lowercase() && c != '-') => {}
             _ => return Err(format!("{}.S: unknown header {key}: {value}", self.name)),

@@ -2,15 +2,16 @@
 
 //! The machine that a tiny guest runs in.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use kvm_bindings::*;
 
-use crate::guest::{Guest, Irqchip, Mode};
+use crate::guest::{Guest, Irqchip, Mode, INTERRUPTED};
 use crate::kvm::{number, set_cpuid, supported_cpuid, Answer, Errno, Handle};
 use crate::memory::{Mapping, PAGE};
+use crate::patience;
 use crate::trace::{Next, Trace};
 
 /// Guest memory from address 0.
@@ -221,26 +222,29 @@ impl Machine {
         lines
     }
 
-    /// Runs one CPU, with a second thread that interrupts it when its time is over.
+    /// Runs one CPU, with a second thread that interrupts it when its time is over. That is when it
+    /// hangs; for a guest that is to be interrupted, some time after it has said all before that.
     fn run_cpu(&self, guest: &Guest, id: usize, over: &AtomicBool) -> Vec<String> {
         // SAFETY: This only asks for the calling thread's name.
         let thread = unsafe { libc::pthread_self() };
-        let late = AtomicBool::new(false);
+        let (late, lines) = (AtomicBool::new(false), AtomicUsize::new(0));
         let (finish, finished) = mpsc::channel::<()>();
-        let is_late = &late;
+        let (is_late, said) = (&late, &lines);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                let mut left = guest.limit;
-                while finished
-                    .recv_timeout(Duration::from_millis(left.min(50)))
-                    .is_err()
-                {
-                    left = left.saturating_sub(50);
-                    if left == 0 {
+                let pause = Duration::from_millis(50);
+                let all = guest.lines_before_interruption();
+                let (mut left, mut going_on) =
+                    (patience::limit(), guest.limit.map(Duration::from_millis));
+                while finished.recv_timeout(pause).is_err() {
+                    left = left.saturating_sub(pause);
+                    if said.load(Ordering::SeqCst) >= all {
+                        going_on = going_on.map(|time| time.saturating_sub(pause));
+                    }
+                    if left.is_zero() || going_on.is_some_and(|time| time.is_zero()) {
                         is_late.store(true, Ordering::SeqCst);
                     }
-                    if left == 0 || id != 0 && over.load(Ordering::SeqCst) {
-                        left = left.max(50);
+                    if is_late.load(Ordering::SeqCst) || id != 0 && over.load(Ordering::SeqCst) {
                         // SAFETY: The thread lives until this scope has ended.
                         unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
                     }
@@ -248,10 +252,12 @@ impl Machine {
             });
             let mut trace = Trace::default();
             loop {
-                match self.step(guest, id, &mut trace) {
+                let step = self.step(guest, id, &mut trace);
+                lines.store(trace.lines.len(), Ordering::SeqCst);
+                match step {
                     Step::Go => {}
                     Step::Interrupted if late.load(Ordering::SeqCst) => {
-                        trace.line("interrupted");
+                        trace.line(INTERRUPTED);
                         break;
                     }
                     Step::Interrupted if id != 0 && over.load(Ordering::SeqCst) => break,
@@ -435,6 +441,26 @@ pub fn catch_interruptions() {
         action.sa_sigaction = nothing as *const () as usize;
         libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
     }
+}
+
+/// Sends `SIGUSR1` to the calling thread from another one, again and again, while `work` runs.
+pub fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
+    // SAFETY: This only asks for the calling thread's name.
+    let thread = unsafe { libc::pthread_self() };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(first);
+            while !done.load(Ordering::SeqCst) {
+                // SAFETY: The thread lives until this scope has ended.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::SeqCst);
+        result
+    })
 }
 
 /// The registers that a line `regs` of an expectation may name.

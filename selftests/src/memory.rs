@@ -8,6 +8,8 @@ use std::ptr::{self, NonNull};
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::patience;
+
 /// The size of a page.
 pub const PAGE: usize = 4096;
 
@@ -120,6 +122,18 @@ pub fn kernel_memory() -> i64 {
         0
     };
     total - user - kept
+}
+
+/// How much more kernel memory there is than `before`, in KiB, once that is below `most`: what is freed
+/// late is freed later on a busy machine.
+pub fn growth(before: i64, most: i64) -> Result<i64, String> {
+    let mut growth = 0;
+    patience::until("kernel memory is free again", || {
+        growth = kernel_memory() - before;
+        growth < most
+    })
+    .map_err(|error| format!("{error}: {growth} KiB more, {most} are too many"))?;
+    Ok(growth)
 }
 
 /// On the debug kernel, what it has allocated and nobody points to; a line for each object and more.

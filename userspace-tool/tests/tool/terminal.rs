@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::common::{device, program, Guest};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -16,9 +16,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{kill, Signal};
 use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
 use nix::unistd::Pid;
-
-/// How long anything may take, also in an emulated host on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use selftests::patience;
 
 /// A guest that writes `>`, and then whatever it reads, to the serial port.
 const ECHO_GUEST: &[u8] = &[
@@ -114,7 +112,7 @@ impl Session {
         let start = Instant::now();
         while !self.seen.contains(text) {
             assert!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < patience::limit(),
                 "not there: {text:?}; there: {:?}",
                 self.seen
             );
@@ -135,11 +133,8 @@ impl Session {
     }
 
     fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let start = Instant::now();
-        while !condition(self) {
-            assert!(start.elapsed() < PATIENCE, "not in time: {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let outcome = patience::until(what, || condition(self));
+        outcome.unwrap_or_else(|error| panic!("{error}: {}", self.seen));
     }
 
     /// The letter of the process's state: `T` is stopped.
@@ -149,18 +144,9 @@ impl Session {
     }
 
     fn end(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(
-                start.elapsed() < PATIENCE,
-                "the program does not end: {}",
-                self.seen
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let child = &mut self.child;
+        let ended = patience::wait("the end", || child.try_wait().map_err(|e| e.to_string()));
+        ended.unwrap_or_else(|error| panic!("{error}: {}", self.seen))
     }
 }
 
@@ -182,7 +168,7 @@ fn an_error_leaves_the_terminal_alone_and_says_what_to_do() {
         "/dev/there-is-none",
     ]);
     session.expect("there is no /dev/there-is-none");
-    session.expect("Is the module loaded?");
+    session.expect("`pacifica check`");
     assert_eq!(session.end().code(), Some(1));
     session.assert_as_before();
 }
@@ -250,8 +236,9 @@ fn stopping_gives_the_terminal_back_until_it_goes_on() {
 fn in_the_background_it_leaves_the_terminal_alone() {
     let device = device();
     let guest = Guest::new(ECHO_GUEST);
-    // The shell keeps the terminal; with job control, the program gets a process group of its own.
-    let script = "set -m; \"$0\" \"$@\" & sleep 2; fg >/dev/null";
+    // The shell keeps the terminal until it is told to give it; with job control, the program gets a
+    // process group of its own.
+    let script = "set -m; \"$0\" \"$@\" & read line; fg >/dev/null";
     let program = program().get_program().to_owned();
     let arguments = [
         "run",
@@ -271,6 +258,7 @@ fn in_the_background_it_leaves_the_terminal_alone() {
     );
     session.expect(">");
     session.assert_as_before();
+    session.type_("\n");
     session.wait_until("in the foreground", Session::is_raw);
     session.type_("here");
     session.expect("here");

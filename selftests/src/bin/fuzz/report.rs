@@ -77,9 +77,14 @@ impl Report {
         self.failures.load(Relaxed)
     }
 
-    /// Says what was reached; answers how many calls there were, and which ioctls of the module never
-    /// succeeded.
-    pub(crate) fn summary<'a>(&self, known: &[&'a str]) -> (u32, Vec<&'a str>) {
+    /// How many calls there were.
+    pub(crate) fn calls(&self) -> u32 {
+        let of = |count: &Count| count.succeeded.load(Relaxed) + count.failed.load(Relaxed);
+        self.counts.iter().map(of).sum()
+    }
+
+    /// Says what was reached; answers which ioctls of the module never succeeded.
+    pub(crate) fn summary<'a>(&self, known: &[&'a str]) -> Vec<&'a str> {
         let exits: Vec<String> = self
             .exits
             .iter()
@@ -88,15 +93,16 @@ impl Report {
             .map(|(reason, count)| format!("{reason}: {}", count.load(Relaxed)))
             .collect();
         println!("# exits by reason: {}", exits.join(", "));
-        let of = |count: &Count| (count.succeeded.load(Relaxed), count.failed.load(Relaxed));
-        let calls = self.counts.iter().map(of).map(|(yes, no)| yes + no).sum();
         // Some are there for files of several kinds; they have one number.
         let mut rarest: Vec<(u32, &str)> = known
             .iter()
             .map(|name| {
                 let all = IOCTLS.iter().zip(self.counts);
                 let same = all.filter(|(ioctl, _)| ioctl.name == *name);
-                (same.map(|(_, count)| of(count).0).sum(), *name)
+                (
+                    same.map(|(_, count)| count.succeeded.load(Relaxed)).sum(),
+                    *name,
+                )
             })
             .collect();
         rarest.sort_unstable();
@@ -106,7 +112,7 @@ impl Report {
         );
         let never = rarest.iter().filter(|(count, _)| *count == 0);
         let never = never.map(|(_, name)| *name).collect();
-        println!("# {calls} ioctls");
-        (calls, never)
+        println!("# {} ioctls", self.calls());
+        never
     }
 }

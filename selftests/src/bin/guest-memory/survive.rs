@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use selftests::kvm::{Errno, Handle};
 use selftests::machine::Vcpu;
 use selftests::memory::PAGE;
+use selftests::patience::limit;
 use selftests::tap::equal;
 
 use crate::guest::*;
@@ -158,9 +159,13 @@ pub(crate) fn contents(device: &Handle, time: Duration) -> Outcome {
         let two = scope.spawn(|| verify(&second, half, &stop));
         let begin = Instant::now();
         let mut round = 0;
-        // However slow the host is, everything comes once.
-        while (begin.elapsed() < time || round < KINDS) && !one.is_finished() && !two.is_finished()
-        {
+        let swapped = || swap.is_none() || vmstat(names[0]) > before[0];
+        // However slow the host is, everything comes once, and something is swapped out.
+        let more = |round| {
+            let must = round < KINDS || !swapped() && begin.elapsed() < limit();
+            begin.elapsed() < time || must
+        };
+        while more(round) && !one.is_finished() && !two.is_finished() {
             round += 1;
             attack(&area, &elsewhere, round);
         }

@@ -2,11 +2,11 @@
 
 //! `KVM_RUN` itself: how it ends, what it leaves in the shared page, and who can disturb it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::number;
+use selftests::machine::with_signals;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, OUT};
@@ -79,26 +79,6 @@ fn immediate_exit_completes(path: &str) -> Result<(), String> {
     let regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
     equal("AL", regs.rax & 0xff, 0x5a)?;
     equal("RIP is after IN", regs.rip, crate::bare::CODE + 2)
-}
-
-/// Sends `SIGUSR1` to the calling thread from another one, again and again, while `work` runs.
-pub(crate) fn with_signals<T>(first: Duration, work: impl FnOnce() -> T) -> T {
-    // SAFETY: This only asks for the calling thread's name.
-    let thread = unsafe { libc::pthread_self() };
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(first);
-            while !done.load(Ordering::SeqCst) {
-                // SAFETY: The thread lives until this scope has ended.
-                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        });
-        let result = work();
-        done.store(true, Ordering::SeqCst);
-        result
-    })
 }
 
 fn signal(path: &str) -> Result<(), String> {

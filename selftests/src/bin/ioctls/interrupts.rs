@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::{number, Answer, Handle};
+use selftests::patience::wait;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{vm, Bare, OUT};
@@ -244,13 +245,7 @@ fn is_high(vm: &Handle) -> Result<bool, String> {
 
 /// Waits until GSI 10 has this level: KVM is a little late sometimes.
 fn becomes(what: &str, vm: &Handle, level: bool) -> Result<(), String> {
-    for _ in 0..100 {
-        if is_high(vm)? == level {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    equal(what, is_high(vm), Ok(level))
+    wait(what, || Ok((is_high(vm)? == level).then_some(())))
 }
 
 /// The guest ends the interrupt that it handles, and gets another one.

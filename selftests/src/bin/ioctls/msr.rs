@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use kvm_bindings::*;
 use selftests::kvm::{number, Answer, Handle};
+use selftests::machine::with_signals;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{vm, Bare, OUT};
-use crate::events::with_signals;
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[

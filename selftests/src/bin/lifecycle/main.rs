@@ -11,13 +11,13 @@ mod victim;
 use std::fs;
 use std::process::ExitCode;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::kvm_clock_data;
 use selftests::cpus::{pin, usable};
 use selftests::faults;
 use selftests::kvm::{msrs, number, Errno, Handle};
-use selftests::memory::{kernel_memory, unreferenced};
+use selftests::memory::{growth, kernel_memory, unreferenced};
 use selftests::tap::{equal, skipped, Tap};
 
 use module::Module;
@@ -106,27 +106,25 @@ fn killed(module: &Module) -> Result<(), String> {
 
 fn responsive(module: &Module) -> Result<(), String> {
     let device = module.device.clone();
-    pin(&usable()[..1])?;
-    let child = Child::start(move |counter| {
-        counter.add();
-        if let Ok(victim) = Victim::new(&device, Kind::Spin) {
+    let first = &usable()[..1];
+    let guest = Child::start(move |counter| {
+        if let (Ok(victim), Ok(())) = (Victim::new(&device, Kind::Spin), pin(first)) {
+            counter.add();
             victim.run_on_threads(1);
         }
     });
-    child.wait_for(1)?;
-    sleep(Duration::from_millis(200));
-    let mut worst = Duration::ZERO;
-    for _ in 0..50 {
-        let start = Instant::now();
-        sleep(Duration::from_millis(10));
-        worst = worst.max(start.elapsed());
-    }
-    child.kill()?;
-    equal(
-        &format!("the longest of 50 sleeps of 10 ms, {worst:?}, is short"),
-        worst < Duration::from_secs(1),
-        true,
-    )
+    guest.wait_for(1)?;
+    // It shares the guest's CPU, and gets it only by the host's interrupts.
+    let other = Child::start(move |counter| {
+        while pin(first).is_ok() {
+            counter.add();
+            sleep(Duration::from_millis(10));
+        }
+    });
+    let outcome = other.wait_for(50);
+    other.kill()?;
+    guest.kill()?;
+    outcome
 }
 
 /// A child that counts the guest's exits. It begins on CPU `first` of the host, and may use `cpus`.
@@ -282,15 +280,10 @@ fn leak(module: &Module) -> Result<(), String> {
     some(100)?;
     let before = kernel_memory();
     some(1000)?;
-    let growth = kernel_memory() - before;
-    let leaks = unreferenced().map_err(|e| e.to_string())?;
-    equal("leaks", leaks.as_str(), "")?;
     // One page for each VM would be 4,000 KiB.
-    equal(
-        &format!("growth of {growth} KiB is small"),
-        growth < 1500,
-        true,
-    )
+    growth(before, 1500)?;
+    let leaks = unreferenced().map_err(|e| e.to_string())?;
+    equal("leaks", leaks.as_str(), "")
 }
 
 fn in_use(module: &Module) -> Result<(), String> {

@@ -3,13 +3,9 @@
 //! Child processes that run guests and die.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use selftests::memory::PAGE;
-
-/// How long anything may take that should take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+use selftests::patience::until;
 
 /// A number that a child counts up and its parent reads.
 pub(crate) struct Counter(*mut AtomicU64);
@@ -70,14 +66,8 @@ impl Child {
 
     /// Waits until the child has counted to `target`.
     pub(crate) fn wait_for(&self, target: u64) -> Result<(), String> {
-        let start = Instant::now();
-        while self.count() < target {
-            if start.elapsed() > PATIENCE {
-                return Err(format!("the guest stands at {} of {target}", self.count()));
-            }
-            sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        until("the guest goes on", || self.count() >= target)
+            .map_err(|error| format!("{error}: it stands at {} of {target}", self.count()))
     }
 
     /// Kills the child and waits for its end.
@@ -86,13 +76,7 @@ impl Child {
         let ended = || unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) != 0 };
         // SAFETY: As above.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
-        let start = Instant::now();
-        while !ended() {
-            if start.elapsed() > PATIENCE {
-                return Err(format!("process {} does not die", self.pid));
-            }
-            sleep(Duration::from_micros(200));
-        }
+        until(&format!("process {} dies", self.pid), ended)?;
         std::mem::forget(self);
         Ok(())
     }

@@ -35,7 +35,7 @@ pub(crate) fn machine(
         irqchip,
         pit: false,
         cpus: codes.len() as u32,
-        limit: 0,
+        limit: None,
         after_hlt: false,
         rom: false,
         feature: None,

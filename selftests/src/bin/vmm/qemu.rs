@@ -6,40 +6,20 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
+use selftests::patience::{limit, wait};
 use serde_json::{json, Value};
 
-/// How long anything may take; a guest gets ready in some 15 s.
-const PATIENCE: Duration = Duration::from_secs(180);
+use crate::console::Console;
 
-/// What a guest's kernel says when it was hurt.
-const COMPLAINTS: &[&str] = &[
-    "WARNING:",
-    "BUG:",
-    "Oops",
-    "Call Trace",
-    "Kernel panic",
-    "rcu: INFO",
-    "soft lockup",
-    "load: FAILED",
-];
+/// Words on the guest kernel's command line that make its watchdogs patient.
+const WATCHDOGS: &str = include_str!("../../../lab/watchdogs");
 
-/// What this kernel says at every start on this CPU, `harmless` of selftests/lab/check-log.
-const HARMLESS: &str = "Speculative Return Stack Overflow: WARNING: See https://";
+/// Passes over the guest's memory after which a migration may let the guest rest for longer.
+const PASSES: u64 = 5;
 
-/// Asks again and again until there is an answer.
-fn wait<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>, String>) -> Result<T, String> {
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        sleep(Duration::from_millis(50));
-    }
-    Err(format!("{what}: not within {PATIENCE:?}"))
-}
+/// How long QEMU lets a guest rest at most, in milliseconds.
+const LONGEST_REST: u64 = 2_000_000;
 
 /// The process. One that is dropped is killed.
 pub(crate) struct Qemu {
@@ -60,6 +40,9 @@ impl Qemu {
         let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
         let socket = format!("/tmp/{name}.qmp");
         let log = File::create(format!("/tmp/{name}.log")).map_err(|e| e.to_string())?;
+        let watchdogs = WATCHDOGS.lines().filter(|line| !line.starts_with('#'));
+        let watchdogs = watchdogs.collect::<Vec<_>>().join(" ");
+        let append = format!("console=ttyS0 pacifica.run={program} {watchdogs}");
         let mut process = Command::new("qemu-system-x86_64")
             .args(["-accel", &format!("kvm,device={device}{accel}")])
             .args(["-machine", "q35", "-cpu", "host", "-smp", "2", "-m", "384M"])
@@ -67,7 +50,7 @@ impl Qemu {
             .args(["-serial", &format!("file:/tmp/{name}.console")])
             .args(["-qmp", &format!("unix:{socket},server,wait=off")])
             .args(["-kernel", "/guest/vmlinuz", "-initrd", "/tmp/initrd"])
-            .args(["-append", &format!("console=ttyS0 pacifica.run={program}")])
+            .args(["-append", &append])
             .args(more)
             .stderr(log)
             .spawn()
@@ -77,10 +60,14 @@ impl Qemu {
             Err(_) if process.try_wait().is_ok_and(|end| end.is_none()) => Ok(None),
             Err(_) => Err(format!("{name} ended: {}", said(name))),
         });
+        let monitor = connected.and_then(|stream| {
+            let set = stream.set_read_timeout(Some(limit()));
+            set.map_err(|e| e.to_string()).map(|()| stream)
+        });
         let mut qemu = Self {
             name: name.to_owned(),
             process,
-            monitor: BufReader::new(connected?),
+            monitor: BufReader::new(monitor?),
         };
         qemu.receive()?; // the greeting
         qemu.ask("qmp_capabilities", json!({}))?;
@@ -98,6 +85,11 @@ impl Qemu {
 
     /// Gives a command to the monitor and answers what it returns.
     pub(crate) fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+        let answer = self.exchange(command, arguments);
+        answer.map_err(|error| self.explain(&error))
+    }
+
+    fn exchange(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
         let sent = writeln!(self.monitor.get_mut(), "{request}");
         sent.map_err(|e| format!("{}, {command}: {e}", self.name))?;
@@ -112,33 +104,46 @@ impl Qemu {
         }
     }
 
-    /// Sends the guest, which goes on meanwhile, to `uri`; answers how it went.
+    /// Sends the guest, which goes on meanwhile, to `uri`; answers how it went. A guest that writes faster
+    /// than this host copies rests for longer, twice as long after some passes each.
     pub(crate) fn migrate(&mut self, uri: &str) -> Result<Value, String> {
-        // The emulated host is slow: the last round may take seconds.
-        self.ask("migrate-set-parameters", json!({ "downtime-limit": 5000 }))?;
+        // Milliseconds. The emulated host is slow: the last pass may take seconds.
+        let (mut rest, mut passes) = (5000, PASSES);
+        self.ask("migrate-set-parameters", json!({ "downtime-limit": rest }))?;
         self.ask("migrate", json!({ "uri": uri }))?;
-        wait("migration", || {
-            let answer = self.ask("query-migrate", json!({}))?;
+        let outcome = wait("migration", || {
+            let answer = self.exchange("query-migrate", json!({}))?;
+            if answer["ram"]["dirty-sync-count"].as_u64() > Some(passes) {
+                (rest, passes) = ((rest * 2).min(LONGEST_REST), passes + PASSES);
+                self.exchange("migrate-set-parameters", json!({ "downtime-limit": rest }))?;
+            }
             match answer["status"].as_str() {
                 Some("completed") => Ok(Some(answer)),
                 Some("failed" | "cancelled") => Err(format!("migration: {answer}")),
                 _ => Ok(None),
             }
-        })
+        });
+        outcome.map_err(|error| self.explain(&error))
     }
 
     /// All that the guest has said.
-    pub(crate) fn console(&self) -> String {
-        let bytes = fs::read(format!("/tmp/{}.console", self.name)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).replace('\r', "")
+    fn console(&self) -> Console {
+        Console::new(&fs::read(format!("/tmp/{}.console", self.name)).unwrap_or_default())
     }
 
-    /// Waits until the guest has said `text` so many times.
-    pub(crate) fn wait_for(&mut self, text: &str, times: usize) -> Result<(), String> {
+    /// The lines that programs of the guest have said.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.console().lines
+    }
+
+    /// Waits until programs of the guest have said so many whole lines with `text`; answers these.
+    pub(crate) fn wait_for(&mut self, text: &str, times: usize) -> Result<Vec<String>, String> {
         let outcome = wait(text, || {
             let over = self.process.try_wait().map_err(|e| e.to_string())?;
-            match (self.console().matches(text).count() >= times, over) {
-                (true, _) => Ok(Some(())),
+            let mut lines = self.lines();
+            lines.retain(|line| line.contains(text));
+            match (lines.len() >= times, over) {
+                (true, _) => Ok(Some(lines)),
                 (false, None) => Ok(None),
                 (false, Some(status)) => Err(format!("{status} before the guest said '{text}'")),
             }
@@ -147,27 +152,38 @@ impl Qemu {
     }
 
     /// Waits for the end that the guest makes itself, and looks for complaints.
-    pub(crate) fn finish(mut self) -> Result<String, String> {
+    pub(crate) fn finish(&mut self) -> Result<(), String> {
         let ended = wait("power-off", || {
             self.process.try_wait().map_err(|e| e.to_string())
         });
-        let console = self.console().replace(HARMLESS, "");
         match ended {
             Ok(status) if !status.success() => Err(self.explain(&status.to_string())),
             Err(error) => Err(self.explain(&error)),
-            Ok(_) => match COMPLAINTS.iter().find(|text| console.contains(**text)) {
-                Some(complaint) => Err(self.explain(complaint)),
-                None => Ok(console),
+            Ok(_) => match self.console().complaint() {
+                Some(complaint) => Err(self.explain(&complaint)),
+                None => Ok(()),
             },
         }
     }
 
-    /// An error with what the guest and QEMU said last.
+    /// Fails unless this holds.
+    pub(crate) fn expect(&self, what: &str, holds: bool) -> Result<(), String> {
+        if holds {
+            Ok(())
+        } else {
+            Err(self.explain(what))
+        }
+    }
+
+    /// An error with what the guest and QEMU said last. The whole console goes to the output, each line
+    /// behind `>`.
     fn explain(&self, error: &str) -> String {
         let console = self.console();
-        let lines: Vec<_> = console.lines().collect();
-        let last = lines[lines.len().saturating_sub(40)..].join("\n# ");
-        format!("{}: {error}: {}\n# {last}", self.name, said(&self.name))
+        for line in console.text.lines() {
+            println!("> {}: {line}", self.name);
+        }
+        let (name, qemu, last) = (&self.name, said(&self.name), console.last(40));
+        format!("{name}: {error}: {qemu}\nthe guest's console ends with:\n{last}")
     }
 }
 

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How long a test waits.
+//!
+//! A test waits for a condition, never for a time that should be enough: the machine may be busy. Only
+//! what hangs is given up, and that late. `LAB_PATIENCE`, a whole number, multiplies the time.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// After so long what should take milliseconds, or a guest's start, hangs.
+const USUAL: Duration = Duration::from_secs(300);
+
+/// How long any one wait may take.
+pub fn limit() -> Duration {
+    let factor = std::env::var("LAB_PATIENCE").ok();
+    USUAL
+        * factor
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(1)
+            .max(1)
+}
+
+/// Asks again and again until there is an answer, or an error.
+pub fn wait<T>(
+    what: &str,
+    mut ask: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T, String> {
+    let (start, limit) = (Instant::now(), limit());
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if start.elapsed() > limit {
+            return Err(format!("{what}: not within {limit:?}"));
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Waits until this holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<(), String> {
+    wait(what, || Ok(holds().then_some(())))
+}
