@@ -115,6 +115,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Irqchip::Kernel)]
     pub(crate) irqchip: Irqchip,
 
+    /// Say on standard error, when the guest has ended, how long it ran and why it left the processor
+    #[arg(long)]
+    pub(crate) summary: bool,
+
     /// The hypervisor's device node
     #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath, default_value = DEFAULT_DEVICE)]
     pub(crate) device: PathBuf,
@@ -246,6 +250,7 @@ mod tests {
         assert_eq!(args.append, "console=ttyS0");
         assert_eq!(args.console, ConsoleArg::Stdio);
         assert_eq!(args.reboot, Reboot::Exit);
+        assert!(!args.summary);
         assert_eq!(args.device, PathBuf::from("/dev/pacifica"));
     }
 

@@ -3,7 +3,7 @@
 //! What can go wrong on the host, and what the user can do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A failure of this program or of the host. Guests do not cause these: see [`crate::outcome`].
 #[derive(Debug, thiserror::Error)]
@@ -148,13 +148,10 @@ impl Error {
         }
     }
 
-    /// What the user should do next, where that is known.
+    /// What the user should do next: a command, or an option.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
-            Error::NodeAbsent(node) => format!(
-                "Is the module loaded? `make load` in the source tree, or `modprobe {}`; then `pacifica check`.",
-                if node.ends_with("kvm") { "kvm_amd" } else { "pacifica" }
-            ),
+            Error::NodeAbsent(node) => absent(node, has_amd_v()).into(),
             Error::NodeDenied(_) => {
                 "Run as root, or add yourself to the group kvm (`adduser $USER kvm`) and log in again.".into()
             }
@@ -164,18 +161,56 @@ impl Error {
             Error::SvmBusy => {
                 "KVM holds it: stop its guests and run `modprobe -r kvm_amd`, or use --device /dev/kvm.".into()
             }
-            Error::Capability { .. } => "Is the module older than this program? Build and load both from one tree.".into(),
+            Error::Capability { .. } => {
+                "Is the module older than this program? Build and load both from one tree: `make`, `make unload`, `make load`.".into()
+            }
+            Error::Kvm { .. } => "`dmesg` may have the module's reason; `pacifica check` looks at the host.".into(),
             Error::TooManyCpus { .. } => "Ask for fewer with --cpus.".into(),
+            Error::File { what, .. } => format!("Name another file with --{what}."),
             Error::NotAKernel { .. } => {
-                "Give a bzImage (on Debian /boot/vmlinuz-*) or a 64-bit ELF image for x86.".into()
+                "Give a bzImage (on Debian /boot/vmlinuz-*) or a 64-bit ELF image for x86 with --kernel.".into()
             }
             Error::KernelTooLarge { need_mib, .. } => format!("Give more with --memory {need_mib}M or above."),
-            Error::InitrdTooLarge { .. } => "Give the guest more with --memory.".into(),
+            Error::InitrdTooLarge { .. } | Error::GuestMemory { .. } => "Give the guest more with --memory.".into(),
+            Error::CommandLine(_) => "Give another with --append.".into(),
             Error::Memory { .. } => "Ask for less with --memory.".into(),
-            _ => return None,
+            Error::Console { .. } => "Choose another with --console: stdio, none, or a file.".into(),
+            Error::System { .. } => "`pacifica check` looks at the host; as root more is allowed.".into(),
         })
     }
 }
 
+/// What to do without a node. The source tree has an emulated machine for those without AMD-V.
+fn absent(node: &Path, amd_v: bool) -> &'static str {
+    if !amd_v {
+        "This machine shows no AMD-V. `make demo` in the source tree runs a guest on an emulated one; `pacifica check` says more."
+    } else if node.ends_with("kvm") {
+        "Run `modprobe kvm_amd`, then `pacifica check --device /dev/kvm`."
+    } else {
+        "Load the module: `make load` in the source tree, or `modprobe pacifica`; then `pacifica check`."
+    }
+}
+
+/// Whether this machine's processor has AMD-V and shows it.
+fn has_amd_v() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    flags.is_some_and(|line| line.split_whitespace().any(|flag| flag == "svm"))
+}
+
 /// The result of whatever can fail on the host.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_amd_v_there_is_the_demo() {
+        for node in ["/dev/pacifica", "/dev/kvm"] {
+            assert!(absent(Path::new(node), false).contains("`make demo`"));
+        }
+        assert!(absent(Path::new("/dev/pacifica"), true).contains("`make load`"));
+        assert!(absent(Path::new("/dev/kvm"), true).contains("`modprobe kvm_amd`"));
+    }
+}

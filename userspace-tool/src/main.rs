@@ -15,6 +15,7 @@ mod layout;
 mod memory;
 mod outcome;
 mod run;
+mod summary;
 mod vcpu;
 mod vm;
 

@@ -2,6 +2,7 @@
 
 //! How a run ends, and which exit status says so.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use nix::sys::signal::Signal;
@@ -37,6 +38,21 @@ pub(crate) enum Outcome {
     Quit,
     /// A signal asked the program to end.
     Signal(Signal),
+}
+
+/// What the guest did, as the end of a sentence that begins with it.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PowerOff => f.write_str("powered off"),
+            Outcome::Reset => f.write_str("reset itself"),
+            Outcome::DebugExit(value) => write!(f, "wrote {value:#x} to the debug-exit port"),
+            Outcome::Crash(_) => f.write_str("crashed"),
+            Outcome::Host(_) => f.write_str("was ended by a failure of the host"),
+            Outcome::Quit => f.write_str("was ended with Ctrl-A x"),
+            Outcome::Signal(signal) => write!(f, "was ended by {signal}"),
+        }
+    }
 }
 
 impl Outcome {

@@ -20,6 +20,7 @@ use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Stop};
+use crate::summary::Summary;
 use crate::vm::{Config, Vm};
 
 /// The signals that end the program.
@@ -49,17 +50,26 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         },
         cpus: args.cpus,
         irqchip: args.irqchip == Irqchip::Kernel,
+        count: args.summary,
     };
+    let mut summary = Summary::begin();
     let console = Console::open(&args.console)?;
     let mut session = Session::new(&console)?;
     loop {
         let stop = Arc::new(Stop::new()?);
         let vm = Vm::start(&args.device, &config, &console, &stop)?;
         session.serve(&vm.serial, &stop)?;
-        drop(vm);
+        let counted = summary.add(vm.end());
+        counted.map_err(|error| Error::system("reading the counters", error))?;
         match stop.outcome() {
             Some(Outcome::Reset) if args.reboot == Reboot::Restart => continue,
-            Some(outcome) => return Ok(session.end(outcome)),
+            Some(outcome) => {
+                session.give_terminal_back();
+                if args.summary {
+                    eprint!("{}", summary.text(outcome));
+                }
+                return Ok(session.end(outcome));
+            }
             None => unreachable!("serving ends with an outcome"),
         }
     }
@@ -231,9 +241,14 @@ impl Session {
         Ok(())
     }
 
+    /// The terminal is as it was before, for good.
+    fn give_terminal_back(&mut self) {
+        self.raw = None;
+    }
+
     /// Says how the run ended.
-    fn end(self, outcome: &Outcome) -> ExitCode {
-        drop(self.raw);
+    fn end(mut self, outcome: &Outcome) -> ExitCode {
+        self.give_terminal_back();
         match outcome {
             Outcome::Crash(report) => eprint!("pacifica: the guest crashed: {report}"),
             Outcome::Host(reason) => eprintln!("pacifica: {reason}"),

@@ -26,6 +26,7 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestMemory};
 use crate::outcome::{Outcome, Stop};
+use crate::summary::Counters;
 use crate::vcpu::{self, Vcpu, VcpuThread};
 
 /// What makes a virtual machine.
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// Whether there are interrupt controllers.
     pub(crate) irqchip: bool,
+    /// Whether to keep the processors' counters.
+    pub(crate) count: bool,
 }
 
 /// A virtual machine that runs. When it is dropped, its processors' threads end first: nothing uses
@@ -46,6 +49,7 @@ pub(crate) struct Vm {
     stop: Arc<Stop>,
     /// The first serial port, for its input.
     pub(crate) serial: Shared<Serial>,
+    counters: Counters,
     _fd: VmFd,
     _memory: GuestMemory,
 }
@@ -91,11 +95,16 @@ impl Vm {
         if let Some(first) = vcpus.first() {
             cpu::set_up(first.fd(), &memory, entry)?;
         }
+        let mut counters = Counters::default();
+        if config.count {
+            vcpus.iter().for_each(|vcpu| counters.add(vcpu.fd()));
+        }
         vcpu::install_kick_handler()?;
         let mut vm = Self {
             threads: Vec::new(),
             stop: stop.clone(),
             serial,
+            counters,
             _fd: fd,
             _memory: memory,
         };
@@ -104,6 +113,11 @@ impl Vm {
                 .push(VcpuThread::start(vcpu, bus.clone(), stop.clone())?);
         }
         Ok(vm)
+    }
+
+    /// Ends the virtual machine; its counters are final then.
+    pub(crate) fn end(mut self) -> Counters {
+        std::mem::take(&mut self.counters)
     }
 }
 

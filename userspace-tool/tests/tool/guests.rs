@@ -66,6 +66,49 @@ fn the_debug_exit_port_sets_the_status() {
 
 #[test]
 #[ignore = "needs a hypervisor: selftests/run tool"]
+fn the_summary_counts_exits_by_their_reasons() {
+    // cpuid, ten times; then the debug exit.
+    let mut code = [0x31, 0xc0, 0x0f, 0xa2].repeat(10);
+    code.extend(debug_exit(0));
+    for irqchip in IRQCHIPS {
+        let output = run_code(&code, &[irqchip, "--summary"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let report = text(&output.stderr);
+        let mut lines = report.lines();
+        let first = lines.next().unwrap();
+        let end = "pacifica: the guest wrote 0x0 to the debug-exit port after ";
+        assert!(first.starts_with(end) && first.ends_with(" s"), "{report}");
+        let second = lines.next().unwrap();
+        let (all, reasons) = second
+            .strip_prefix("pacifica: ")
+            .and_then(|rest| rest.split_once(" exits to the module: "))
+            .unwrap_or_else(|| panic!("{report}"));
+        assert!(
+            all.replace(',', "").parse::<u64>().unwrap() >= 1,
+            "{report}"
+        );
+        assert!(
+            reasons.split(", ").any(|reason| reason == "1 io"),
+            "{report}"
+        );
+        // KVM does not count CPUID apart.
+        if !device().ends_with("kvm") {
+            let cpuid = |reason: &str| reason == "10 cpuid";
+            assert!(reasons.split(", ").any(cpuid), "{report}");
+        }
+        assert_eq!(lines.next(), None, "{report}");
+    }
+    let output = run_code(&[0x0f, 0x0b], &["--summary"]);
+    let report = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{report}");
+    assert!(
+        report.starts_with("pacifica: the guest crashed after "),
+        "{report}"
+    );
+}
+
+#[test]
+#[ignore = "needs a hypervisor: selftests/run tool"]
 fn strings_go_out_byte_by_byte() {
     let mut code = vec![
         0x48, 0x8d, 0x35, 0x10, 0, 0, 0, // lea 0x10(%rip), %rsi
