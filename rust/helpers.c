@@ -15,6 +15,7 @@
 #include <linux/hw_breakpoint.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/poll.h>
 #include <linux/rcuwait.h>
 #include <linux/sched/signal.h>
@@ -41,6 +42,9 @@
 #include <asm/tsc.h>
 
 #include "helpers.h"
+
+/* The macro `module!` knows no version. Kbuild takes it out of Cargo.toml. */
+MODULE_VERSION(PACIFICA_VERSION);
 
 #ifdef CONFIG_PREEMPT_RT
 #error "Eventfds are signalled with interrupts off: PREEMPT_RT kernels are not supported."
