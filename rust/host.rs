@@ -6,6 +6,8 @@
 //! that KVM uses, `CPUHP_AP_KVM_ONLINE`: an occupied slot means that KVM is at work, and while we
 //! hold it KVM cannot start. Its callbacks run on each CPU as it comes and goes, after the last
 //! task has left it. KVM may also hold EFER.SVME without the slot, so each CPU looks at that, too.
+//! KVM takes SVM when it is loaded, or, with its parameter `enable_virt_at_load=0`, from its first VM
+//! to its last, as we do: then both modules stay loaded and take turns.
 //!
 //! | event | what happens |
 //! |---|---|
@@ -41,6 +43,9 @@ pub(crate) const MSR_TSC_AUX: u32 = bindings::MSR_TSC_AUX;
 const EFER_SVME: u64 = 1 << 12;
 /// The SVM leaf of CPUID (APM vol. 3, E.4.9).
 const CPUID_SVM: u32 = 0x8000_000a;
+
+/// Reserved for hypervisors (APM vol. 3, E.3.2, Fn0000_0001_ECX).
+const CPUID_1_ECX_HYPERVISOR: u32 = 1 << 31;
 
 /// What each CPU has of ours.
 struct CpuState {
@@ -100,25 +105,38 @@ pub(crate) fn host() -> Option<&'static Host> {
     unsafe { (*core::ptr::addr_of!(HOST)).as_ref() }
 }
 
-/// Says why this host cannot run guests, in words that tell what to do.
+/// Says why this host cannot run guests, and what comes next.
 fn detect() -> core::result::Result<(SvmFeatures, u32), &'static str> {
     if !ffi::host_is_amd() {
-        return Err("this CPU is not AMD's: there is no AMD-V");
+        return Err("this CPU is not AMD's, so there is no AMD-V: `make demo` in the source tree emulates a host that has it");
     }
     if let Ok(vm_cr) = ffi::rdmsr(MSR_VM_CR) {
         if vm_cr & VM_CR_SVMDIS != 0 {
-            return Err("SVM is disabled by firmware (VM_CR.SVMDIS): enable SVM or AMD-V in the firmware's setup");
+            return Err("SVM is disabled by firmware (VM_CR.SVMDIS): turn SVM or AMD-V on in the firmware's setup (`systemctl reboot --firmware-setup`)");
         }
     }
     if !ffi::host_has_svm() || ffi::cpuid(0x8000_0000, 0)[0] < CPUID_SVM {
-        return Err("this CPU, or the hypervisor that this kernel runs on, offers no SVM");
+        return Err(if is_virtual() {
+            "this virtual machine has no SVM: turn nested virtualization on for it, on its host"
+        } else {
+            "this CPU offers no SVM: turn it on in the firmware's setup (`systemctl reboot --firmware-setup`), or let `make demo` in the source tree emulate a host that has it"
+        });
     }
     let [_, asids, _, edx] = ffi::cpuid(CPUID_SVM, 0);
     let features = SvmFeatures::from_bits_retain(edx);
     if !features.contains(SvmFeatures::NP) {
-        return Err("this CPU has no nested paging, which Pacifica requires");
+        return Err(if is_virtual() {
+            "this virtual machine has no nested paging, which Pacifica requires: give it the feature NPT, on its host"
+        } else {
+            "this CPU has no nested paging, which Pacifica requires: `make demo` in the source tree emulates a host that has it"
+        });
     }
     Ok((features, asids))
+}
+
+/// Whether a hypervisor says that it is there.
+fn is_virtual() -> bool {
+    ffi::cpuid(1, 0)[2] & CPUID_1_ECX_HYPERVISOR != 0
 }
 
 /// Looks at the CPU and prepares what each one needs.
@@ -255,7 +273,7 @@ impl Host {
             if ret < 0 {
                 let error = Error::from_errno(ret);
                 if error == EBUSY && ffi::may_report() {
-                    pr_err!("SVM is held by kvm_amd: run `modprobe -r kvm_amd`\n");
+                    say_who_has_svm();
                 }
                 return Err(error);
             }
@@ -276,6 +294,13 @@ impl Host {
             };
         }
     }
+}
+
+/// The way out of `EBUSY`. Only KVM knows whether it has VMs.
+#[cold]
+fn say_who_has_svm() {
+    pr_err!("SVM is held by KVM: end its VMs. If it has none, it took SVM when it was loaded:\n");
+    pr_err!("put `options kvm enable_virt_at_load=0` into /etc/modprobe.d/pacifica.conf and reboot, and both take turns; or run `modprobe -r kvm_amd`\n");
 }
 
 /// The right to use SVM: each VM has one.

@@ -5,6 +5,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// How KVM and Pacifica both stay loaded, and whichever has the first virtual machine has SVM.
+pub(crate) const TAKE_TURNS: &str = "For both to stay loaded and take turns, as root: \
+    `echo options kvm enable_virt_at_load=0 >/etc/modprobe.d/pacifica.conf`, \
+    then `modprobe -r kvm_amd && modprobe kvm_amd`, or reboot. To do without KVM: `modprobe -r kvm_amd`.";
+
 /// A failure of this program or of the host. Guests do not cause these: see [`crate::outcome`].
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -159,11 +164,9 @@ impl Error {
                 "Name the hypervisor's node with --device, for example --device /dev/kvm.".into()
             }
             Error::SvmBusy => {
-                "KVM holds it: stop its guests and run `modprobe -r kvm_amd`, or use --device /dev/kvm.".into()
+                format!("End the other one's virtual machines. KVM may hold SVM without any. {TAKE_TURNS}")
             }
-            Error::Capability { .. } => {
-                "Is the module older than this program? Build and load both from one tree: `make`, `make unload`, `make load`.".into()
-            }
+            Error::Capability { .. } => "Is the module of another version than this program? `pacifica check` tells.".into(),
             Error::Kvm { .. } => "`dmesg` may have the module's reason; `pacifica check` looks at the host.".into(),
             Error::TooManyCpus { .. } => "Ask for fewer with --cpus.".into(),
             Error::File { what, .. } => format!("Name another file with --{what}."),

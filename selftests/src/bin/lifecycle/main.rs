@@ -4,6 +4,7 @@
 //! loading and unloading, and no memory left behind. It wants to be root on a host that nobody else
 //! uses.
 
+mod beside;
 mod module;
 mod process;
 mod victim;
@@ -50,14 +51,21 @@ const TESTS: &[Test] = &[
         "the module is loaded, each allocation failing",
         load_without_memory,
     ),
-    ("with kvm_node=1 the module is /dev/kvm, too", as_kvm),
     (
-        "with kvm_amd loaded first, VMs are refused with advice",
-        kvm_first,
+        "beside KVM: with kvm_node=1 the module is /dev/kvm, too",
+        beside::as_kvm,
     ),
     (
-        "with a VM running, kvm_amd does not take SVM away",
-        kvm_second,
+        "beside KVM: loaded before the module, VMs are refused with advice",
+        beside::kvm_first,
+    ),
+    (
+        "beside KVM: loaded while a VM runs, it does not take SVM away",
+        beside::kvm_second,
+    ),
+    (
+        "beside KVM: with enable_virt_at_load=0, both take turns",
+        beside::take_turns,
     ),
     ("the host powers off while a guest runs", power_off),
 ];
@@ -338,89 +346,6 @@ fn load_without_memory(module: &Module) -> Result<(), String> {
     faults::some("loading", unload, |()| module.try_load())?;
     let leaks = unreferenced().map_err(|e| e.to_string())?;
     equal("leaks", leaks.as_str(), "")?;
-    works(module)
-}
-
-fn as_kvm(module: &Module) -> Result<(), String> {
-    const NODE: &str = "/dev/kvm";
-    if module.is_kvm() {
-        return skipped("this is about the other module");
-    }
-    let there = || fs::exists(NODE).unwrap_or(false);
-    let unload = || {
-        module
-            .unload()
-            .map_err(|error| format!("unloading: {error:?}"))
-    };
-    equal("without the parameter", there(), false)?;
-    unload()?;
-    module.load_with("kvm_node=1")?;
-    let runs = Victim::new(NODE, Kind::Ports).and_then(|victim| victim.steps(10));
-    runs.and_then(|()| works(module))?;
-    unload()?;
-    equal("when the module is gone", there(), false)?;
-    let with_kvm = module::can_load_kvm().and_then(|()| {
-        module::load_kvm()?;
-        let refused = module.load_with("kvm_node=1").is_err();
-        let advised = module::kernel_log().contains("/dev/kvm is KVM's: run");
-        module::unload_kvm()?;
-        equal(
-            "with KVM loaded: refused, with advice",
-            (refused, advised),
-            (true, true),
-        )
-    });
-    module.load()?;
-    works(module)?;
-    with_kvm
-}
-
-fn create_vm(module: &Module) -> Result<Handle, Errno> {
-    let device = Handle::open(&module.device).map_err(|_| Errno(libc::ENODEV))?;
-    device.open_with(number::CREATE_VM, 0)
-}
-
-fn kvm_first(module: &Module) -> Result<(), String> {
-    if module.is_kvm() {
-        return skipped("this is about the other module");
-    }
-    module::can_load_kvm()?;
-    module
-        .unload()
-        .map_err(|error| format!("unloading: {error:?}"))?;
-    module::load_kvm()?;
-    let outcome = module.load();
-    let refused = create_vm(module).err();
-    let second = create_vm(module).err();
-    let advice = module::kernel_log();
-    module::unload_kvm()?;
-    outcome?;
-    equal("KVM_CREATE_VM", refused, Some(Errno(libc::EBUSY)))?;
-    equal("again", second, Some(Errno(libc::EBUSY)))?;
-    let advised = advice
-        .lines()
-        .any(|line| line.contains("pacifica:") && line.contains("kvm_amd"));
-    equal("the kernel's log names kvm_amd", advised, true)?;
-    works(module)
-}
-
-fn kvm_second(module: &Module) -> Result<(), String> {
-    if module.is_kvm() {
-        return skipped("this is about the other module");
-    }
-    module::can_load_kvm()?;
-    let child = counting_on_one(module);
-    child.wait_for(10)?;
-    let loaded = module::load_kvm();
-    let outcome = child.wait_for(child.count() + 100);
-    module::unload_kvm()?;
-    outcome?;
-    child.wait_for(child.count() + 100)?;
-    child.kill()?;
-    equal("kvm_amd is refused", loaded.is_err(), true)?;
-    // And without a VM it is welcome.
-    module::load_kvm()?;
-    module::unload_kvm()?;
     works(module)
 }
 

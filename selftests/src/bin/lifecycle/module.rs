@@ -11,7 +11,7 @@ use std::process::Command;
 
 use kvm_bindings::KVM_CAP_IRQCHIP;
 use selftests::kvm::{Answer, Errno, Handle};
-use selftests::tap::skipped;
+use selftests::tap::{equal, skipped};
 
 /// The module under test.
 pub(crate) struct Module {
@@ -133,11 +133,12 @@ pub(crate) fn can_load_kvm() -> Result<(), String> {
     }
 }
 
-/// Loads kvm_amd and what it needs.
-pub(crate) fn load_kvm() -> Result<(), String> {
+/// Loads kvm_amd and what it needs, with parameters of `kvm.ko`.
+pub(crate) fn load_kvm(parameters: &[&str]) -> Result<(), String> {
     for file in kvm_modules() {
         if !is_loaded(&file.trim_end_matches(".ko").replace('-', "_")) {
-            insmod(&format!("/lab/kvm/{file}"), &[])?;
+            let parameters = if file == "kvm.ko" { parameters } else { &[] };
+            insmod(&format!("/lab/kvm/{file}"), parameters)?;
         }
     }
     Ok(())
@@ -181,6 +182,13 @@ pub(crate) fn svm() -> Result<Vec<(bool, bool)>, String> {
         return Err("no CPU shows its MSRs".into());
     }
     Ok(cpus)
+}
+
+/// Empties the kernel's log.
+pub(crate) fn clear_kernel_log() -> Result<(), String> {
+    // SAFETY: Type 5 (SYSLOG_ACTION_CLEAR) takes no buffer.
+    let answer = unsafe { libc::syscall(libc::SYS_syslog, 5, 0, 0) };
+    equal("clearing the kernel's log", answer, 0)
 }
 
 /// The kernel's log.
