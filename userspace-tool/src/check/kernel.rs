@@ -106,7 +106,7 @@ impl Kernel {
 
     /// The kernel's lines. What it takes is no question when the module is loaded.
     pub(super) fn lines(&self, loaded: bool) -> Vec<Line> {
-        let mut lines = vec![self.series()];
+        let mut lines = vec![self.series_line()];
         if lines[0].verdict == Verdict::No {
             return lines;
         }
@@ -140,7 +140,7 @@ impl Kernel {
     }
 
     /// The line about the series.
-    fn series(&self) -> Line {
+    fn series_line(&self) -> Line {
         const WHAT: &str = "kernel version";
         let release = self.release.as_str();
         let Some(this) = series(release) else {
@@ -200,7 +200,7 @@ mod tests {
         ] {
             assert_eq!(first(release), verdict, "{release}");
         }
-        let old = kernel("6.12.48+deb13-amd64").series();
+        let old = kernel("6.12.48+deb13-amd64").series_line();
         assert!(old.next.contains("-t trixie-backports"), "{old:?}");
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The modules: KVM beside us, and ours with its version.
+//! The modules: KVM beside Pacifica, and Pacifica with its version.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(super) struct Modules {
     at_load: bool,
     /// A file says that it shall not, the next time.
     configured: bool,
-    /// Ours is loaded.
+    /// Pacifica is loaded.
     pub(super) pacifica: bool,
     /// The version of the loaded one.
     version: Option<String>,
@@ -94,7 +94,7 @@ impl Modules {
         }
     }
 
-    /// Whether a node is that of our module: `/dev/kvm` is when KVM is not loaded (`kvm_node=1`).
+    /// Whether a node is Pacifica's: `/dev/kvm` is when KVM is not loaded (`kvm_node=1`).
     pub(super) fn is_pacifica(&self, node: &Path) -> bool {
         !node.ends_with("kvm") || (self.pacifica && !self.kvm_amd)
     }
@@ -102,7 +102,7 @@ impl Modules {
     /// The modules' lines.
     pub(super) fn lines(&self, node: &Path) -> Vec<Line> {
         if self.is_pacifica(node) {
-            return vec![self.kvm_amd(), self.pacifica()];
+            return vec![self.kvm_amd_line(), self.pacifica_line()];
         }
         const WHAT: &str = "module kvm_amd";
         vec![if self.kvm_amd {
@@ -113,7 +113,7 @@ impl Modules {
     }
 
     /// KVM may be loaded, too, if it leaves SVM alone until it has a virtual machine.
-    fn kvm_amd(&self) -> Line {
+    fn kvm_amd_line(&self) -> Line {
         const WHAT: &str = "module kvm_amd";
         match (self.kvm_amd, self.at_load) {
             (false, _) => Line::ok(WHAT, "not loaded"),
@@ -133,8 +133,8 @@ impl Modules {
         }
     }
 
-    /// Ours must be loaded, and should be of this program's sources.
-    fn pacifica(&self) -> Line {
+    /// Pacifica must be loaded, and should be of this program's sources.
+    fn pacifica_line(&self) -> Line {
         const WHAT: &str = "module pacifica";
         if !self.pacifica {
             return Line::no(
@@ -171,7 +171,7 @@ mod tests {
 
     const NODE: &str = "/dev/pacifica";
 
-    fn ours() -> Modules {
+    fn loaded() -> Modules {
         Modules {
             pacifica: true,
             version: Some(VERSION.into()),
@@ -186,7 +186,7 @@ mod tests {
             let modules = Modules {
                 kvm_amd,
                 at_load,
-                ..ours()
+                ..loaded()
             };
             verdicts(&modules.lines(Path::new(NODE)))
         };
@@ -199,9 +199,9 @@ mod tests {
     fn the_option_comes_before_modprobe() {
         let modules = Modules {
             kvm_amd: true,
-            ..ours()
+            ..loaded()
         };
-        let next = &modules.kvm_amd().next;
+        let next = &modules.kvm_amd_line().next;
         let (option, remove) = (next.find("enable_virt_at_load=0"), next.find("modprobe -r"));
         assert!(option.is_some() && option < remove, "{next}");
         assert!(turns_off("options kvm enable_virt_at_load=0"));
@@ -221,7 +221,7 @@ mod tests {
                 dkms,
                 ..Modules::default()
             };
-            modules.pacifica().next
+            modules.pacifica_line().next
         };
         assert!(next(true, true).contains("modprobe pacifica"));
         assert!(next(false, true).contains("dkms autoinstall"));
@@ -231,8 +231,11 @@ mod tests {
     #[test]
     fn versions_that_differ() {
         for version in [None, Some("0.0.1".to_owned())] {
-            let modules = Modules { version, ..ours() };
-            assert_eq!(verdicts(&[modules.pacifica()]), [Unsure]);
+            let modules = Modules {
+                version,
+                ..loaded()
+            };
+            assert_eq!(verdicts(&[modules.pacifica_line()]), [Unsure]);
         }
     }
 
