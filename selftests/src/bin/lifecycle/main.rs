@@ -17,7 +17,7 @@ use std::time::Duration;
 use kvm_bindings::kvm_clock_data;
 use selftests::cpus::{pin, usable};
 use selftests::faults;
-use selftests::kvm::{msrs, number, Errno, Handle};
+use selftests::kvm::{msrs, number, Errno};
 use selftests::memory::{growth, kernel_memory, unreferenced};
 use selftests::tap::{equal, skipped, Tap};
 
