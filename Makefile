@@ -136,6 +136,16 @@ check-kernels: lab-module tool ## builds the module for every kernel and compile
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
 	@selftests/lint
 
+# ---- packages ------------------------------------------------------------------------------------
+
+.PHONY: debs
+debs: tool ## Debian packages of the program and, for DKMS, of the module: build/debs
+	@packaging/build-debs $(build)/debs
+
+.PHONY: check-packages
+check-packages: lab-module debs ## installs the packages into a Debian system, boots it, upgrades its kernel, removes them
+	@selftests/packages
+
 # ---- install -------------------------------------------------------------------------------------
 
 # The kernel that `make module` builds for.
@@ -146,7 +156,7 @@ prefix ?= /usr/local
 install: all ## install module, program, udev rule and man page (root)
 	install -D -m 644 $(build)/module/$(release)/pacifica.ko $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
 	install -D -m 755 $(tool) $(DESTDIR)$(prefix)/bin/pacifica
-	install -D -m 644 userspace-tool/99-pacifica.rules $(DESTDIR)/etc/udev/rules.d/99-pacifica.rules
+	install -D -m 644 packaging/60-pacifica.rules $(DESTDIR)/etc/udev/rules.d/60-pacifica.rules
 	install -d $(DESTDIR)$(prefix)/share/man/man1
 	$(tool) man >$(DESTDIR)$(prefix)/share/man/man1/pacifica.1
 	install -d $(DESTDIR)$(prefix)/share/bash-completion/completions
