@@ -11,7 +11,6 @@ MAKEFLAGS += --no-print-directory
 top := $(CURDIR)
 build := build
 enter := selftests/lab/enter
-jobs ?= $(shell nproc)
 target := x86_64-unknown-linux-gnu
 tool := $(build)/tool/$(target)/release/pacifica
 # Warnings are errors when V=e or in CI.
@@ -149,7 +148,11 @@ check-packages: lab-module debs ## installs the packages into a Debian system, b
 # ---- install -------------------------------------------------------------------------------------
 
 # The kernel that `make module` builds for.
+ifdef KDIR
+release = $(shell sed -nE 's/^.define UTS_RELEASE "(.*)"$$/\1/p' '$(KDIR)/include/generated/utsrelease.h')
+else
 release = $(lastword $(shell selftests/lab/target))
+endif
 prefix ?= /usr/local
 
 .PHONY: install

@@ -150,7 +150,8 @@ impl Coalesced {
                 .write_volatile(entry);
         }
         // The VMM must not see the end before the entry.
-        // SAFETY: The field is aligned and in the page that `self` holds; all accesses to it are atomic.
+        // SAFETY: The field is aligned and in the page that `self` holds. The kernel writes it under the
+        // lock alone; what user space does to it at the same time is outside of the language.
         unsafe { AtomicU32::from_ptr(&raw mut (*ring).last) }.store(next as u32, Release);
         true
     }
