@@ -47,10 +47,11 @@ pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> abi::kvm_vcpu_events {
         ..Default::default()
     };
     if let Some(queued) = &events.exception {
-        // Without KVM_CAP_EXCEPTION_PAYLOAD there are no pending ones any more.
-        let payload = queued.exception.payload.filter(|_| !queued.injected);
-        out.exception.injected = u8::from(queued.injected);
-        out.exception.pending = u8::from(!queued.injected);
+        // A VMM without KVM_CAP_EXCEPTION_PAYLOAD knows no pending ones.
+        let injected = queued.injected || !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD);
+        let payload = queued.exception.payload.filter(|_| !injected);
+        out.exception.injected = u8::from(injected);
+        out.exception.pending = u8::from(!injected);
         out.exception_has_payload = u8::from(payload.is_some());
         out.exception_payload = payload.unwrap_or(0);
         out.exception.nr = queued.exception.vector;
@@ -123,6 +124,7 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_vcpu_eve
     }
     events.nmi_injected = new.nmi.injected != 0;
     events.set_nmi_masked(new.nmi.masked != 0);
+    events.deliveries_began();
     if new.flags & abi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT != 0 {
         events.triple_fault = new.triple_fault.pending != 0;
     }

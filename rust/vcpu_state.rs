@@ -183,8 +183,7 @@ pub(crate) fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
     }
     let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;
     inner.state.debug.set_rflags(&mut inner.vmcb, rflags);
-    // An access that was under way belongs to registers that are no more.
-    inner.state.events.exception = None;
+    inner.state.events.forget_pending();
 }
 
 fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {

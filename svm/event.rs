@@ -104,6 +104,15 @@ pub(crate) enum Given {
     Soft(u64),
 }
 
+/// An INT3 or INT n whose event is on its way, while RIP is behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    /// Where it is.
+    pub(crate) rip: u64,
+    /// Where the next one is.
+    pub(crate) next: u64,
+}
+
 /// A single step of ours, to learn when NMIs can be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
@@ -137,6 +146,12 @@ pub struct Events {
     pub triple_fault: bool,
     /// RIP is behind the INT3 or INT n that `exception` or `interrupt` comes from.
     pub behind_instruction: bool,
+    /// The instruction that `behind_instruction` speaks of.
+    pub(crate) instruction: Option<Instruction>,
+    /// The delivery of `interrupt` has begun and was cut short: an exception that comes now takes its place.
+    pub(crate) interrupt_cut_short: bool,
+    /// The same of the NMI.
+    pub(crate) nmi_cut_short: bool,
     /// What is in EVENTINJ.
     pub(crate) given: Given,
     /// The IRET that ends the masking of NMIs is about to be executed here.
@@ -225,6 +240,12 @@ impl Events {
         });
     }
 
+    /// Drops a pending exception: the VMM has given the registers other values than those that it was raised
+    /// with. One whose delivery has begun stays.
+    pub fn forget_pending(&mut self) {
+        self.exception = self.exception.filter(|queued| queued.injected);
+    }
+
     /// Queues an NMI. While one is being handled, one more is kept, as the CPU does.
     pub fn raise_nmi(&mut self) {
         let limit = if self.nmi_masked || self.nmi_injected {
@@ -248,15 +269,30 @@ impl Events {
         self.exception.is_some() || self.nmi_injected || self.interrupt.is_some()
     }
 
+    /// The VMM has set the events: what is injected by its word was being delivered when it was read.
+    pub fn deliveries_began(&mut self) {
+        self.interrupt_cut_short = self.interrupt.is_some();
+        self.nmi_cut_short = self.nmi_injected;
+    }
+
     /// Takes note that the delivery of what is in EVENTINJ has ended, and of EXITINTINFO: the
     /// event whose delivery the exit cut short.
+    ///
+    /// If it was an exception that came of the delivery of another event, that event is gone: its end was
+    /// the exception, whose error code may tell so by EXT (APM vol. 2, 8.4.2).
     #[inline]
     pub(crate) fn delivered(&mut self, exit_int_info: u64, rip: u64) {
         match self.given {
             Given::Nothing => {}
-            Given::Exception => self.exception = None,
-            Given::Nmi => self.nmi_injected = false,
-            Given::Interrupt => self.interrupt = None,
+            Given::Exception => {
+                self.exception = None;
+                self.supersede();
+            }
+            Given::Nmi => {
+                (self.nmi_injected, self.nmi_cut_short) = (false, false);
+                self.supersede();
+            }
+            Given::Interrupt => (self.interrupt, self.interrupt_cut_short) = (None, false),
             // It is given again: to execute its instruction again would be another event. If RIP has
             // moved, it was delivered, and the event that was cut short is a later one.
             Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
@@ -271,6 +307,17 @@ impl Events {
         }
     }
 
+    /// Another event has been delivered since the delivery of these began.
+    #[inline]
+    fn supersede(&mut self) {
+        if core::mem::take(&mut self.interrupt_cut_short) {
+            self.interrupt = None;
+        }
+        if core::mem::take(&mut self.nmi_cut_short) {
+            self.nmi_injected = false;
+        }
+    }
+
     /// Queues the event whose delivery was cut short.
     ///
     /// RIP is still at the INT n, INT3 or INTO that made a software event. It is executed again;
@@ -282,9 +329,11 @@ impl Events {
                     vector,
                     soft: false,
                 });
+                self.interrupt_cut_short = true;
             }
             Some(Event::Nmi) => {
                 self.nmi_injected = true;
+                self.nmi_cut_short = true;
                 self.nmi_masked = true;
             }
             Some(Event::Exception(vector::BP | vector::OF, _) | Event::Software(_)) | None => {}

@@ -149,8 +149,11 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
         let Exception {
             vector, error_code, ..
         } = queued.exception;
-        if events.behind_instruction && vector == vector::BP {
-            return (soft(vmcb), Some(Event::Exception(vector, None)));
+        if events.behind_instruction {
+            if vector == vector::BP {
+                return (soft(vmcb), Some(Event::Exception(vector, None)));
+            }
+            go_back(vmcb, events);
         }
         if matches!(vector, vector::BP | vector::OF) {
             vmcb.set_next_rip(vmcb.rip());
@@ -176,6 +179,18 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
     }
 }
 
+/// The delivery of an INT3 or INT n has ended in an exception, whose handler returns to that instruction.
+#[cold]
+fn go_back(vmcb: &mut Vmcb, events: &mut Events) {
+    events.behind_instruction = false;
+    events.interrupt = events.interrupt.filter(|interrupt| !interrupt.soft);
+    if let Some(instruction) = events.instruction.take() {
+        if vmcb.rip() == instruction.next {
+            vmcb.set_rip(instruction.rip);
+        }
+    }
+}
+
 /// Some CPUs take the return address from RIP, others from nRIP (APM vol. 2, 15.20).
 #[cold]
 fn soft(vmcb: &mut Vmcb) -> Given {
@@ -183,13 +198,13 @@ fn soft(vmcb: &mut Vmcb) -> Given {
     Given::Soft(vmcb.rip())
 }
 
-/// Shows a pending exception as one whose delivery has begun: with CR2 and DR6 as its handler will
-/// find them. For a VMM that is about to read the state, and knows no payloads.
+/// Puts the payload of a pending exception to where its handler will find it: CR2, DR6. For a VMM that is
+/// about to read the state, and knows no payloads. The exception stays pending.
 pub fn expose_exception(vmcb: &mut Vmcb, state: &mut VcpuState) {
     if let Some(queued) = &mut state.events.exception {
         if !queued.injected {
-            queued.injected = true;
             deliver_payload(vmcb, &mut state.debug, queued.exception);
+            queued.exception.payload = None;
         }
     }
 }

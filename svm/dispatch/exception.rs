@@ -5,7 +5,7 @@
 use super::rip::linear_rip;
 use super::{Action, Platform, Policy, UserExit};
 use crate::cpu::Guest;
-use crate::event::QueuedInterrupt;
+use crate::event::{Instruction, QueuedInterrupt};
 use crate::vmcb::DR6_RESET;
 use x86::cpu::Stop;
 use x86::decode::{Insn, Map};
@@ -115,7 +115,10 @@ fn is_int3(insn: &Insn) -> bool {
 
 /// An event from this instruction is to be injected: its handler returns behind it.
 fn go_behind<P: Platform>(guest: &mut Guest<'_, P>, insn: &Insn) {
-    let next = insn.next_rip(guest.vmcb.rip());
+    let rip = guest.vmcb.rip();
+    let next = insn.next_rip(rip);
     guest.vmcb.set_rip(next);
-    guest.state.events.behind_instruction = true;
+    let events = &mut guest.state.events;
+    events.behind_instruction = true;
+    events.instruction = Some(Instruction { rip, next });
 }

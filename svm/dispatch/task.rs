@@ -261,8 +261,10 @@ impl<P: Platform> Switch<'_, '_, P> {
     fn taken(&mut self, event: Option<Event>) {
         let events = &mut self.guest.state.events;
         match event {
-            Some(Event::Nmi) => events.nmi_injected = false,
-            Some(Event::Interrupt(_) | Event::Software(_)) => events.interrupt = None,
+            Some(Event::Nmi) => (events.nmi_injected, events.nmi_cut_short) = (false, false),
+            Some(Event::Interrupt(_) | Event::Software(_)) => {
+                (events.interrupt, events.interrupt_cut_short) = (None, false);
+            }
             Some(Event::Exception(..)) => events.exception = None,
             None => {}
         }

@@ -5,11 +5,12 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{poke, Machine, EXITINTINFO};
+use support::{poke, Machine, CODE, EXITINTINFO};
+use svm::dispatch::events_set;
 use svm::event::{merge, Event, Events, Merged, QueuedInterrupt};
 use svm::exit::ExitCode;
 use svm::features::SvmFeatures;
-use svm::inject::{cancel, ready_for_interrupt, Entry};
+use svm::inject::{cancel, expose_exception, ready_for_interrupt, Entry};
 use svm::intercept::{CrIntercepts, Word3};
 use svm::vmcb::VirtualInterrupt;
 use x86::regs::{vector, Cr0, Exception, Rflags};
@@ -175,6 +176,114 @@ fn what_was_cut_short_comes_again() {
     }
 }
 
+/// The exception's handler is told by EXT, or not at all; the event that it came of is gone (APM vol. 2, 8.4.2,
+/// 15.20).
+#[test]
+fn an_event_whose_delivery_ends_in_an_exception_is_gone() {
+    for event in [Event::Interrupt(0x31), Event::Nmi] {
+        for again in [false, true] {
+            let mut machine = machine();
+            match event {
+                Event::Nmi => machine.state.events.raise_nmi(),
+                _ => machine.line.vector = Some(0x31),
+            }
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(event));
+            if again {
+                // The host's interrupt cuts it short first.
+                exit_during(&mut machine, Some(event));
+                machine.handle();
+                machine.prepare();
+                assert_eq!(injected(&machine), Some(event));
+            }
+            poke(&mut machine.vmcb, EXITINTINFO, event.encode());
+            machine.exit(ExitCode(0x40 + u64::from(vector::AC)), 0, 0);
+            // Until the exception is delivered, the VMM sees both, as with KVM.
+            assert!(machine.state.events.busy());
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(Event::Exception(17, Some(0))));
+            machine.vmcb.set_rflags(Rflags::RESERVED1);
+            // The exception may be cut short, too.
+            exit_during(&mut machine, Some(Event::Exception(17, Some(0))));
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(Event::Exception(17, Some(0))));
+            exit_during(&mut machine, None);
+            assert_eq!(machine.state.events.interrupt, None);
+            assert!(!machine.state.events.nmi_injected);
+            machine.prepare();
+            assert_eq!(injected(&machine), None);
+            // An NMI is masked until the IRET of the exception's handler.
+            assert_eq!(machine.state.events.nmi_masked, event == Event::Nmi);
+
+            // The next one is not.
+            machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+            machine.line.vector = Some(0x32);
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(Event::Interrupt(0x32)));
+            machine.state.events.raise(Exception::GP0);
+            machine.prepare();
+            exit_during(&mut machine, None);
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(Event::Interrupt(0x32)));
+        }
+    }
+}
+
+/// What the VMM sets is what it read: an exception on top of an event whose delivery had begun.
+#[test]
+fn an_exception_takes_the_place_of_restored_events() {
+    let mut machine = machine();
+    let events = &mut machine.state.events;
+    events.interrupt = Some(QueuedInterrupt {
+        vector: 0x31,
+        soft: false,
+    });
+    events.nmi_injected = true;
+    events.raise(Exception::GP0);
+    events.deliveries_began();
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(13, Some(0))));
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert_eq!(injected(&machine), None);
+}
+
+/// INT n whose delivery ends in a fault: the fault's handler returns to the INT n.
+#[test]
+fn an_injected_instruction_that_faults_is_executed_again() {
+    for event in [Event::Software(0x80), Event::Exception(3, None)] {
+        let mut machine = machine();
+        let code: &[u8] = match event {
+            Event::Software(_) => &[0xcd, 0x80],
+            _ => &[0xcc],
+        };
+        machine = machine.code(code);
+        match event {
+            Event::Software(_) => {
+                machine.exit(ExitCode::SWINT, 0, 0);
+            }
+            _ => {
+                machine.state.events.raise(Exception::new(vector::BP));
+                events_set(&mut machine.guest());
+            }
+        }
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(event));
+        assert_eq!(machine.vmcb.rip(), CODE + code.len() as u64);
+        poke(&mut machine.vmcb, EXITINTINFO, event.encode());
+        machine.exit(ExitCode(0x40 + u64::from(vector::AC)), 0, 0);
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(Event::Exception(17, Some(0))));
+        assert_eq!(machine.vmcb.rip(), CODE);
+        machine.vmcb.set_rip(0x2000);
+        exit_during(&mut machine, None);
+        assert_eq!(machine.state.events, Events::default());
+        machine.prepare();
+        assert_eq!(injected(&machine), None);
+        assert_eq!(machine.vmcb.rip(), 0x2000);
+    }
+}
+
 #[test]
 fn software_events_are_executed_again() {
     for event in [Event::Software(0x80), Event::Exception(3, None)] {
@@ -237,6 +346,32 @@ fn payloads_are_delivered_once() {
     machine.vmcb.set_cr2(0);
     machine.prepare();
     assert_eq!(machine.vmcb.cr2(), 0);
+}
+
+/// A VMM that does not know payloads sees their effect, and may still drop the exception by other registers.
+#[test]
+fn other_registers_drop_what_is_pending_only() {
+    let mut machine = machine();
+    machine.state.events.raise(Exception::page_fault(0xabc, 4));
+    expose_exception(&mut machine.vmcb, &mut machine.state);
+    assert_eq!(machine.vmcb.cr2(), 0xabc);
+    machine.vmcb.set_cr2(0x123);
+    let shown = machine.state.events;
+    machine.state.events.forget_pending();
+    machine.prepare();
+    assert_eq!(injected(&machine), None);
+
+    machine.state.events = shown;
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(14, Some(4))));
+    assert_eq!(machine.vmcb.cr2(), 0x123, "delivered once");
+
+    for trap in [vector::DB, vector::MC] {
+        exit_during(&mut machine, Some(Event::Exception(trap, None)));
+        machine.state.events.forget_pending();
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(Event::Exception(trap, None)));
+    }
 }
 
 #[test]

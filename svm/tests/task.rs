@@ -348,3 +348,34 @@ fn the_trap_bit() {
         (vector::DB, Some(1 << 15))
     );
 }
+
+/// An interrupt or an NMI through a task gate whose task cannot be entered: its end is the exception.
+#[test]
+fn an_event_that_meets_a_bad_task_is_gone() {
+    for event in [Event::Interrupt(0x30), Event::Nmi] {
+        for broken in [
+            descriptor(NEW, 0x67, 0x8b, 0),
+            descriptor(NEW, 0x67, 0x09, 0),
+        ] {
+            let mut machine = machine();
+            set_descriptor(&mut machine, NEW_TSS, broken);
+            machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+            match event {
+                Event::Nmi => machine.state.events.raise_nmi(),
+                _ => machine.line.vector = Some(0x30),
+            }
+            machine.prepare();
+            assert_eq!(machine.vmcb.event_inj(), event.encode());
+            poke(&mut machine.vmcb, EXITINTINFO, event.encode());
+            switch(&mut machine, NEW_TSS, 0);
+            let exception = machine.exception().expect("an exception");
+            assert_eq!(exception.error_code, Some(u32::from(NEW_TSS) | 1));
+            machine.prepare();
+            machine.vmcb.set_rflags(Rflags::RESERVED1);
+            poke(&mut machine.vmcb, EXITINTINFO, 0);
+            machine.leave(ExitCode::INTR, 0, 0);
+            machine.prepare();
+            assert_eq!(machine.vmcb.event_inj(), 0);
+        }
+    }
+}

@@ -486,6 +486,30 @@ fn vcpu_events(path: &str) -> Result<(), String> {
     let got: kvm_vcpu_events = vcpu.get(number::GET_VCPU_EVENTS)?;
     equal("NMI mask", got.nmi.masked, 1)?;
     equal("shadow", got.interrupt.shadow != 0, true)?;
+    // Other registers drop no exception whose delivery has begun, nor an interrupt or an NMI.
+    new = reset;
+    new.exception.injected = 1;
+    new.exception.nr = 1;
+    new.interrupt.injected = 1;
+    new.interrupt.nr = 0x31;
+    new.nmi.injected = 1;
+    vcpu.set(number::SET_VCPU_EVENTS, &new)?;
+    let mut regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+    regs.rip += 2;
+    vcpu.set(number::SET_REGS, &regs)?;
+    let sregs: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+    vcpu.set(number::SET_SREGS, &sregs)?;
+    let got: kvm_vcpu_events = vcpu.get(number::GET_VCPU_EVENTS)?;
+    equal(
+        "what is being delivered",
+        (
+            (got.exception.injected, got.exception.nr),
+            (got.interrupt.injected, got.interrupt.nr),
+            got.nmi.injected,
+        ),
+        ((1, 1), (1, 0x31), 1),
+    )?;
+    vcpu.set(number::SET_VCPU_EVENTS, &reset)?;
     let cases: [Change<kvm_vcpu_events>; 3] = [
         ("flags", |e| e.flags = 1 << 31),
         ("exception 32", |e| {
