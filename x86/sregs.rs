@@ -142,8 +142,7 @@ pub fn write_efer(
 
 /// True if the guest can be in this state: `KVM_SET_SREGS` answers `EINVAL` otherwise.
 ///
-/// EFER is judged less strictly than a write of the guest: a VMM may set the registers before the
-/// CPUID list.
+/// CR4 and EFER obey the CPUID list, so a VMM sets that first; without one there is no long mode.
 pub fn valid(regs: &ControlRegs, features: &Features) -> bool {
     let long = regs.efer.contains(Efer::LME) && regs.cr0.contains(Cr0::PG);
     let long_is_consistent = if long {
@@ -156,11 +155,12 @@ pub fn valid(regs: &ControlRegs, features: &Features) -> bool {
         && regs.is_long() == long
         && long_is_consistent
         && features.cr4().contains(regs.cr4)
-        && valid_efer(regs.efer, features)
+        && features.efer().union(Efer::SCE).contains(regs.efer)
         && regs.cr3 & features.reserved_phys() == 0
 }
 
-/// True if a VMM may set this EFER.
+/// True if a VMM may set this EFER with `KVM_SET_MSRS`: other than `KVM_SET_SREGS`, that may come before the
+/// CPUID list.
 pub fn valid_efer(efer: Efer, features: &Features) -> bool {
     /// What every CPU with AMD-V has.
     const BASE: Efer = Efer::SCE.union(Efer::LME).union(Efer::LMA).union(Efer::NXE);

@@ -280,9 +280,29 @@ fn states_that_a_vmm_sets() {
     assert!(valid(&reset(), &Features::default()));
     assert!(valid(&long(true), &features) && valid(&long(false), &features));
     assert!(
-        valid(&long(true), &Features::default()),
+        !valid(&long(true), &Features::default()),
         "before the CPUID list"
     );
+    for (efer, feature) in [
+        (Efer::SCE, None),
+        (Efer::LME, Some(Feature::LM)),
+        (Efer::NXE, Some(Feature::NX)),
+        (Efer::FFXSR, Some(Feature::FFXSR)),
+        (Efer::AIBRSE, Some(Feature::AUTOMATIC_IBRS)),
+    ] {
+        let regs = ControlRegs {
+            efer,
+            ..protected()
+        };
+        assert!(valid(&regs, &features));
+        if let Some(feature) = feature {
+            let without = Features {
+                set: features.set - feature,
+                ..features
+            };
+            assert!(!valid(&regs, &without), "{efer:?}");
+        }
+    }
     let bad = |change: fn(&mut ControlRegs)| {
         let mut regs = long(false);
         change(&mut regs);
