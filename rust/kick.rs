@@ -183,6 +183,11 @@ impl Mailbox {
         self.requests.swap(0, SeqCst)
     }
 
+    /// Takes all requests but these.
+    pub(crate) fn take_but(&self, kept: u32) -> u32 {
+        self.requests.fetch_and(kept, SeqCst) & !kept
+    }
+
     /// Takes the interrupts out of the inbox: which arrived, and which of them are level-triggered.
     pub(crate) fn take_interrupts(&self) -> (Vectors, Vectors) {
         let (mut requests, mut levels) = (Vectors::EMPTY, Vectors::EMPTY);

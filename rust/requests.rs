@@ -59,6 +59,17 @@ pub(crate) fn wants_user_window(vcpu: &Vcpu, inner: &Inner) -> bool {
 /// Does what other CPUs have asked for.
 pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
     let requests = vcpu.mailbox.take();
+    serve_these(vcpu, inner, requests);
+}
+
+/// The same for a VMM that is about to read or set the state. The local APIC's timer waits for KVM_RUN:
+/// its registers are not all in one ioctl, and must not change between two.
+pub(crate) fn serve_for_state(vcpu: &Vcpu, inner: &mut Inner) {
+    let requests = vcpu.mailbox.take_but(request::TIMER);
+    serve_these(vcpu, inner, requests);
+}
+
+fn serve_these(vcpu: &Vcpu, inner: &mut Inner, requests: u32) {
     if requests & request::TLB_FLUSH != 0 {
         inner.parts.deferred |= deferred::FLUSH;
     }

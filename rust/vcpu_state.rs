@@ -35,7 +35,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
     ) {
         settle(vcpu, inner);
     } else if vcpu.mailbox.is_asked() {
-        requests::serve(vcpu, inner);
+        requests::serve_for_state(vcpu, inner);
     }
     match cmd {
         abi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,
@@ -141,7 +141,7 @@ fn set_nested_state(state: &NestedState) -> Result {
 /// does what comes with a pending exception, if the VMM does not take it apart.
 pub(crate) fn settle(vcpu: &Vcpu, inner: &mut Inner) {
     if vcpu.mailbox.is_asked() {
-        requests::serve(vcpu, inner);
+        requests::serve_for_state(vcpu, inner);
     }
     if !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
         inject::expose_exception(&mut inner.vmcb, &mut inner.state);

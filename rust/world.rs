@@ -344,18 +344,24 @@ impl Platform for World<'_> {
         Ok(())
     }
 
-    fn tsc_deadline(&self) -> u64 {
+    fn tsc_deadline(&mut self, origin: Origin) -> u64 {
         let now = now(self.tsc_offset);
-        self.parts
-            .lapic
-            .as_ref()
-            .map_or(0, |lapic| lapic.tsc_deadline(now))
+        let Some(lapic) = &mut self.parts.lapic else {
+            return 0;
+        };
+        if origin == Origin::Guest {
+            lapic.timer_expired(now);
+        }
+        lapic.tsc_deadline()
     }
 
-    fn set_tsc_deadline(&mut self, value: u64) {
+    fn set_tsc_deadline(&mut self, value: u64, origin: Origin) {
         let now = now(self.tsc_offset);
         if let Some(lapic) = &mut self.parts.lapic {
-            let effect = lapic.set_tsc_deadline(value, now);
+            let effect = match origin {
+                Origin::Guest => lapic.set_tsc_deadline(value, now),
+                Origin::Host => lapic.restore_tsc_deadline(value),
+            };
             self.apic_effect(effect);
         }
     }

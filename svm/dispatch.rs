@@ -124,9 +124,9 @@ pub trait Platform: GuestMemory {
     /// Writes x2APIC register `0x800 + register`.
     fn x2apic_write(&mut self, register: u8, value: u64) -> Result<(), Exception>;
     /// Reads the TSC deadline.
-    fn tsc_deadline(&self) -> u64;
+    fn tsc_deadline(&mut self, origin: Origin) -> u64;
     /// Sets the TSC deadline.
-    fn set_tsc_deadline(&mut self, value: u64);
+    fn set_tsc_deadline(&mut self, value: u64, origin: Origin);
     /// The guest wrote CR8, and V_TPR has it. Answers whether the VMM wants to hear of it
     /// (`KVM_EXIT_SET_TPR`): its own controller's priority fell.
     fn cr8_written(&mut self, old: u8, new: u8) -> bool;

@@ -4,6 +4,7 @@
 
 use super::lvt::ENTRIES;
 use super::register::{reg, VERSION};
+use super::timer::TimerMode;
 use super::{esr, Lapic, DFR_ONES, ID_MASK, SVR_MASK};
 use crate::bits::Vectors;
 use crate::wire::{Reader, Writer};
@@ -50,9 +51,12 @@ impl Lapic {
     /// Fills in `page`. `extended_ids`: the ID of an x2APIC is shown with 32 bits
     /// (`KVM_X2APIC_API_USE_32BIT_IDS`), else as an xAPIC would.
     pub fn state(&self, page: &mut [u8; STATE_SIZE], now: Now, extended_ids: bool) {
-        // What the timer requests until now belongs to the state, but reading must not change it.
+        // What a count requests until now belongs to the state, but reading must not change it. A TSC
+        // deadline is in a register of its own until then.
         let mut copy = *self;
-        copy.timer_expired(now);
+        if copy.lvts.timer_mode() != TimerMode::TscDeadline {
+            copy.timer_expired(now);
+        }
         let id = if copy.is_x2apic() && !extended_ids {
             copy.id << 24
         } else {
@@ -78,7 +82,7 @@ impl Lapic {
             put(page, reg::LVT_TIMER + i as u8, copy.lvts.register(i));
         }
         put(page, reg::TIMER_INITIAL, copy.timer.initial());
-        put(page, reg::TIMER_CURRENT, copy.timer_count(now));
+        put(page, reg::TIMER_CURRENT, copy.count_left(now));
         put(page, reg::TIMER_DIVIDE, copy.timer.divide());
     }
 

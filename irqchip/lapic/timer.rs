@@ -211,13 +211,21 @@ impl Lapic {
         }
     }
 
-    /// The TSC deadline MSR, 6E0h. It is zero as soon as the deadline has passed.
-    pub const fn tsc_deadline(&self, now: Now) -> u64 {
-        if now.tsc >= self.timer.tsc_deadline {
-            0
-        } else {
-            self.timer.tsc_deadline
+    /// The TSC deadline MSR, 6E0h. It is zero as soon as the interrupt is requested, and not before: a
+    /// VMM that saves this and [`Self::state`], in either order, finds the timer in exactly one of them.
+    /// For the guest, [`Self::timer_expired`] comes first.
+    pub fn tsc_deadline(&self) -> u64 {
+        match self.lvts.timer_mode() {
+            TimerMode::TscDeadline => self.timer.tsc_deadline,
+            _ => 0,
         }
+    }
+
+    /// Sets the TSC deadline to what a VMM has saved. Nothing is requested yet, even if it has passed;
+    /// and it is kept for a mode that may still come with [`Self::set_state`].
+    pub fn restore_tsc_deadline(&mut self, value: u64) -> Effect {
+        self.timer.tsc_deadline = value;
+        Effect::Timer
     }
 
     /// Writes the TSC deadline MSR. Without effect in other modes of the timer. A deadline that has
@@ -250,6 +258,11 @@ impl Lapic {
 
     pub(super) fn timer_count(&mut self, now: Now) -> u32 {
         self.timer_expired(now);
+        self.count_left(now)
+    }
+
+    /// The current count of a timer that has seen `now`.
+    pub(super) fn count_left(&self, now: Now) -> u32 {
         match self.lvts.timer_mode() {
             TimerMode::TscDeadline => 0,
             _ => self.timer.count(now),

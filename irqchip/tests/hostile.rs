@@ -102,7 +102,7 @@ fn apply_lapic(lapic: &mut Lapic, op: Op, now: Now) {
         }
         Op::Deadline(value) => {
             let _ = lapic.set_tsc_deadline(value, now);
-            lapic.tsc_deadline(now);
+            lapic.tsc_deadline();
         }
         Op::Accept(vector, level) => {
             lapic.accept(vector, level);
@@ -181,6 +181,8 @@ proptest! {
         if end.ns < 1 << 60 && bus_cycle < 1 << 16 {
             prop_assert_eq!(&saved[..], &again[..]);
         }
+        let _ = copy.restore_tsc_deadline(lapic.tsc_deadline());
+        copy.timer_expired(end);
         lapic.timer_expired(end);
         prop_assert_eq!(copy.pending_vector(), lapic.pending_vector());
         prop_assert_eq!(copy.snapshot(), lapic.snapshot());

@@ -130,12 +130,12 @@ fn tsc_deadline() {
     let mut lapic = timer(VECTOR | DEADLINE);
     assert_eq!(lapic.set_tsc_deadline(900, at(100)), Effect::Timer);
     assert_eq!(lapic.timer_deadline(), Some(Deadline::Tsc(900)));
-    assert_eq!(lapic.tsc_deadline(at(200)), 900);
+    assert_eq!(lapic.tsc_deadline(), 900);
     assert_eq!(read(&mut lapic, CURRENT, 200), 0);
     write(&mut lapic, INITIAL, 5, 200);
     assert_eq!(read(&mut lapic, INITIAL, 200), 0, "ignored in this mode");
     assert!(lapic.timer_expired(at(300)));
-    assert_eq!(lapic.tsc_deadline(at(300)), 0);
+    assert_eq!(lapic.tsc_deadline(), 0);
     assert!(take(&mut lapic));
     // One that has passed.
     assert_eq!(lapic.set_tsc_deadline(1, at(400)), Effect::None);
@@ -148,7 +148,7 @@ fn tsc_deadline() {
     // Leaving the mode disarms, and in other modes the register is dead.
     let _ = lapic.set_tsc_deadline(10_000, at(400));
     write(&mut lapic, LVT, VECTOR, 400);
-    assert_eq!(lapic.tsc_deadline(at(400)), 0);
+    assert_eq!(lapic.tsc_deadline(), 0);
     assert_eq!(lapic.set_tsc_deadline(10_000, at(400)), Effect::None);
     assert_eq!(lapic.timer_deadline(), None);
 }
@@ -200,6 +200,64 @@ fn goes_on_after_saving_and_restoring() {
     assert_eq!(copy.timer_deadline(), Some(Deadline::Ns(1050)));
     // And reading the state did not change it.
     assert!(lapic.timer_expired(at(1500)));
+}
+
+/// The registers are in two ioctls, and time goes on between them. Both ways to save, both ways to restore.
+#[test]
+fn a_deadline_that_passes_while_it_is_saved_comes_once() {
+    let armed = || {
+        let mut lapic = timer(VECTOR | DEADLINE);
+        let _ = lapic.set_tsc_deadline(900, at(100));
+        lapic
+    };
+    // With the interrupt requested between the two, after both, or before: the deadline is at 300.
+    for (first, requested, second) in [(200, 0, 400), (400, 0, 500), (200, 0, 250), (400, 350, 500)]
+    {
+        for page_first in [true, false] {
+            let mut lapic = armed();
+            if requested != 0 {
+                assert!(lapic.timer_expired(at(requested)));
+            }
+            let mut page = [0; STATE_SIZE];
+            let deadline;
+            if page_first {
+                lapic.state(&mut page, at(first), false);
+                deadline = lapic.tsc_deadline();
+            } else {
+                deadline = lapic.tsc_deadline();
+                lapic.state(&mut page, at(second), false);
+            }
+            for order in [true, false] {
+                let mut copy = Lapic::new(0, true);
+                // What it was before does not matter.
+                let _ = copy.restore_tsc_deadline(77);
+                if order {
+                    assert_eq!(copy.set_state(&page, at(600), false), Ok(()));
+                }
+                assert_eq!(copy.restore_tsc_deadline(deadline), Effect::Timer);
+                if !order {
+                    assert_eq!(copy.set_state(&page, at(600), false), Ok(()));
+                }
+                assert_eq!(copy.tsc_deadline(), deadline);
+                copy.timer_expired(at(1000));
+                let case = (first, requested, page_first, order);
+                assert!(take(&mut copy), "{case:?} is lost");
+                copy.timer_expired(at(2000));
+                assert!(!take(&mut copy), "{case:?} comes twice");
+            }
+        }
+    }
+}
+
+/// In other modes the register is zero, and what a VMM wrote to it has no effect later.
+#[test]
+fn a_deadline_needs_its_mode() {
+    let mut lapic = timer(VECTOR);
+    let _ = lapic.restore_tsc_deadline(300);
+    assert_eq!((lapic.tsc_deadline(), lapic.timer_deadline()), (0, None));
+    assert!(!lapic.timer_expired(at(1000)));
+    write(&mut lapic, LVT, VECTOR | DEADLINE, 1000);
+    assert_eq!((lapic.tsc_deadline(), lapic.timer_deadline()), (0, None));
 }
 
 /// A timer that is nothing but a counter.

@@ -124,7 +124,7 @@ pub fn read_msr<P: Platform>(
         MsrClass::Tsc => Ok(guest.tsc()),
         MsrClass::TscDeadline => {
             check_deadline(guest, origin)?;
-            Ok(guest.platform.tsc_deadline())
+            Ok(guest.platform.tsc_deadline(origin))
         }
         MsrClass::PredCmd | MsrClass::Unknown => Err(Exception::GP0),
     }
@@ -154,7 +154,7 @@ pub fn write_msr<P: Platform>(
         }
         MsrClass::TscDeadline => {
             check_deadline(guest, origin)?;
-            guest.platform.set_tsc_deadline(value);
+            guest.platform.set_tsc_deadline(value, origin);
             return Ok(());
         }
         MsrClass::Unknown => return Err(Exception::GP0),

@@ -224,10 +224,10 @@ impl Platform for World {
     fn x2apic_write(&mut self, _register: u8, _value: u64) -> Result<(), Exception> {
         Ok(())
     }
-    fn tsc_deadline(&self) -> u64 {
+    fn tsc_deadline(&mut self, _origin: Origin) -> u64 {
         77
     }
-    fn set_tsc_deadline(&mut self, _value: u64) {}
+    fn set_tsc_deadline(&mut self, _value: u64, _origin: Origin) {}
     fn cr8_written(&mut self, old: u8, new: u8) -> bool {
         self.cr8 = Some((old, new));
         self.set_tpr
