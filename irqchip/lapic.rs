@@ -250,6 +250,15 @@ impl Lapic {
         })
     }
 
+    /// The vector in service whose end would change nothing but that it is over: nothing waits for it
+    /// here, and no IOAPIC hears of it.
+    #[inline]
+    pub fn quiet_service(&self) -> Option<u8> {
+        let vector = self.in_service;
+        let quiet = self.irr.is_empty() && !self.tmr.contains(vector);
+        (vector != 0 && quiet).then_some(vector)
+    }
+
     /// The task priority register.
     #[inline]
     pub const fn tpr(&self) -> u8 {

@@ -47,7 +47,10 @@ pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
     if inner.state.mp_state != MpState::Halted {
         return vcpu.mailbox.sleep();
     }
-    let longest = vcpu.vm.choices.longest_poll_ns();
+    let longest = match inner.state.msrs.pv_may_poll() {
+        true => vcpu.vm.choices.longest_poll_ns(),
+        false => 0,
+    };
     let poll = inner.pace.poll_ns.min(longest);
     let start = ffi::now();
     let mut now = start;

@@ -54,6 +54,7 @@ mod msr_filter;
 mod notifier;
 mod prefault;
 mod published;
+mod pv_eoi;
 mod requests;
 mod run;
 mod run_page;

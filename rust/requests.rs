@@ -6,6 +6,7 @@ use crate::clock;
 use crate::halt;
 use crate::host::host;
 use crate::kick::request;
+use crate::pv_eoi;
 use crate::stats::Count;
 use crate::steal;
 use crate::vcpu::{Inner, Vcpu};
@@ -168,6 +169,9 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
         clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+    }
+    if work & deferred::EOI_PAGE != 0 {
+        pv_eoi::fetch_page(inner);
     }
     if work & deferred::STEAL_TIME != 0 {
         steal::start(inner);

@@ -18,6 +18,7 @@ use crate::fpu;
 use crate::halt;
 use crate::host::{host, Host};
 use crate::load::{is_stale, load, unload};
+use crate::pv_eoi;
 use crate::requests::{
     do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
 };
@@ -102,7 +103,9 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         if let Some(leave) = prepare(vcpu, inner)? {
             return Ok(leave);
         }
-        let action = match window(vcpu, inner)? {
+        let left = window(vcpu, inner);
+        pv_eoi::take_back(inner, true);
+        let action = match left? {
             None => {
                 ffi::yield_now();
                 continue;
@@ -240,6 +243,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         if tracing && inner.vmcb.event_inj() != 0 {
             ffi::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
         }
+        pv_eoi::offer(vcpu, inner);
         fpu::pkru_enter(inner);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
@@ -285,6 +289,9 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             // The VMM waits for the window.
             Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
             _ => {}
+        }
+        if !pv_eoi::take_back(inner, false) {
+            return Ok(Some(Action::NeedSleep));
         }
         let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
         if !matches!(action, Action::Resume)

@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// The time that was stolen from the guest.
     pub(crate) steal: Steal,
+    /// The guest may end the interrupt in service without an exit: `pv_eoi.rs`.
+    pub(crate) pv_eoi_offered: bool,
     /// How it waits.
     pub(crate) pace: Pace,
     /// KVM_RUN was called at least once.
@@ -188,6 +190,7 @@ impl Vcpu {
             host_pkru: 0,
             signal_mask: None,
             steal: Steal::default(),
+            pv_eoi_offered: false,
             pace: Pace::default(),
             has_run: false,
             tsc_lost: tsc_lost(),

@@ -27,7 +27,12 @@ fn caps() -> Caps {
         | PvFeatures::SEND_IPI
         | PvFeatures::STEAL_TIME
         | PvFeatures::TLB_FLUSH
-        | PvFeatures::SCHED_YIELD;
+        | PvFeatures::SCHED_YIELD
+        | PvFeatures::EOI
+        | PvFeatures::ASYNC_PF
+        | PvFeatures::ASYNC_PF_VMEXIT
+        | PvFeatures::ASYNC_PF_INT
+        | PvFeatures::POLL_CONTROL;
     if stable {
         pv |= PvFeatures::CLOCKSOURCE_STABLE;
     }

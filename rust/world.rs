@@ -44,6 +44,8 @@ pub(crate) mod deferred {
     pub(crate) const STEAL_TIME: u32 = 1 << 7;
     /// Let another vCPU have this CPU: `yield_to` in the parts, or any.
     pub(crate) const YIELD: u32 = 1 << 8;
+    /// Bring in the page of the guest's paravirtual EOI.
+    pub(crate) const EOI_PAGE: u32 = 1 << 9;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }

@@ -138,16 +138,26 @@ bitflags! {
         const NOP_IO_DELAY = 1 << 1;
         /// The clock at MSRs 4b56_4d00 and 4b56_4d01.
         const CLOCKSOURCE2 = 1 << 3;
+        /// Asynchronous page faults, at MSR 4b56_4d02. None is ever sent.
+        const ASYNC_PF = 1 << 4;
         /// The time that is stolen from the vCPU, at MSR 4b56_4d03.
         const STEAL_TIME = 1 << 5;
+        /// An EOI that needs no exit, at MSR 4b56_4d04.
+        const EOI = 1 << 6;
         /// The hypercall `KVM_HC_KICK_CPU` wakes a halted vCPU.
         const UNHALT = 1 << 7;
         /// A vCPU that is not running can be asked there to flush its TLB when it does.
         const TLB_FLUSH = 1 << 9;
+        /// Asynchronous page faults may go to a hypervisor in the guest.
+        const ASYNC_PF_VMEXIT = 1 << 10;
         /// The hypercall `KVM_HC_SEND_IPI`.
         const SEND_IPI = 1 << 11;
+        /// The guest may forbid the host to poll while it is halted, at MSR 4b56_4d05.
+        const POLL_CONTROL = 1 << 12;
         /// The hypercall `KVM_HC_SCHED_YIELD`.
         const SCHED_YIELD = 1 << 13;
+        /// The end of an asynchronous page fault may be an interrupt, at MSRs 4b56_4d06 and 4b56_4d07.
+        const ASYNC_PF_INT = 1 << 14;
         /// The clock is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
     }

@@ -54,6 +54,11 @@ bitflags! {
         const SSBD = 1 << 37;
         const PSFD = 1 << 38;
         const AUTOMATIC_IBRS = 1 << 39;
+        const PV_EOI = 1 << 40;
+        const PV_ASYNC_PF = 1 << 41;
+        const PV_ASYNC_PF_VMEXIT = 1 << 42;
+        const PV_ASYNC_PF_INT = 1 << 43;
+        const PV_POLL_CONTROL = 1 << 44;
     }
 }
 
@@ -308,6 +313,20 @@ fn pv(eax: u32) -> Feature {
         (
             pv.contains(PvFeatures::SCHED_YIELD),
             Feature::PV_SCHED_YIELD,
+        ),
+        (pv.contains(PvFeatures::EOI), Feature::PV_EOI),
+        (pv.contains(PvFeatures::ASYNC_PF), Feature::PV_ASYNC_PF),
+        (
+            pv.contains(PvFeatures::ASYNC_PF_VMEXIT),
+            Feature::PV_ASYNC_PF_VMEXIT,
+        ),
+        (
+            pv.contains(PvFeatures::ASYNC_PF_INT),
+            Feature::PV_ASYNC_PF_INT,
+        ),
+        (
+            pv.contains(PvFeatures::POLL_CONTROL),
+            Feature::PV_POLL_CONTROL,
         ),
     ])
 }

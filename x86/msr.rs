@@ -15,6 +15,7 @@ mod file;
 pub mod index;
 mod mce;
 mod mtrr;
+mod pv;
 
 pub use file::MsrFile;
 pub use mce::{Mce, MAX_BANKS};
@@ -257,6 +258,10 @@ pub const SAVED_MSRS: &[u32] = &[
     index::PV_WALL_CLOCK,
     index::PV_SYSTEM_TIME,
     index::PV_STEAL_TIME,
+    index::PV_ASYNC_PF,
+    index::PV_ASYNC_PF_INT,
+    index::PV_EOI,
+    index::PV_POLL_CONTROL,
     index::MTRR_DEF_TYPE,
     index::MTRR_FIX_64K,
     index::MTRR_FIX_16K,

@@ -9,6 +9,7 @@ pub mod guest;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod modules;
 pub mod patience;
 pub mod state;
 pub mod stats;

@@ -4,6 +4,7 @@
 
 use super::mce::Mce;
 use super::mtrr::Mtrr;
+use super::pv::{self, Pv};
 use super::{index, Origin};
 use crate::features::{Feature, Features};
 use crate::regs::Exception;
@@ -30,8 +31,6 @@ const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// The patch level that KVM gives a new vCPU on AMD; a VMM may set the host's.
 const PATCH_LEVEL_RESET: u64 = 0x0100_0065;
 
-/// In the MSRs of the vCPU clock and of steal time: on.
-const PV_ENABLED: u64 = 1 << 0;
 /// The record of stolen time has 64 bytes, and is aligned to them.
 const PV_STEAL_RESERVED: u64 = 0x3e;
 
@@ -52,6 +51,7 @@ pub struct MsrFile {
     pub mtrr: Mtrr,
     /// The machine-check registers.
     pub mce: Mce,
+    pv: Pv,
     misc_enable: u64,
     platform_info: u64,
     power_ctl: u64,
@@ -107,7 +107,8 @@ pub(super) fn holds(index: u32) -> bool {
             | index::PATCH_LEVEL
             | index::HWCR
             | index::DE_CFG
-    ) || Mce::holds(index)
+    ) || Pv::holds(index)
+        || Mce::holds(index)
         || Mtrr::holds(index)
         || constant(index).is_some()
 }
@@ -130,7 +131,7 @@ fn is_present(index: u32, features: &Features) -> bool {
         index::PV_WALL_CLOCK_OLD | index::PV_SYSTEM_TIME_OLD => features.has(Feature::PV_CLOCK),
         index::PV_WALL_CLOCK | index::PV_SYSTEM_TIME => features.has(Feature::PV_CLOCK2),
         index::PV_STEAL_TIME => features.has(Feature::PV_STEAL_TIME),
-        _ => true,
+        _ => Pv::is_present(index, features),
     }
 }
 
@@ -144,6 +145,7 @@ impl MsrFile {
             pv_system_time: 0,
             pv_steal_time: 0,
             mtrr: Mtrr::default(),
+            pv: Pv::RESET,
             mce: Mce::default(),
             misc_enable: MISC_ENABLE_PMU,
             platform_info: 0,
@@ -159,17 +161,29 @@ impl MsrFile {
     pub fn init(&mut self) {
         self.pv_system_time = 0;
         self.pv_steal_time = 0;
+        self.pv.init();
     }
 
     /// The guest-physical address of the vCPU's clock, if it is on.
     pub fn pv_clock_gpa(&self) -> Option<u64> {
-        (self.pv_system_time & PV_ENABLED != 0).then_some(self.pv_system_time & !PV_ENABLED)
+        (self.pv_system_time & pv::ENABLED != 0).then_some(self.pv_system_time & !pv::ENABLED)
     }
 
     /// The guest-physical address of the record of stolen time, if it is on.
     #[inline]
     pub fn pv_steal_gpa(&self) -> Option<u64> {
-        (self.pv_steal_time & PV_ENABLED != 0).then_some(self.pv_steal_time & !PV_ENABLED)
+        (self.pv_steal_time & pv::ENABLED != 0).then_some(self.pv_steal_time & !pv::ENABLED)
+    }
+
+    /// The guest-physical address of the byte whose clearing by the guest is an EOI, if it wants that.
+    #[inline]
+    pub fn pv_eoi_gpa(&self) -> Option<u64> {
+        self.pv.eoi_gpa()
+    }
+
+    /// Whether the guest lets the host poll while it is halted.
+    pub fn pv_may_poll(&self) -> bool {
+        self.pv.may_poll()
     }
 
     /// Reads an MSR of class `File`, `TscAdjust` or one of the `Pv` ones.
@@ -187,6 +201,7 @@ impl MsrFile {
             index::PATCH_LEVEL => Ok(self.patch_level),
             index::HWCR => Ok(self.hwcr),
             index::DE_CFG => Ok(self.de_cfg),
+            _ if Pv::holds(index) => self.pv.read(index),
             _ if Mce::holds(index) => self.mce.read(index, origin),
             _ => match constant(index) {
                 Some(Constant::Fixed(value) | Constant::WriteIgnored(value)) => Ok(value),
@@ -223,6 +238,10 @@ impl MsrFile {
             index::PATCH_LEVEL => self.patch_level = value,
             index::HWCR => self.write_hwcr(value)?,
             index::DE_CFG => self.write_de_cfg(value)?,
+            _ if Pv::holds(index) => {
+                self.pv
+                    .write(index, value, origin == Origin::Host, features)?;
+            }
             _ if Mce::holds(index) => {
                 let status_writable = self.hwcr & HWCR_STATUS_WRITABLE != 0;
                 self.mce.write(index, value, origin, status_writable)?;

@@ -53,7 +53,12 @@ pub const XSS: u32 = 0xda0;
 
 pub const PV_WALL_CLOCK: u32 = 0x4b56_4d00;
 pub const PV_SYSTEM_TIME: u32 = 0x4b56_4d01;
+pub const PV_ASYNC_PF: u32 = 0x4b56_4d02;
 pub const PV_STEAL_TIME: u32 = 0x4b56_4d03;
+pub const PV_EOI: u32 = 0x4b56_4d04;
+pub const PV_POLL_CONTROL: u32 = 0x4b56_4d05;
+pub const PV_ASYNC_PF_INT: u32 = 0x4b56_4d06;
+pub const PV_ASYNC_PF_ACK: u32 = 0x4b56_4d07;
 
 pub const EFER: u32 = 0xc000_0080;
 pub const STAR: u32 = 0xc000_0081;

@@ -262,7 +262,7 @@ fn paravirtual_leaves() {
         .collect();
     assert_eq!(signature, b"KVMKVMKVM\0\0\0");
     assert_eq!(max, 0x4000_0001);
-    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_2aab, 0, 0, 0]);
+    assert_eq!(lookup(&entries, 0x4000_0001, 0), [0x0100_7efb, 0, 0, 0]);
     assert_eq!(
         entries
             .iter()
@@ -525,7 +525,12 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::PV_UNHALT
         | Feature::PV_SEND_IPI
         | Feature::PV_STEAL_TIME
-        | Feature::PV_SCHED_YIELD;
+        | Feature::PV_SCHED_YIELD
+        | Feature::PV_EOI
+        | Feature::PV_ASYNC_PF
+        | Feature::PV_ASYNC_PF_VMEXIT
+        | Feature::PV_ASYNC_PF_INT
+        | Feature::PV_POLL_CONTROL;
     assert_eq!(offered.set, all);
 
     // A VMM that passes the host's CPUID on gets no more.

@@ -78,7 +78,7 @@ fn classes() {
         (0x12, MsrClass::PvSystemTime),
         (0x4b56_4d00, MsrClass::PvWallClock),
         (0x4b56_4d01, MsrClass::PvSystemTime),
-        (0x4b56_4d02, MsrClass::Unknown),
+        (0x4b56_4d08, MsrClass::Unknown),
         (0xc000_0080, MsrClass::Vmcb(VmcbMsr::Efer)),
         (0xc000_0082, MsrClass::Vmcb(VmcbMsr::Lstar)),
         (0x277, MsrClass::Vmcb(VmcbMsr::Pat)),
@@ -171,6 +171,10 @@ fn saved_registers_hold_the_state() {
         (index::PV_SYSTEM_TIME, 0x1234_0001),
         (index::PV_STEAL_TIME, 0x1_2340_0041),
         (index::PV_WALL_CLOCK, 0x5678),
+        (index::PV_EOI, 0x9001),
+        (index::PV_ASYNC_PF, 0x6009),
+        (index::PV_ASYNC_PF_INT, 0xf3),
+        (index::PV_POLL_CONTROL, 0),
         (index::MCG_STATUS, 4),
     ] {
         machine.write(index, value).unwrap();
@@ -193,6 +197,9 @@ fn registers_need_their_feature() {
         (index::PV_SYSTEM_TIME, Feature::PV_CLOCK2),
         (index::PV_WALL_CLOCK, Feature::PV_CLOCK2),
         (index::PV_STEAL_TIME, Feature::PV_STEAL_TIME),
+        (index::PV_EOI, Feature::PV_EOI),
+        (index::PV_ASYNC_PF, Feature::PV_ASYNC_PF),
+        (index::PV_ASYNC_PF_INT, Feature::PV_ASYNC_PF_INT),
         (index::PV_SYSTEM_TIME_OLD, Feature::PV_CLOCK),
         (index::PV_WALL_CLOCK_OLD, Feature::PV_CLOCK),
     ] {
@@ -514,7 +521,40 @@ fn init_ends_the_paravirtual_records() {
     let mut file = MsrFile::new();
     file.pv_system_time = 0x1001;
     file.pv_steal_time = 0x2001;
+    let features = full();
+    file.write(index::PV_EOI, 0x3001, GUEST, &features).unwrap();
+    assert_eq!(file.pv_eoi_gpa(), Some(0x3000));
     assert_eq!(file.pv_steal_gpa(), Some(0x2000));
     file.init();
     assert_eq!((file.pv_clock_gpa(), file.pv_steal_gpa()), (None, None));
+    assert_eq!(file.pv_eoi_gpa(), None);
+}
+
+/// Reserved bits, and ways of delivery that CPUID does not offer.
+#[test]
+fn paravirtual_permissions() {
+    let mut machine = Machine::new();
+    for (index, good, bad) in [
+        (index::PV_EOI, 0x1005, 0x1003),
+        (index::PV_ASYNC_PF, 0x104f, 0x1011),
+        (index::PV_ASYNC_PF_INT, 0xff, 0x100),
+        (index::PV_POLL_CONTROL, 0, 2),
+    ] {
+        assert_eq!(machine.write(index, good), Ok(()), "{index:#x}");
+        assert_eq!(machine.write(index, bad), Err(GP), "{index:#x}");
+        assert_eq!(machine.host_write(index, bad), Err(GP), "{index:#x}");
+        assert_eq!(machine.read(index), Ok(good), "{index:#x}");
+    }
+    assert!(!machine.file.pv_may_poll());
+    assert_eq!(machine.write(index::PV_ASYNC_PF_ACK, 1), Ok(()));
+    assert_eq!(machine.read(index::PV_ASYNC_PF_ACK), Ok(0));
+    for (feature, value) in [
+        (Feature::PV_ASYNC_PF_VMEXIT, 0x1005),
+        (Feature::PV_ASYNC_PF_INT, 0x1009),
+    ] {
+        machine.features = full();
+        machine.features.set -= feature;
+        assert_eq!(machine.write(index::PV_ASYNC_PF, value), Err(GP));
+        assert_eq!(machine.host_write(index::PV_ASYNC_PF, value), Ok(()));
+    }
 }

@@ -6,6 +6,7 @@
 mod bare;
 mod coalesced;
 mod concurrent;
+mod deadline;
 mod debug;
 mod events;
 mod extensions;
@@ -13,6 +14,7 @@ mod faults;
 mod interrupts;
 mod irqchip;
 mod msr;
+mod paravirtual;
 mod pointers;
 mod slots;
 mod state;
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 18] = [
+    let groups: [&[Test]; 20] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -66,7 +68,9 @@ fn main() -> ExitCode {
         interrupts::TESTS,
         coalesced::TESTS,
         msr::TESTS,
+        paravirtual::TESTS,
         time::TESTS,
+        deadline::TESTS,
         pointers::TESTS,
         faults::tests(),
     ];

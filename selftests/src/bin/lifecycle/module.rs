@@ -2,7 +2,6 @@
 
 //! Loading and unloading kernel modules, and reading the kernel's log.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -11,7 +10,9 @@ use std::process::Command;
 
 use kvm_bindings::KVM_CAP_IRQCHIP;
 use selftests::kvm::{Answer, Errno, Handle};
-use selftests::tap::{equal, skipped};
+pub(crate) use selftests::modules::{can_load_kvm, load_kvm, unload_kvm};
+use selftests::modules::{insmod, unload};
+use selftests::tap::equal;
 
 /// The module under test.
 pub(crate) struct Module {
@@ -83,76 +84,6 @@ impl Module {
     pub(crate) fn unload(&self) -> Result<(), Errno> {
         unload(self.name)
     }
-}
-
-fn insmod(file: &str, parameters: &[&str]) -> Result<(), String> {
-    let output = Command::new("insmod")
-        .arg(file)
-        .args(parameters)
-        .output()
-        .map_err(|e| format!("insmod: {e}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "insmod {file}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
-    }
-}
-
-fn unload(name: &str) -> Result<(), Errno> {
-    let name = CString::new(name).map_err(|_| Errno(libc::EINVAL))?;
-    // SAFETY: The name is a string that ends in zero.
-    let answer = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(Errno::last())
-    }
-}
-
-fn is_loaded(name: &str) -> bool {
-    Path::new("/sys/module").join(name).join("refcnt").exists()
-}
-
-/// The kernel's KVM modules in the order in which they are loaded.
-fn kvm_modules() -> Vec<String> {
-    let order = fs::read_to_string("/lab/kvm/order").unwrap_or_default();
-    order.lines().map(str::to_owned).collect()
-}
-
-/// Skips the test where the modules are another kernel's: the debug kernel has none.
-pub(crate) fn can_load_kvm() -> Result<(), String> {
-    let first = kvm_modules().into_iter().next().unwrap_or_default();
-    match insmod(&format!("/lab/kvm/{first}"), &[]) {
-        Err(error) if error.contains("invalid module format") => {
-            skipped("the modules of KVM are another kernel's")
-        }
-        other => other.and_then(|()| unload_kvm()),
-    }
-}
-
-/// Loads kvm_amd and what it needs, with parameters of `kvm.ko`.
-pub(crate) fn load_kvm(parameters: &[&str]) -> Result<(), String> {
-    for file in kvm_modules() {
-        if !is_loaded(&file.trim_end_matches(".ko").replace('-', "_")) {
-            let parameters = if file == "kvm.ko" { parameters } else { &[] };
-            insmod(&format!("/lab/kvm/{file}"), parameters)?;
-        }
-    }
-    Ok(())
-}
-
-/// Unloads them.
-pub(crate) fn unload_kvm() -> Result<(), String> {
-    for file in kvm_modules().iter().rev() {
-        let name = file.trim_end_matches(".ko").replace('-', "_");
-        if is_loaded(&name) {
-            unload(&name).map_err(|error| format!("unloading {name}: {error:?}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// EFER (APM vol. 2, 3.1.7), its bit SVME, and VM_HSAVE_PA (APM vol. 2, 15.30.4).

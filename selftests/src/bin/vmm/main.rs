@@ -5,6 +5,7 @@
 //! to another QEMU, and keeps them in files.
 
 mod console;
+mod models;
 mod qemu;
 
 use std::fs;
@@ -29,6 +30,10 @@ const TESTS: &[Test] = &[
     ),
     ("a guest under load moves, its log in dirty rings", by_ring),
     ("a guest is kept in a file, and goes on twice", file),
+    (
+        "`-cpu MODEL,enforce` misses nothing that it has on KVM",
+        models::enforced,
+    ),
 ];
 
 /// What the guest runs, besides `load`, the load of the soak.

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What guests of KVM find by CPUID, or by trying: the end of interrupts without an exit, and the
+//! host's time with the TSC of the same instant.
+
+use kvm_bindings::*;
+use selftests::kvm::{number, supported_cpuid, Handle};
+use selftests::tap::{equal, skipped};
+
+use crate::bare::{Bare, OUT};
+use crate::irqchip::{pin_route, route, vm_msi};
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "KVM_GET_SUPPORTED_CPUID has the paravirtual features that QEMU gives to every model",
+        offered,
+    ),
+    ("a guest ends an interrupt without an exit", eoi),
+];
+
+/// Bits of leaf 4000_0001, EAX.
+const ASYNC_PF: u32 = 1 << 4;
+const EOI: u32 = 1 << 6;
+const POLL_CONTROL: u32 = 1 << 12;
+const ASYNC_PF_INT: u32 = 1 << 14;
+
+fn offered(path: &str) -> Result<(), String> {
+    let device = Handle::open(path).map_err(|e| e.to_string())?;
+    let leaves = supported_cpuid(&device)?;
+    let leaf = leaves.iter().find(|leaf| leaf.function == 0x4000_0001);
+    let eax = leaf.ok_or("no leaf")?.eax;
+    let wanted = ASYNC_PF | EOI | POLL_CONTROL | ASYNC_PF_INT;
+    equal("features", eax & wanted, wanted)
+}
+
+/// Where the guest keeps its byte, and the handler the byte that it has found.
+const BYTE: usize = 0x3000;
+const FOUND: usize = 0x3004;
+
+/// Enables the local APIC, in x2APIC mode, and the byte; then sleeps, and writes out after each
+/// interrupt what its handler has found.
+const CODE: &[u8] = &[
+    0x66, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x66, 0x0d, 0, 0x0c, 0, 0, 0x0f, 0x30, // APIC base
+    0x66, 0xb9, 0x0f, 8, 0, 0, 0x66, 0xb8, 0xff, 1, 0, 0, 0x66, 0x31, 0xd2, 0x0f, 0x30, // SVR
+    0x66, 0xb9, 4, 0x4d, 0x56, 0x4b, 0x66, 0xb8, 1, 0x30, 0, 0, 0x0f,
+    0x30, // 4b56_4d04 = 3001h
+    OUT[0], OUT[1], // ready
+    0xfb, 0xf4, 0xfa, // 1: sti; hlt; cli
+    0xa0, 4, 0x30, OUT[0], OUT[1], // mov 3004h, %al; out
+    0xeb, 0xf6, // jmp 1b
+];
+
+/// Notes the byte, clears it, and writes the EOI register if it was 0.
+const HANDLER: &[u8] = &[
+    0xa0, 0, 0x30, 0xa2, 4, 0x30, // mov 3000h, %al; mov %al, 3004h
+    0xc6, 6, 0, 0x30, 0, // movb $0, 3000h
+    0x84, 0xc0, 0x75, 14, // test %al, %al; jnz 1f
+    0x66, 0xb9, 0x0b, 8, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30, // EOI
+    0xcf, // 1: iret
+];
+
+fn eoi(path: &str) -> Result<(), String> {
+    const LEVEL: u64 = 1 << 15;
+    let bare = Bare::with(path, CODE, |vm| {
+        vm.call(number::CREATE_IRQCHIP, 0)?;
+        Ok(())
+    })?;
+    if bare.device.extension(KVM_CAP_IRQCHIP) == 0 {
+        return skipped("the device has no in-kernel interrupt controllers");
+    }
+    for vector in [0x41, 0x51] {
+        bare.ram.write(vector * 4, &[0, 0x20, 0, 0]);
+    }
+    bare.ram.write(0x2000, HANDLER);
+    bare.ram.write(BYTE, &[0]);
+    equal("ready", bare.byte(), Ok(1))?;
+    let after = |what: &str, found: u8| -> Result<(), String> {
+        equal(what, bare.byte(), Ok(found))?;
+        equal("the byte is cleared", bare.ram.read(BYTE, 1)[0], 0)?;
+        let lapic: kvm_lapic_state = bare.vcpu.handle.get(number::GET_LAPIC)?;
+        let in_service = (0..8).any(|i| (0..4).any(|j| lapic.regs[0x100 + 16 * i + j] != 0));
+        equal("something is in service", in_service, false)
+    };
+    let send = |vector| vm_msi(&bare.vm, 0xfee0_0000, vector, 0);
+    for _ in 0..5 {
+        send(0x41)?;
+        after("an edge", 1)?;
+    }
+    // The first of two ends by the register, or the other one would wait.
+    for _ in 0..5 {
+        send(0x41)?;
+        send(0x51)?;
+        after("two", 1)?;
+        equal("only one at a time", bare.ram.read(FOUND, 1)[0], 1)?;
+    }
+    // The IOAPIC must hear of this one.
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..Default::default()
+    };
+    bare.vm.exchange(number::GET_IRQCHIP, &mut chip)?;
+    // SAFETY: The chip is the IOAPIC.
+    unsafe { chip.chip.ioapic.redirtbl[10].bits = 0x41 | LEVEL };
+    bare.vm.set(number::SET_IRQCHIP, &chip)?;
+    route(&bare.vm, 0, &[pin_route(10, 2, 10)])?;
+    for _ in 0..5 {
+        for level in [1, 0] {
+            let mut irq = kvm_irq_level {
+                level,
+                ..Default::default()
+            };
+            irq.__bindgen_anon_1.irq = 10;
+            bare.vm.set(number::IRQ_LINE, &irq)?;
+        }
+        after("a level", 0)?;
+    }
+    Ok(())
+}
