@@ -2,8 +2,11 @@
 /*
  * The world switch: APM vol. 2, 15.5 (VMRUN), 15.14 (VMLOAD, VMSAVE), 15.17 (GIF).
  *
- *   clgi ─ vmload guest ─ registers ─ VMRUN ─ vmsave guest ─ registers ─ vmload host ─ stgi
- *   └─────────────── no interrupt, NMI, SMI or #MC can arrive ───────────────────────────┘
+ *   clgi ─ (1) ─ vmload guest ─ registers ─ VMRUN ─ vmsave guest ─ registers ─ vmload host ─ (2) ─ stgi
+ *   └─────────────────── no interrupt, NMI, SMI or #MC can arrive ───────────────────────────────────┘
+ *
+ * (1), (2): XCR0, XSS and PKRU, if the guest's may differ from the host's. The handler of an NMI or a machine check, which
+ * STGI lets in, has the host's: it may read the user's stack, which PKRU judges.
  *
  * Between #VMEXIT and the host's VMLOAD the GS base is the guest's: no per-CPU access, no call.
  * Every SVM instruction has an exception-table entry: a panic or a reboot on another CPU may have
@@ -26,24 +29,93 @@
 #define GPR_RSI GPR(6)
 #define GPR_RDI GPR(7)
 
+/* `struct pacifica_switch` (helpers.h). */
+#define SWITCH_WHAT 0
+#define SWITCH_GUEST_PKRU 4
+#define SWITCH_HOST_PKRU 8
+#define SWITCH_GUEST_XCR0 16
+#define SWITCH_HOST_XCR0 24
+#define SWITCH_HOST_XSS 32
+#define SWITCH_PKRU 1
+#define SWITCH_XCR0 2
+#define SWITCH_XSS 4
+
 .section .noinstr.text, "ax"
+
+/* RCX: what; keeps RDI, and RDX with 0(%rsp). */
+.macro SWITCH_TO_GUEST
+	mov	%rcx, %rbx
+	testl	$SWITCH_XCR0, SWITCH_WHAT(%rbx)
+	jz	8f
+	xor	%ecx, %ecx
+	mov	SWITCH_GUEST_XCR0(%rbx), %eax
+	mov	SWITCH_GUEST_XCR0 + 4(%rbx), %edx
+	xsetbv
+8:	testl	$SWITCH_XSS, SWITCH_WHAT(%rbx)
+	jz	9f
+	/* The guest's is always 0. */
+	mov	$MSR_IA32_XSS, %ecx
+	xor	%eax, %eax
+	xor	%edx, %edx
+	wrmsr
+9:	testl	$SWITCH_PKRU, SWITCH_WHAT(%rbx)
+	jz	10f
+	mov	SWITCH_GUEST_PKRU(%rbx), %eax
+	xor	%ecx, %ecx
+	xor	%edx, %edx
+	wrpkru
+10:	mov	(%rsp), %rdx
+.endm
+
+/* 16(%rsp): what; EAX: the result, which is kept. If it is not 0, nothing of the guest ran. */
+.macro SWITCH_TO_HOST
+	mov	16(%rsp), %rbx
+	mov	%eax, %ebp
+	testl	$SWITCH_PKRU, SWITCH_WHAT(%rbx)
+	jz	12f
+	xor	%ecx, %ecx
+	test	%ebp, %ebp
+	jnz	11f
+	rdpkru
+	mov	%eax, SWITCH_GUEST_PKRU(%rbx)
+11:	mov	SWITCH_HOST_PKRU(%rbx), %eax
+	xor	%edx, %edx
+	wrpkru
+12:	testl	$SWITCH_XSS, SWITCH_WHAT(%rbx)
+	jz	13f
+	mov	$MSR_IA32_XSS, %ecx
+	mov	SWITCH_HOST_XSS(%rbx), %eax
+	mov	SWITCH_HOST_XSS + 4(%rbx), %edx
+	wrmsr
+13:	testl	$SWITCH_XCR0, SWITCH_WHAT(%rbx)
+	jz	14f
+	xor	%ecx, %ecx
+	mov	SWITCH_HOST_XCR0(%rbx), %eax
+	mov	SWITCH_HOST_XCR0 + 4(%rbx), %edx
+	xsetbv
+14:	mov	%ebp, %eax
+.endm
 
 /*
  * int pacifica_vmrun(u64 vmcb, u64 host_save, u64 gpr[16])
+ * int pacifica_vmrun_switching(u64 vmcb, u64 host_save, u64 gpr[16], struct pacifica_switch *)
  *
  * vmcb       RDI: physical address of the guest's VMCB; RAX and RSP of the guest are in it
  * host_save  RSI: physical address of the page with the host's VMSAVE state (pacifica_save_host)
  * gpr        RDX: the guest's general-purpose registers, all but RAX and RSP
+ * switch     RCX: extended state that differs
  *
  * Interrupts are off. Returns 0 after a #VMEXIT, -EIO if the CPU refused an SVM instruction.
  */
-SYM_FUNC_START(pacifica_vmrun)
+.macro VMRUN_FUNCTION name, switching
+SYM_FUNC_START(\name)
 	push	%rbp
 	push	%r15
 	push	%r14
 	push	%r13
 	push	%r12
 	push	%rbx
+	push	%rcx			/* 16(%rsp): extended state, if it is switched */
 	push	%rsi			/* 8(%rsp): the host's save page */
 	push	%rdx			/* 0(%rsp): the registers */
 
@@ -54,6 +126,9 @@ SYM_FUNC_START(pacifica_vmrun)
 	 */
 	sti
 
+	.if \switching
+	SWITCH_TO_GUEST
+	.endif
 	mov	%rdi, %rax
 2:	vmload	%rax
 
@@ -102,17 +177,20 @@ SYM_FUNC_START(pacifica_vmrun)
 	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
 	VALIDATE_UNRET_END
 	CALL_UNTRAIN_RET
-	ALTERNATIVE "jmp .Lno_ibpb", "", X86_FEATURE_IBPB_ON_VMEXIT
+	ALTERNATIVE "jmp .Lno_ibpb\@", "", X86_FEATURE_IBPB_ON_VMEXIT
 	mov	$MSR_IA32_PRED_CMD, %ecx
 	mov	$PRED_CMD_IBPB, %eax
 	xor	%edx, %edx
 	wrmsr
 	/* There the stack was not filled above, and some CPUs keep it. */
 	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_BUG_IBPB_NO_RET
-.Lno_ibpb:
+.Lno_ibpb\@:
 	xor	%eax, %eax
 
-.Lout:
+.Lout\@:
+	.if \switching
+	SWITCH_TO_HOST
+	.endif
 	/* The guest's values must not reach speculation in the host. */
 	xor	%ecx, %ecx
 	xor	%edx, %edx
@@ -131,7 +209,7 @@ SYM_FUNC_START(pacifica_vmrun)
 	cli
 6:	stgi
 7:
-	add	$16, %rsp
+	add	$24, %rsp
 	pop	%rbx
 	pop	%r12
 	pop	%r13
@@ -145,17 +223,21 @@ SYM_FUNC_START(pacifica_vmrun)
 	 * and never behind it: in practice only the first instruction gets here, with nothing
 	 * changed and GIF set.
 	 */
-.Lrefused:
+.Lrefused\@:
 	mov	$-5, %eax
-	jmp	.Lout
+	jmp	.Lout\@
 
-	_ASM_EXTABLE(1b, .Lrefused)
-	_ASM_EXTABLE(2b, .Lrefused)
-	_ASM_EXTABLE(3b, .Lrefused)
-	_ASM_EXTABLE(4b, .Lrefused)
-	_ASM_EXTABLE(5b, .Lrefused)
+	_ASM_EXTABLE(1b, .Lrefused\@)
+	_ASM_EXTABLE(2b, .Lrefused\@)
+	_ASM_EXTABLE(3b, .Lrefused\@)
+	_ASM_EXTABLE(4b, .Lrefused\@)
+	_ASM_EXTABLE(5b, .Lrefused\@)
 	_ASM_EXTABLE(6b, 7b)
-SYM_FUNC_END(pacifica_vmrun)
+SYM_FUNC_END(\name)
+.endm
+
+VMRUN_FUNCTION pacifica_vmrun, 0
+VMRUN_FUNCTION pacifica_vmrun_switching, 1
 
 .section .rodata
 SYM_DATA_LOCAL(pacifica_verw_selector, .word __KERNEL_DS)

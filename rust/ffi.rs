@@ -13,6 +13,7 @@ pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
 pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Runner, Sleeper, Timer};
 
+use crate::fpu::Switch;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
@@ -24,6 +25,12 @@ use kernel::types::Opaque;
 extern "C" {
     fn pacifica_save_host(page: u64);
     fn pacifica_enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> c_int;
+    fn pacifica_enter_guest_switching(
+        vmcb: u64,
+        host_save: u64,
+        gpr: *mut u64,
+        switch: *mut Switch,
+    ) -> c_int;
     fn pacifica_guest_timing_enter();
     fn pacifica_guest_timing_exit();
     fn pacifica_guest_was_here();
@@ -71,13 +78,12 @@ extern "C" {
     fn pacifica_host_mitigations() -> u32;
     fn pacifica_cpuid(leaf: u32, subleaf: u32, regs: *mut u32);
     fn pacifica_machine_check();
-    fn pacifica_debug_enter(guest: *const u64, host: *mut u64);
-    fn pacifica_debug_exit(host: *const u64);
+    fn pacifica_debug_enter(guest: *const u64, debugctl: u64, host: *mut u64);
+    fn pacifica_debug_exit(host: *const u64, debugctl: u64, dr6: bool);
     fn pacifica_mxcsr_mask() -> u32;
     fn pacifica_host_xstate(xcr0: *mut u64, xss: *mut u64, has_pku: *mut bool) -> bool;
     fn pacifica_fpu_enter(area: *const c_void, components: u64);
     fn pacifica_fpu_exit(area: *mut c_void, components: u64);
-    fn pacifica_xsetbv(value: u64);
     fn pacifica_alloc_pages(order: c_uint) -> *mut c_void;
     fn pacifica_free_pages(pages: *mut c_void, order: c_uint);
     fn pacifica_phys(address: *const c_void) -> u64;
@@ -162,6 +168,25 @@ pub(crate) unsafe fn save_host(page: u64) {
 pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> Result {
     // SAFETY: As promised by the caller.
     match unsafe { pacifica_enter_guest(vmcb, host_save, gpr) } {
+        0 => Ok(()),
+        _ => Err(EIO),
+    }
+}
+
+/// [`enter_guest`] with other extended state than the host's.
+///
+/// # Safety
+///
+/// As there; the CPU takes what `switch` holds.
+#[cold]
+pub(crate) unsafe fn enter_guest_switching(
+    vmcb: u64,
+    host_save: u64,
+    gpr: *mut u64,
+    switch: &mut Switch,
+) -> Result {
+    // SAFETY: As promised by the caller.
+    match unsafe { pacifica_enter_guest_switching(vmcb, host_save, gpr, switch) } {
         0 => Ok(()),
         _ => Err(EIO),
     }
@@ -287,21 +312,21 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// DR0 to DR3 and DEBUGCTL of the host, while a guest is in the CPU.
 pub(crate) type HostDebug = [u64; 5];
 
-/// Puts the host's breakpoints aside, and the guest's DR0 to DR3 in the CPU if it needs them.
+/// Puts the host's breakpoints and DEBUGCTL aside, and the guest's DR0 to DR3 in the CPU if it needs them.
 /// Interrupts are off until [`debug_exit`].
 #[inline]
-pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, host: &mut HostDebug) {
+pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, debugctl: u64, host: &mut HostDebug) {
     let guest = guest.map_or(core::ptr::null(), |dr| dr.as_ptr());
     // SAFETY: There is room for four registers, and for the host's five. Until `debug_exit` no breakpoint of the host is
     // enabled, so what is in DR0 to DR3 has no effect on it.
-    unsafe { pacifica_debug_enter(guest, host.as_mut_ptr()) };
+    unsafe { pacifica_debug_enter(guest, debugctl, host.as_mut_ptr()) };
 }
 
-/// Brings the host's breakpoints back.
+/// Brings the host's breakpoints and DEBUGCTL back, and DR6 if the guest may have left something there.
 #[inline]
-pub(crate) fn debug_exit(host: &HostDebug) {
+pub(crate) fn debug_exit(host: &HostDebug, debugctl: u64, dr6: bool) {
     // SAFETY: The registers that `debug_enter` put aside.
-    unsafe { pacifica_debug_exit(host.as_ptr()) };
+    unsafe { pacifica_debug_exit(host.as_ptr(), debugctl, dr6) };
 }
 
 /// The TSC, and the real time in nanoseconds since 1970 when it had this value; `None` if the host
@@ -352,16 +377,6 @@ pub(crate) unsafe fn fpu_exit(area: *mut c_void, components: u64) {
     unsafe { pacifica_fpu_exit(area, components) };
 }
 
-/// Sets XCR0.
-///
-/// # Safety
-///
-/// The CPU takes the value, and the kernel uses no extended state until it gets its own back.
-pub(crate) unsafe fn xsetbv(value: u64) {
-    // SAFETY: As promised by the caller.
-    unsafe { pacifica_xsetbv(value) };
-}
-
 /// PKRU. Only where the kernel uses protection keys.
 #[inline]
 pub(crate) fn rdpkru() -> u32 {
@@ -372,20 +387,6 @@ pub(crate) fn rdpkru() -> u32 {
             options(nomem, nostack, preserves_flags))
     };
     value
-}
-
-/// Sets PKRU, likewise.
-///
-/// # Safety
-///
-/// Until the thread's own value is back, no user memory is accessed.
-#[inline]
-pub(crate) unsafe fn wrpkru(value: u32) {
-    // SAFETY: CR4.PKE is set, ECX and EDX are 0; the rest as promised by the caller.
-    unsafe {
-        core::arch::asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0,
-            options(nostack, preserves_flags))
-    };
 }
 
 /// The signals of a word as user space has it.

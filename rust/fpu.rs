@@ -3,23 +3,20 @@
 //! Extended state: x87, SSE, AVX and what else the host has, into the CPU and out of it.
 //!
 //! ```text
-//!   window: kernel_fpu_begin ─ XRSTOR ─ XCR0, XSS ─┬─ PKRU ─ VMRUN ─ PKRU ─┬─ XCR0, XSS ─ XSAVE ─ kernel_fpu_end
-//!                                                  └───── each turn ───────┘
+//!   window: kernel_fpu_begin ─ XRSTOR ─┬─ XCR0, XSS, PKRU ─ VMRUN ─ XCR0, XSS, PKRU ─┬─ XSAVE ─ kernel_fpu_end
+//!                                      └─── each turn, no NMI can come (entry.S) ────┘
 //! ```
 //!
 //! The guest reaches extended state only by what XCR0, XSS and CR4 allow, and XCR0 never has a
-//! component that is not switched here. XSS is 0 for every guest that can execute XSAVES. PKRU is the
-//! host's again whenever host code runs: it would bind the handlers' accesses to user memory.
+//! component that is not switched here. XSS is 0 for every guest that can execute XSAVES. XCR0, XSS and PKRU are the
+//! host's again whenever host code runs, the handlers of NMIs and machine checks included: PKRU would bind accesses to
+//! user memory. What is the same for both is not switched.
 
 use crate::ffi;
 use crate::vcpu::Inner;
-use kernel::bindings;
 use kernel::prelude::*;
 use x86::regs::Cr4;
 use x86::xsave::{self, Layout};
-
-/// IA32_XSS (APM vol. 2, 11.5.2).
-const MSR_XSS: u32 = bindings::MSR_IA32_XSS;
 
 /// The host's own extended state. It is the same on all CPUs, for ever.
 pub(crate) struct HostState {
@@ -95,6 +92,40 @@ pub(crate) struct Reach {
     pkru: bool,
 }
 
+/// What each entry and exit switches: `struct pacifica_switch` (`helpers.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Switch {
+    what: u32,
+    guest_pkru: u32,
+    host_pkru: u32,
+    guest_xcr0: u64,
+    host_xcr0: u64,
+    host_xss: u64,
+}
+
+impl Switch {
+    const PKRU: u32 = 1 << 0;
+    const XCR0: u32 = 1 << 1;
+    const XSS: u32 = 1 << 2;
+
+    #[cold]
+    fn fill(&mut self, reach: &Reach, host: &HostState) {
+        if reach.pkru {
+            self.what |= Self::PKRU;
+            self.host_pkru = ffi::rdpkru();
+        }
+        if reach.xcr0 != host.xcr0 {
+            self.what |= Self::XCR0;
+            (self.guest_xcr0, self.host_xcr0) = (reach.xcr0, host.xcr0);
+        }
+        if let (true, Some(xss)) = (reach.xss, host.xss) {
+            self.what |= Self::XSS;
+            self.host_xss = xss;
+        }
+    }
+}
+
 impl Reach {
     fn of(inner: &Inner, host: &HostState) -> Self {
         let cr4 = inner.vmcb.cr4();
@@ -123,52 +154,39 @@ pub(crate) fn is_stale(inner: &Inner, host: &HostState) -> bool {
 pub(crate) fn enter(inner: &mut Inner, host: &HostState) {
     // SAFETY: The area has the size of these components, and XRSTOR takes it.
     unsafe { ffi::fpu_enter(inner.parts.fpu.0.as_ptr().cast(), host.layout.in_area()) };
-    let reach = Reach::of(inner, host);
-    if reach.xcr0 != host.xcr0 {
-        // SAFETY: `set_xcr0` has checked that the CPU takes it; the host uses nothing of it here.
-        unsafe { ffi::xsetbv(reach.xcr0) };
+    inner.reach = Reach::of(inner, host);
+    inner.switch.what = 0;
+    if inner.reach.pkru || inner.reach.xss || inner.reach.xcr0 != host.xcr0 {
+        inner.switch.fill(&inner.reach, host);
     }
-    if reach.xss {
-        // SAFETY: Without supervisor components; the host executes no XSAVES here.
-        let _ = unsafe { ffi::wrmsr(MSR_XSS, 0) };
-    }
-    if reach.pkru {
-        inner.host_pkru = ffi::rdpkru();
-    }
-    inner.reach = reach;
 }
 
-/// Brings the host's own state back.
+/// Takes the guest's registers back.
 pub(crate) fn exit(inner: &mut Inner, host: &HostState) {
-    if let (true, Some(xss)) = (inner.reach.xss, host.xss) {
-        // SAFETY: The host's own value.
-        let _ = unsafe { ffi::wrmsr(MSR_XSS, xss) };
-    }
-    if inner.reach.xcr0 != host.xcr0 {
-        // SAFETY: The host's own value.
-        unsafe { ffi::xsetbv(host.xcr0) };
-    }
     // SAFETY: The area has the size of these components.
     unsafe { ffi::fpu_exit(inner.parts.fpu.0.as_mut_ptr().cast(), host.layout.in_area()) };
 }
 
-/// The last thing before VMRUN.
+/// Whether entries of this window switch anything.
 #[inline]
-pub(crate) fn pkru_enter(inner: &Inner) {
-    if inner.reach.pkru && inner.state.pkru != inner.host_pkru {
-        // SAFETY: Nothing of the user's is accessed before `pkru_exit`.
-        unsafe { ffi::wrpkru(inner.state.pkru) };
-    }
+pub(crate) fn switches(inner: &Inner) -> bool {
+    inner.switch.what != 0
 }
 
-/// The first thing after it.
-#[inline]
-pub(crate) fn pkru_exit(inner: &mut Inner) {
-    if inner.reach.pkru {
-        inner.state.pkru = ffi::rdpkru();
-        if inner.state.pkru != inner.host_pkru {
-            // SAFETY: The thread's own value.
-            unsafe { ffi::wrpkru(inner.host_pkru) };
-        }
+/// Enters the guest where [`switches`] says that something is switched.
+///
+/// # Safety
+///
+/// As for [`ffi::enter_guest`].
+#[cold]
+pub(crate) unsafe fn enter_guest(inner: &mut Inner, vmcb: u64, save: u64) -> Result {
+    let Inner { state, switch, .. } = inner;
+    switch.guest_pkru = state.pkru;
+    // SAFETY: `set_xcr0` has checked XCR0; the rest is the host's, 0, or PKRU, which takes anything. The others are as
+    // promised by the caller.
+    unsafe { ffi::enter_guest_switching(vmcb, save, state.regs.gpr.as_mut_ptr(), switch) }?;
+    if switch.what & Switch::PKRU != 0 {
+        state.pkru = switch.guest_pkru;
     }
+    Ok(())
 }

@@ -62,7 +62,8 @@ void pacifica_save_host(u64 page)
 	asm volatile("1: vmsave %0\n2:\n" _ASM_EXTABLE(1b, 2b) : : "a" (page) : "memory");
 }
 
-noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
+static __always_inline int enter_guest(u64 vmcb, u64 host_save, u64 *gpr,
+				       struct pacifica_switch *what)
 {
 	int ret;
 
@@ -74,7 +75,10 @@ noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
 	lockdep_hardirqs_on(CALLER_ADDR0);
 
 	amd_clear_divider();
-	ret = pacifica_vmrun(vmcb, host_save, gpr);
+	if (what)
+		ret = pacifica_vmrun_switching(vmcb, host_save, gpr, what);
+	else
+		ret = pacifica_vmrun(vmcb, host_save, gpr);
 
 	lockdep_hardirqs_off(CALLER_ADDR0);
 	context_tracking_guest_exit();
@@ -82,6 +86,18 @@ noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
 	trace_hardirqs_off_finish();
 	instrumentation_end();
 	return ret;
+}
+
+noinstr int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr)
+{
+	return enter_guest(vmcb, host_save, gpr, NULL);
+}
+
+/* The same for a guest whose extended state is not the host's in all that what names. */
+noinstr int pacifica_enter_guest_switching(u64 vmcb, u64 host_save, u64 *gpr,
+					   struct pacifica_switch *what)
+{
+	return enter_guest(vmcb, host_save, gpr, what);
 }
 
 /*
@@ -348,12 +364,12 @@ void pacifica_machine_check(void)
  * So the host's, if it has any, are put aside here and brought back by pacifica_debug_exit().
  * guest: what the guest's breakpoints need, or NULL. host: DR0 to DR3 and DEBUGCTL.
  */
-void pacifica_debug_enter(const u64 *guest, u64 *host)
+void pacifica_debug_enter(const u64 *guest, u64 debugctl, u64 *host)
 {
 	/* DEBUGCTL is not switched either, and its bus-lock trap would hit the guest. */
 	host[4] = get_debugctlmsr();
-	if (host[4])
-		update_debugctlmsr(0);
+	if (host[4] != debugctl)
+		update_debugctlmsr(debugctl);
 	if (hw_breakpoint_active()) {
 		get_debugreg(host[0], 0);
 		get_debugreg(host[1], 1);
@@ -369,10 +385,16 @@ void pacifica_debug_enter(const u64 *guest, u64 *host)
 	}
 }
 
-void pacifica_debug_exit(const u64 *host)
+/*
+ * debugctl: as it was entered; a #DB may have cleared a bit. dr6: the guest has left something there, which a #DB of the
+ * host's tasks would take for its own cause.
+ */
+void pacifica_debug_exit(const u64 *host, u64 debugctl, bool dr6)
 {
-	if (host[4])
+	if (host[4] || debugctl)
 		update_debugctlmsr(host[4]);
+	if (dr6)
+		set_debugreg(DR6_RESERVED, 6);
 	if (!hw_breakpoint_active())
 		return;
 	set_debugreg(host[0], 0);
@@ -428,11 +450,6 @@ void pacifica_fpu_exit(void *area, u64 components)
 	else
 		asm volatile("fxsaveq %0" : "=m" (*(char (*)[512])area));
 	kernel_fpu_end();
-}
-
-void pacifica_xsetbv(u64 value)
-{
-	xsetbv(XCR_XFEATURE_ENABLED_MASK, value);
 }
 
 /* ---- memory of the kernel ------------------------------------------------------------------ */

@@ -17,8 +17,19 @@ struct seq_file;
 struct task_struct;
 struct vm_area_struct;
 
+/* Extended state that the guest may have otherwise than the host. entry.S and `Switch` in fpu.rs know its layout. */
+struct pacifica_switch {
+	u32 what;		/* A bit each: PKRU, XCR0, XSS. */
+	u32 guest_pkru;		/* Before, and after. */
+	u32 host_pkru;
+	u64 guest_xcr0;
+	u64 host_xcr0;
+	u64 host_xss;		/* The guest's is 0. */
+};
+
 /* entry.S */
 int pacifica_vmrun(u64 vmcb, u64 host_save, u64 *gpr);
+int pacifica_vmrun_switching(u64 vmcb, u64 host_save, u64 *gpr, struct pacifica_switch *what);
 
 /* host.rs: SVM on and off on the calling CPU. */
 void pacifica_cpu_on(void *unused);
@@ -33,6 +44,8 @@ void *pacifica_debugfs_file(void *dir, const char *name, void *stats);
 void pacifica_debugfs_remove(void *entry);
 void pacifica_save_host(u64 page);
 int pacifica_enter_guest(u64 vmcb, u64 host_save, u64 *gpr);
+int pacifica_enter_guest_switching(u64 vmcb, u64 host_save, u64 *gpr,
+				   struct pacifica_switch *what);
 void pacifica_guest_timing_enter(void);
 void pacifica_guest_timing_exit(void);
 void pacifica_guest_was_here(void);
@@ -69,13 +82,12 @@ bool pacifica_host_has_ibpb(void);
 u32 pacifica_host_mitigations(void);
 void pacifica_cpuid(u32 leaf, u32 subleaf, u32 *regs);
 void pacifica_machine_check(void);
-void pacifica_debug_enter(const u64 *guest, u64 *host);
-void pacifica_debug_exit(const u64 *host);
+void pacifica_debug_enter(const u64 *guest, u64 debugctl, u64 *host);
+void pacifica_debug_exit(const u64 *host, u64 debugctl, bool dr6);
 u32 pacifica_mxcsr_mask(void);
 bool pacifica_host_xstate(u64 *xcr0, u64 *xss, bool *has_pku);
 void pacifica_fpu_enter(const void *area, u64 components);
 void pacifica_fpu_exit(void *area, u64 components);
-void pacifica_xsetbv(u64 value);
 void *pacifica_alloc_pages(unsigned int order);
 void pacifica_free_pages(void *pages, unsigned int order);
 u64 pacifica_phys(const void *address);

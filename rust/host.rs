@@ -28,6 +28,7 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::Mutex;
 use svm::asid::AsidPool;
 use svm::features::SvmFeatures;
+use svm::predictors::LastGuest;
 use svm::{iopm, msrpm};
 
 /// VM_CR (APM vol. 2, 15.30.1).
@@ -37,6 +38,10 @@ const VM_CR_SVMDIS: u64 = 1 << 4;
 /// VM_HSAVE_PA (APM vol. 2, 15.30.4).
 const MSR_VM_HSAVE_PA: u32 = bindings::MSR_VM_HSAVE_PA;
 const MSR_EFER: u32 = bindings::MSR_EFER;
+/// TSC ratio (APM vol. 2, 15.30.5): how much faster than the host's the guest's TSC runs.
+const MSR_TSC_RATIO: u32 = bindings::MSR_AMD64_TSC_RATIO;
+/// As fast: 8 bits of integer, 32 of fraction.
+const TSC_RATIO_ONE: u64 = 1 << 32;
 /// TSC_AUX (APM vol. 2, 3.2.8).
 pub(crate) const MSR_TSC_AUX: u32 = bindings::MSR_TSC_AUX;
 /// EFER.SVME (APM vol. 2, 3.1.7).
@@ -62,8 +67,8 @@ pub(crate) struct Local {
     on: bool,
     /// Who runs under which ASID.
     pub(crate) asids: AsidPool,
-    /// Identity of the vCPU that ran here last.
-    pub(crate) last_vcpu: u64,
+    /// Who has trained the branch predictors.
+    pub(crate) last_guest: LastGuest,
     /// TSC_AUX of the host, which never changes while the CPU is online.
     pub(crate) tsc_aux: u64,
 }
@@ -154,7 +159,7 @@ pub(crate) fn init() -> Result {
             local: UnsafeCell::new(Local {
                 on: false,
                 asids: AsidPool::new(asids),
-                last_vcpu: 0,
+                last_guest: LastGuest::default(),
                 tsc_aux: 0,
             }),
         };
@@ -411,7 +416,12 @@ fn cpu_on() -> Result {
     unsafe { ffi::wrmsr(MSR_VM_HSAVE_PA, cpu.hsave.phys()) }?;
     // What the TLB holds of earlier days must not be met again.
     local.asids.restart();
-    local.last_vcpu = 0;
+    local.last_guest = LastGuest::default();
+    if host.features.contains(SvmFeatures::TSC_RATE_MSR) {
+        // Whoever had SVM before may have left another one (APM vol. 2, 15.30.5).
+        // SAFETY: It acts on guests only.
+        unsafe { ffi::wrmsr(MSR_TSC_RATIO, TSC_RATIO_ONE) }?;
+    }
     local.tsc_aux = ffi::rdmsr(MSR_TSC_AUX).unwrap_or(0);
     ffi::reduce_speculation(true);
     local.on = true;

@@ -9,8 +9,9 @@ use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
 use crate::{ffi, fpu};
 use svm::asid;
+use svm::debug_ctl;
 use svm::exit::Exit;
-use svm::vmcb::TlbControl;
+use svm::vmcb::{TlbControl, DR6_RESET};
 
 /// Whether the handler changed what [`load`] has put into the CPU.
 pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
@@ -30,12 +31,8 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
         inner.asid = None;
         inner.vmcb.set_all_dirty();
     }
-    if local.last_vcpu != vcpu.serial {
-        // What another guest has trained must not steer this one.
-        if local.last_vcpu != 0 {
-            ffi::flush_predictors();
-        }
-        local.last_vcpu = vcpu.serial;
+    if local.last_guest.changes_to(vcpu.serial) {
+        ffi::flush_predictors();
     }
     let mut flush = TlbControl::Nothing;
     if inner.parts.deferred & deferred::FLUSH != 0 {
@@ -67,7 +64,8 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, u64::from(inner.tsc_aux)) };
     }
     let guest = inner.state.breakpoints(&inner.vmcb);
-    ffi::debug_enter(guest, &mut inner.host_breakpoints);
+    inner.debug_ctl = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
+    ffi::debug_enter(guest, inner.debug_ctl, &mut inner.host_breakpoints);
     ffi::guest_timing_enter();
     fpu::enter(inner, &host.fpu);
 }
@@ -76,7 +74,9 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
 pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
     keep_flush(inner, local);
     fpu::exit(inner, &host.fpu);
-    ffi::debug_exit(&inner.host_breakpoints);
+    // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
+    let dr6 = inner.vmcb.dr6() != DR6_RESET;
+    ffi::debug_exit(&inner.host_breakpoints, inner.debug_ctl, dr6);
     if u64::from(inner.tsc_aux) != local.tsc_aux {
         // SAFETY: The host's own value.
         let _ = unsafe { ffi::wrmsr(MSR_TSC_AUX, local.tsc_aux) };

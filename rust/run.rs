@@ -30,7 +30,7 @@ use crate::world::deferred;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
-use svm::exit::Exit;
+use svm::exit::{Exit, ExitCode};
 use svm::inject::{self, Entry};
 use svm::io::UserIo;
 use svm::state::MpState;
@@ -200,6 +200,9 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
             load(vcpu, inner, host, local);
             let result = turns(vcpu, inner, host);
             unload(inner, host, local);
+            if core::mem::take(&mut inner.machine_check) {
+                ffi::machine_check();
+            }
             result
         }
         _ => Ok(None),
@@ -228,6 +231,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
     let tracing = ffi::tracing();
+    let switches = fpu::switches(inner);
     // SAFETY: The page is this CPU's, and interrupts are off.
     unsafe { ffi::save_host(save) };
     loop {
@@ -237,19 +241,27 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         let entry = inner.with_guest(vcpu, false, |guest| {
             inject::prepare(guest.vmcb, guest.state, guest.platform)
         });
-        if entry == Entry::Shutdown {
-            return Ok(Some(Action::User(UserExit::Shutdown)));
+        if entry != Entry::Run {
+            if entry == Entry::Shutdown {
+                return Ok(Some(Action::User(UserExit::Shutdown)));
+            }
+            // The event in EVENTINJ comes first, then this ends the guest: the NMI that waits is next.
+            ffi::kick_cpu(ffi::cpu());
         }
         if tracing && inner.vmcb.event_inj() != 0 {
             ffi::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
         }
         pv_eoi::offer(vcpu, inner);
-        fpu::pkru_enter(inner);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, was filled above, and interrupts are off.
-        let entered = unsafe { ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr()) };
-        fpu::pkru_exit(inner);
+        let entered = unsafe {
+            if switches {
+                fpu::enter_guest(inner, vmcb, save)
+            } else {
+                ffi::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr())
+            }
+        };
         if let Err(error) = entered {
             inject::cancel(&mut inner.vmcb, &mut inner.state);
             return Err(error);
@@ -257,7 +269,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         inject::after_exit(&mut inner.vmcb, &mut inner.state, features);
         if let Some(lapic) = &mut inner.parts.lapic {
             let cr8 = u64::from(inner.vmcb.v_tpr());
-            if cr8 != lapic.cr8() {
+            // SHUTDOWN leaves nobody knows what in the VMCB.
+            if cr8 != lapic.cr8() && ExitCode(inner.vmcb.exit_code()) != ExitCode::SHUTDOWN {
                 lapic.set_cr8(cr8);
             }
         }
@@ -279,7 +292,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             Exit::Exception {
                 vector: vector::MC, ..
             } => {
-                ffi::machine_check();
+                // For when the host's own state is back.
+                inner.machine_check = true;
                 return Ok(Some(Action::Resume));
             }
             // They take locks whose holders may wait for this CPU to take an interrupt.

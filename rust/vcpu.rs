@@ -72,8 +72,12 @@ pub(crate) struct Inner {
     pub(crate) tsc_aux: u32,
     /// Extended state that is the guest's, while it is in the CPU.
     pub(crate) reach: fpu::Reach,
-    /// PKRU of the host meanwhile.
-    pub(crate) host_pkru: u32,
+    /// What of it each entry and exit switches.
+    pub(crate) switch: fpu::Switch,
+    /// A machine check of the host ended the guest.
+    pub(crate) machine_check: bool,
+    /// DebugCtl of the guest, while it is in the CPU by hand.
+    pub(crate) debug_ctl: u64,
     /// Signals that are let through during KVM_RUN.
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// The time that was stolen from the guest.
@@ -187,7 +191,9 @@ impl Vcpu {
             host_breakpoints: HostDebug::default(),
             tsc_aux: 0,
             reach: fpu::Reach::default(),
-            host_pkru: 0,
+            switch: fpu::Switch::default(),
+            debug_ctl: 0,
+            machine_check: false,
             signal_mask: None,
             steal: Steal::default(),
             pv_eoi_offered: false,

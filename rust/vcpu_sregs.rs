@@ -15,9 +15,6 @@ use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
 use x86::sregs::{self, ControlRegs};
 
-/// The bit of a TSS descriptor's type that says busy (APM vol. 2, 4.8.3).
-const TSS_BUSY: u8 = 1 << 1;
-
 const SEGMENTS: [SegReg; 8] = [
     SegReg::Cs,
     SegReg::Ds,
@@ -227,11 +224,11 @@ fn table(segment: Segment) -> abi::kvm_dtable {
 }
 
 fn segment(vmcb: &Vmcb, reg: SegReg) -> abi::kvm_segment {
-    let segment = vmcb.segment(reg);
+    let segment = vmcb.canonical_segment(reg);
     let has = |bit: SegAttr| u8::from(segment.attributes.contains(bit));
     let bits = segment.attributes.bits();
     let present = has(SegAttr::P);
-    let mut out = abi::kvm_segment {
+    abi::kvm_segment {
         base: segment.base,
         limit: segment.limit,
         selector: segment.selector,
@@ -245,16 +242,7 @@ fn segment(vmcb: &Vmcb, reg: SegReg) -> abi::kvm_segment {
         avl: has(SegAttr::AVL),
         unusable: 1 - present,
         padding: 0,
-    };
-    if reg == SegReg::Tr {
-        // A TSS in use is a busy one; QEMU's CPUs keep the type that the descriptor had.
-        out.type_ |= TSS_BUSY;
     }
-    if reg == SegReg::Ss {
-        // The manual keeps the privilege level in a field of its own (15.5.1).
-        out.dpl = vmcb.cpl();
-    }
-    out
 }
 
 fn vmcb_segment(segment: &abi::kvm_segment) -> Segment {

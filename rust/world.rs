@@ -46,6 +46,8 @@ pub(crate) mod deferred {
     pub(crate) const YIELD: u32 = 1 << 8;
     /// Bring in the page of the guest's paravirtual EOI.
     pub(crate) const EOI_PAGE: u32 = 1 << 9;
+    /// Nothing but an end of the window: what it has put into the CPU has changed.
+    pub(crate) const RELOAD: u32 = 1 << 10;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -383,6 +385,10 @@ impl Platform for World<'_> {
 
     fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
         self.vm.clock.sync_tsc(value, offset)
+    }
+
+    fn debug_ctl_written(&mut self) {
+        self.parts.deferred |= deferred::RELOAD;
     }
 
     fn tsc_changed(&mut self) {

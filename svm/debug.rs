@@ -10,6 +10,7 @@
 //! | DR0-3, DR7   | the debugger's            | [`crate::state::VcpuState::db`], [`GuestDebug::dr7`] |
 //! | DR6          | cleared for each stop     | [`GuestDebug::dr6`]                                |
 
+use crate::debug_ctl;
 use crate::features::SvmFeatures;
 use crate::intercept::{DrIntercepts, ExceptionIntercepts, Intercepts, Word3};
 use crate::vmcb::{Vmcb, DR6_RESET};
@@ -171,6 +172,7 @@ impl GuestDebug {
             let int_n = bp && !host.contains(SvmFeatures::NRIPS);
             intercepts.word3.set(Word3::SWINT, int_n);
         });
+        debug_ctl::virtualize(vmcb, self, host);
     }
 
     /// INIT has reset the VMCB's registers, which had this DR7.

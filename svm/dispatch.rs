@@ -138,6 +138,9 @@ pub trait Platform: GuestMemory {
         offset
     }
 
+    /// DebugCtl was written: [`crate::debug_ctl::by_hand`] may be another.
+    fn debug_ctl_written(&mut self) {}
+
     /// The guest changed its TSC offset: timers are to be computed anew.
     fn tsc_changed(&mut self);
     /// Reads XMM register `index`.
@@ -316,8 +319,13 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         }
         Exit::TaskSwitch(switch) => task::task_switch(guest, switch),
         Exit::Shutdown => {
-            // Much of the VMCB is undefined now (APM vol. 2, 15.14.3).
+            // What the CPU saved is undefined (APM vol. 2, 15.14.3). Hardware that shuts down is often wired to
+            // INIT, so this is what the VMM sees, and goes on with if it does.
+            let [signature, ..] = guest.platform.cpuid(1, 0, &Dynamic::default());
+            guest.vmcb.reset_after_shutdown();
+            guest.state.init(guest.vmcb, signature);
             guest.vmcb.set_all_dirty();
+            guest.platform.flush_tlb();
             Ok(Action::User(UserExit::Shutdown))
         }
         Exit::Invalid => Ok(Action::User(UserExit::FailEntry {

@@ -124,6 +124,8 @@ pub(crate) struct Step {
     pub(crate) flags: u64,
     /// The guest's DR6.
     pub(crate) dr6: u64,
+    /// BTF of the guest's DebugCtl.
+    pub(crate) btf: u64,
 }
 
 /// All events of one vCPU that the VMCB does not hold, as plain values. The public part means what

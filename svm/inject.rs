@@ -21,6 +21,7 @@
 //! ```
 
 use crate::debug::GuestDebug;
+use crate::debug_ctl;
 use crate::event::{Event, Events, Given, QueuedInterrupt, Step};
 use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
@@ -229,6 +230,7 @@ fn deliver_payload(vmcb: &mut Vmcb, debug: &mut GuestDebug, exception: Exception
             if dr7 & DR7_GD != 0 {
                 debug.set_dr7(vmcb, dr7 & !DR7_GD);
             }
+            debug_ctl::debug_exception(vmcb);
         }
         _ => {}
     }
@@ -278,6 +280,7 @@ fn step(vmcb: &mut Vmcb, events: &mut Events, iret: bool) {
         iret,
         flags: flags.bits(),
         dr6: vmcb.dr6(),
+        btf: debug_ctl::begin_step(vmcb),
     });
     let rf = if iret { Rflags::RF } else { Rflags::empty() };
     vmcb.set_rflags(flags | Rflags::TF | rf);
@@ -290,6 +293,7 @@ pub fn cancel(vmcb: &mut Vmcb, state: &mut VcpuState) {
         let had = Rflags::from_bits_retain(step.flags);
         let ours = (Rflags::TF | Rflags::RF).difference(had);
         vmcb.set_rflags(vmcb.rflags().difference(ours));
+        debug_ctl::end_step(vmcb, step.btf);
     }
 }
 
@@ -299,6 +303,7 @@ fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
     const DR6_BS: u64 = 1 << 14;
     let had = Rflags::from_bits_retain(step.flags);
     let executed = vmcb.rip() != step.rip;
+    debug_ctl::end_step(vmcb, step.btf);
     if !(step.iret && executed) {
         let ours = (Rflags::TF | Rflags::RF).difference(had);
         vmcb.set_rflags(vmcb.rflags().difference(ours));

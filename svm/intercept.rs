@@ -167,8 +167,9 @@ pub struct Intercepts {
 impl Intercepts {
     /// What every guest exits for. What is absent is as deliberate as what is there:
     ///
-    /// - CR3, INVLPG, INVPCID, CR2: nested paging makes them the guest's own business.
-    /// - RDTSC, and RDTSCP if the guest has it (`state.rs`): TSC_OFFSET does the work, and the
+    /// - CR3, INVLPG, CR2, and INVPCID if the guest has it (`state.rs`): nested paging makes them the guest's own
+    ///   business.
+    /// - RDTSC, and RDTSCP if the guest has it (likewise): TSC_OFFSET does the work, and the
     ///   host switches TSC_AUX.
     /// - Reads of DR6 and DR7 and writes of DR6: the VMCB holds them.
     /// - #GP, #PF: the guest handles its own; nothing of ours rests on them.

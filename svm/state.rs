@@ -5,6 +5,7 @@
 use crate::debug::GuestDebug;
 use crate::event::Events;
 use crate::features::SvmFeatures;
+use crate::intercept::{Word4, Word5};
 use crate::io::IoState;
 use crate::vmcb::Vmcb;
 use x86::decode::Insn;
@@ -127,14 +128,17 @@ impl VcpuState {
         set_hidden_intercepts(vmcb, self);
     }
 
-    /// What the guest's CPUID offers is `features` from now on. RDTSCP is undefined without its bit,
-    /// which the CPU does not know; RDPID cannot be intercepted.
+    /// What the guest's CPUID offers is `features` from now on. RDTSCP and INVPCID are undefined without their
+    /// bits, which the CPU does not know; RDPID cannot be intercepted.
     pub fn set_features(&mut self, vmcb: &mut Vmcb, features: Features) {
-        use crate::intercept::Word4;
         self.features = features;
         vmcb.update_intercepts(|intercepts| {
-            let has = features.has(Feature::RDTSCP);
-            intercepts.word4.set(Word4::RDTSCP, !has);
+            let lacks = |feature| !features.has(feature);
+            intercepts.word4.set(Word4::RDTSCP, lacks(Feature::RDTSCP));
+            // A CPU that does not have the instruction does not look at the bit.
+            intercepts
+                .word5
+                .set(Word5::INVPCID, lacks(Feature::INVPCID));
         });
     }
 

@@ -7,6 +7,7 @@
 
 mod access;
 mod reset;
+mod segment;
 
 pub use access::{TlbControl, VirtualInterrupt};
 pub use reset::{DR6_RESET, DR7_RESET, PAT_RESET};

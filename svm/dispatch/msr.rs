@@ -7,6 +7,7 @@ use super::device::pending;
 use super::rip::{advance, next_rip, Opcode};
 use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
+use crate::debug_ctl;
 use crate::io::Phase;
 use x86::cpu::{Cpu, Stop};
 use x86::features::Feature;
@@ -275,7 +276,10 @@ fn write_vmcb<P: Platform>(
         VmcbMsr::SysenterCs => vmcb.set_sysenter_cs(value),
         VmcbMsr::SysenterEsp => vmcb.set_sysenter_esp(value),
         VmcbMsr::SysenterEip => vmcb.set_sysenter_eip(value),
-        VmcbMsr::DebugCtl => vmcb.set_dbgctl(value),
+        VmcbMsr::DebugCtl => {
+            debug_ctl::set(vmcb, &guest.state.debug, guest.host, value);
+            guest.platform.debug_ctl_written();
+        }
         VmcbMsr::LastBranchFrom => vmcb.set_br_from(value),
         VmcbMsr::LastBranchTo => vmcb.set_br_to(value),
         VmcbMsr::LastExceptionFrom => vmcb.set_last_excp_from(value),

@@ -4,12 +4,12 @@
 
 mod support;
 
-use support::{poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP};
+use support::{bytes, poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP};
 use svm::dispatch::{finish_msr, Action, FaultOutcome, InternalError, Policy, UserExit};
 use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
-use svm::intercept::{CrIntercepts, Word4};
+use svm::intercept::{CrIntercepts, Word4, Word5};
 use svm::io::UserIo;
 use svm::state::{guest_cr0, guest_cr4, guest_efer};
 use x86::features::{Feature, Features};
@@ -831,4 +831,91 @@ fn without_features_there_is_no_rdtscp() {
         machine.exit(ExitCode::RDTSCP, 0, 0);
         raised(machine, Exception::UD);
     });
+}
+
+/// The CPU has them whatever the guest's list says.
+#[test]
+fn without_features_there_is_no_invpcid() {
+    let mut machine = Machine::long(SvmFeatures::empty());
+    let intercepted = |machine: &Machine| {
+        let word5 = machine.vmcb.intercepts().word5;
+        word5.contains(Word5::INVPCID)
+    };
+    assert!(!intercepted(&machine));
+    let mut features = machine.state.features;
+    features.set.remove(Feature::INVPCID);
+    machine.state.set_features(&mut machine.vmcb, features);
+    assert!(intercepted(&machine));
+    // INIT and RESET change nothing about that.
+    machine.state.init(&mut machine.vmcb, 0);
+    assert!(intercepted(&machine));
+    machine
+        .state
+        .reset(&mut machine.vmcb, SvmFeatures::empty(), 0);
+    assert!(intercepted(&machine));
+    machine.exit(ExitCode::INVPCID, 0, 0);
+    assert_eq!(machine.exception(), Some(Exception::UD));
+    features.set.insert(Feature::INVPCID);
+    machine.state.set_features(&mut machine.vmcb, features);
+    assert!(!intercepted(&machine));
+}
+
+/// What the CPU saves at a SHUTDOWN is undefined; the guest is as after INIT.
+#[test]
+fn nothing_of_a_shutdown_is_kept() {
+    for garbage in [0x00, 0xa5, 0xff] {
+        let mut expected = Machine::long(SvmFeatures::all());
+        expected.state.init(&mut expected.vmcb, 0x00a2_0f10);
+        expected.vmcb.set_v_tpr(0);
+
+        let mut machine = Machine::long(SvmFeatures::all());
+        machine.state.regs.gpr = [0x1234; 16];
+        machine.state.events.raise_nmi();
+        machine.prepare();
+        // What VMSAVE writes is what it was: FS, GS, LDTR, TR, and the MSRs of system calls.
+        const SAVED: [std::ops::Range<usize>; 13] = [
+            0x400..0x440, // ES, CS, SS, DS
+            0x460..0x470, // GDTR
+            0x480..0x490, // IDTR
+            0x4cb..0x4cc, // CPL
+            0x4d0..0x4d8, // EFER
+            0x548..0x580, // control and debug registers, RFLAGS, RIP
+            0x5d8..0x5e0, // RSP
+            0x5e0..0x5f8, // shadow stacks
+            0x5f8..0x600, // RAX
+            0x640..0x648, // CR2
+            0x668..0x670, // PAT
+            0x670..0x698, // DebugCtl and last branches
+            0x6e0..0x6e8, // SPEC_CTRL
+        ];
+        for fields in SAVED {
+            bytes(&mut machine.vmcb)[fields].fill(garbage);
+        }
+        poke(
+            &mut machine.vmcb,
+            EXITINTINFO,
+            u64::from_le_bytes([garbage; 8]),
+        );
+        machine.vmcb.set_v_tpr(garbage);
+        machine.vmcb.set_interrupt_shadow(garbage != 0);
+        let action = machine.exit(ExitCode::SHUTDOWN, 0, 0);
+        assert_eq!(action, Action::User(UserExit::Shutdown));
+        assert!(machine.vmcb.clean().is_empty());
+        assert_eq!(machine.state.regs, expected.state.regs);
+        assert_eq!(machine.state.events, expected.state.events);
+        assert_eq!(machine.vmcb.v_tpr(), 0);
+        assert!(!machine.vmcb.interrupt_shadow());
+        // It can be entered.
+        machine.prepare();
+        expected.prepare();
+        for fields in SAVED {
+            assert_eq!(
+                bytes(&mut machine.vmcb)[fields.clone()],
+                bytes(&mut expected.vmcb)[fields.clone()],
+                "{fields:x?}"
+            );
+        }
+        assert_eq!(machine.vmcb.event_inj(), 0);
+        assert_eq!(machine.vmcb.intercepts(), expected.vmcb.intercepts());
+    }
 }

@@ -52,6 +52,8 @@ pub enum TlbControl {
 
 /// Nested paging is on (VMCB 090).
 pub(super) const NP_ENABLE: u64 = 1 << 0;
+/// VMRUN and #VMEXIT switch DebugCtl and the record of branches (VMCB 0B8, APM vol. 2, 15.23).
+const LBR_VIRTUALIZATION: u64 = 1 << 0;
 /// The guest is in an interrupt shadow (VMCB 068).
 const INTERRUPT_SHADOW: u64 = 1 << 0;
 
@@ -322,6 +324,20 @@ impl Vmcb {
     pub fn set_interrupt_shadow(&mut self, on: bool) {
         self.control.int_state &= !INTERRUPT_SHADOW;
         self.control.int_state |= u64::from(on);
+    }
+
+    /// Whether VMRUN switches DebugCtl and the record of branches.
+    #[inline]
+    pub fn lbr_virtualization(&self) -> bool {
+        self.control.virt_ext & LBR_VIRTUALIZATION != 0
+    }
+
+    /// Sets [`Self::lbr_virtualization`].
+    pub fn set_lbr_virtualization(&mut self, on: bool) {
+        if on != self.lbr_virtualization() {
+            self.control.virt_ext ^= LBR_VIRTUALIZATION;
+            self.touch(Clean::LBR);
+        }
     }
 
     /// V_TPR, which is the guest's CR8.

@@ -82,6 +82,23 @@ impl Vmcb {
         self.set_all_dirty();
     }
 
+    /// All that #VMEXIT saves and INIT leaves alone, as after RESET: SHUTDOWN has left nobody knows what there
+    /// (APM vol. 2, 15.14.3).
+    pub(crate) fn reset_after_shutdown(&mut self) {
+        self.set_v_tpr(0);
+        self.set_g_pat(PAT_RESET);
+        self.set_spec_ctrl(0);
+        self.set_dbgctl(0);
+        self.set_lbr_virtualization(false);
+        self.set_br_from(0);
+        self.set_br_to(0);
+        self.set_last_excp_from(0);
+        self.set_last_excp_to(0);
+        self.save.s_cet = 0;
+        self.save.ssp = 0;
+        self.save.isst_addr = 0;
+    }
+
     /// The registers that both RESET and INIT set (APM vol. 2, table 14-1). Cache disable and
     /// not-write-through of CR0, which the CPU never gets, are in [`crate::state::VcpuState`].
     pub fn reset_registers(&mut self) {

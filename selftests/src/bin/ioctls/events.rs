@@ -9,7 +9,7 @@ use selftests::kvm::number;
 use selftests::machine::with_signals;
 use selftests::tap::{equal, skipped};
 
-use crate::bare::{Bare, OUT};
+use crate::bare::{Bare, CODE, OUT};
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -41,6 +41,10 @@ pub(crate) const TESTS: &[Test] = &[
         "KVM_EXIT_SHUTDOWN can be followed by another run",
         after_shutdown,
     ),
+    (
+        "an NMI behind an exception comes before the exception's handler goes on",
+        nmi_behind_exception,
+    ),
     ("a guest that does nothing can be run for ever", never_ends),
     ("another process cannot run the virtual CPU", other_process),
     ("random states do no harm", random_states),
@@ -50,6 +54,43 @@ pub(crate) const TESTS: &[Test] = &[
 const LOOP: [u8; 4] = [OUT[0], OUT[1], 0xeb, 0xfc];
 /// 1: jmp 1b
 const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+/// The handler of the exception never exits. The NMI does not wait until the host needs the CPU.
+fn nmi_behind_exception(path: &str) -> Result<(), String> {
+    if std::env::var("LAB_MACHINE").as_deref() == Ok("bochs") {
+        return skipped("not run: bochs-nmi-injection");
+    }
+    const NMI: usize = 2;
+    const UD: u8 = 6;
+    /// 1: inc %eax; jmp 1b
+    const COUNT: [u8; 4] = [0x66, 0x40, 0xeb, 0xfc];
+    let bare = Bare::new(path, &SPIN)?;
+    let (handler, nmi) = (CODE as usize + 0x10, CODE as usize + 0x20);
+    bare.ram.write(handler, &COUNT);
+    bare.ram.write(nmi, &LOOP);
+    bare.ram
+        .write(4 * usize::from(UD), &(handler as u32).to_le_bytes());
+    bare.ram.write(4 * NMI, &(nmi as u32).to_le_bytes());
+    let vcpu = &bare.vcpu.handle;
+    let mut sregs: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+    (sregs.idt.base, sregs.idt.limit) = (0, 0x3ff);
+    vcpu.set(number::SET_SREGS, &sregs)?;
+    for _ in 0..10 {
+        bare.start()?;
+        let mut events: kvm_vcpu_events = vcpu.get(number::GET_VCPU_EVENTS)?;
+        (events.exception.injected, events.exception.nr) = (1, UD);
+        (events.nmi.pending, events.nmi.masked) = (1, 0);
+        events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING;
+        vcpu.set(number::SET_VCPU_EVENTS, &events)?;
+        bare.byte()?;
+        let regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+        // KVM steps over one instruction.
+        if regs.rax > 1 {
+            return Err(format!("the handler counted to {}", regs.rax));
+        }
+    }
+    Ok(())
+}
 
 fn argument(path: &str) -> Result<(), String> {
     let bare = Bare::new(path, &LOOP)?;
