@@ -233,12 +233,12 @@ fn on_and_off(module: &Module) -> Result<(), String> {
 /// APM vol. 2, 13.2.1.
 const MSR_TSC: u32 = 0x10;
 
-/// Sleeps to RAM until the clock's alarm, two seconds at most; QEMU wakes at once.
+/// Sleeps to RAM until the clock's alarm. QEMU wakes at once; on a busy machine the way there takes seconds.
 fn sleep_to_ram() -> Result<(), String> {
     let say = |file: &str, what: &str| fs::write(file, what).map_err(|e| format!("{file}: {e}"));
     say("/sys/power/mem_sleep", "deep")?;
     say("/sys/class/rtc/rtc0/wakealarm", "0")?;
-    say("/sys/class/rtc/rtc0/wakealarm", "+2")?;
+    say("/sys/class/rtc/rtc0/wakealarm", "+20")?;
     say("/sys/power/state", "mem")
 }
 
