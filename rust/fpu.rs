@@ -13,8 +13,12 @@
 //! user memory. What is the same for both is not switched.
 
 use crate::ffi;
+use crate::host::host;
 use crate::vcpu::Inner;
+use crate::world::World;
 use kernel::prelude::*;
+use x86::cpu::{ExtendedState, X87};
+use x86::fxsave;
 use x86::regs::Cr4;
 use x86::xsave::{self, Layout};
 
@@ -189,4 +193,63 @@ pub(crate) unsafe fn enter_guest(inner: &mut Inner, vmcb: u64, save: u64) -> Res
         state.pkru = switch.guest_pkru;
     }
     Ok(())
+}
+
+/// The registers while they are out of the CPU, which they are when an instruction is emulated.
+impl ExtendedState for World<'_> {
+    fn xmm(&mut self, index: u8) -> u128 {
+        fxsave::xmm(self.parts.fpu.bytes(), index)
+    }
+
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        let area = self.parts.fpu.bytes_mut();
+        fxsave::set_xmm(area, index, value);
+        xsave::mark(area, xsave::SSE);
+    }
+
+    fn ymm_high(&mut self, index: u8) -> u128 {
+        let Some(host) = host() else { return 0 };
+        host.fpu.layout.ymm_high(self.parts.fpu.bytes(), index)
+    }
+
+    fn set_ymm_high(&mut self, index: u8, value: u128) {
+        if let Some(host) = host() {
+            let area = self.parts.fpu.bytes_mut();
+            host.fpu.layout.set_ymm_high(area, index, value);
+        }
+    }
+
+    fn mxcsr(&mut self) -> u32 {
+        fxsave::mxcsr(self.parts.fpu.bytes())
+    }
+
+    fn set_mxcsr(&mut self, value: u32) -> bool {
+        let valid = host().is_some_and(|host| value & !host.fpu.mxcsr_mask == 0);
+        if valid {
+            let area = self.parts.fpu.bytes_mut();
+            fxsave::set_mxcsr(area, value);
+            xsave::mark(area, xsave::SSE);
+        }
+        valid
+    }
+
+    fn x87(&mut self) -> X87 {
+        fxsave::x87(self.parts.fpu.bytes())
+    }
+
+    fn set_x87(&mut self, value: X87) {
+        let area = self.parts.fpu.bytes_mut();
+        fxsave::set_x87(area, value);
+        xsave::mark(area, xsave::X87);
+    }
+
+    fn mmx(&mut self, index: u8) -> u64 {
+        fxsave::mmx(self.parts.fpu.bytes(), index)
+    }
+
+    fn use_mmx(&mut self, write: Option<(u8, u64)>) {
+        let area = self.parts.fpu.bytes_mut();
+        fxsave::use_mmx(area, write);
+        xsave::mark(area, xsave::X87);
+    }
 }

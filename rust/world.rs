@@ -22,7 +22,6 @@ use x86::cpu::{GuestMemory, MemError};
 use x86::cpuid::{self, Dynamic, Entry};
 use x86::msr::Origin;
 use x86::regs::Exception;
-use x86::{fxsave, xsave};
 
 /// Work that a handler leaves to the run loop, which has the whole vCPU at hand. One bit each.
 pub(crate) mod deferred {
@@ -393,16 +392,6 @@ impl Platform for World<'_> {
 
     fn tsc_changed(&mut self) {
         self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
-    }
-
-    fn xmm(&mut self, index: u8) -> u128 {
-        fxsave::xmm(self.parts.fpu.bytes(), index)
-    }
-
-    fn set_xmm(&mut self, index: u8, value: u128) {
-        let area = self.parts.fpu.bytes_mut();
-        fxsave::set_xmm(area, index, value);
-        xsave::mark(area, xsave::SSE);
     }
 
     fn flush_tlb(&mut self) {

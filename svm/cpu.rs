@@ -2,12 +2,12 @@
 
 //! The guest CPU that handlers and the emulator work on: [`Guest`].
 
-use crate::dispatch::Platform;
+use crate::dispatch::{load_machine_status_word, Platform};
 use crate::features::SvmFeatures;
 use crate::io::{Fragment, Known, Place};
 use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
-use x86::cpu::{Access, Cpu, MemError, Stop};
+use x86::cpu::{Access, Cpu, ExtendedState, MemError, Stop, X87};
 use x86::features::Feature;
 use x86::paging::{walk, PagingState};
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegReg, Segment};
@@ -129,13 +129,15 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
-    /// Writes to one page, which may be a device's; a read-only slot is one for writes.
-    fn write_part(&mut self, part: Part, data: &[u8]) -> Result<(), Stop> {
+    /// Writes to one page, which may be a device's; a read-only slot is one for writes, but it drops
+    /// what the CPU writes by itself.
+    fn write_part(&mut self, part: Part, data: &[u8], access: Access) -> Result<(), Stop> {
         if part.device {
             return self.write_device(part.gpa, data);
         }
         match self.platform.write_gpa(part.gpa, data) {
             Ok(()) => Ok(()),
+            Err(MemError::ReadOnly) if access == Access::SystemWrite => Ok(()),
             Err(MemError::Unbacked | MemError::ReadOnly) => self.write_device(part.gpa, data),
             Err(error) => Err(stop(error)),
         }
@@ -184,7 +186,7 @@ impl<P: Platform> Guest<'_, P> {
         Ok(())
     }
 
-    /// Writes memory; across pages only what is at most 16 bytes long.
+    /// Writes memory; across pages only what is at most 32 bytes long.
     pub(crate) fn write_as(
         &mut self,
         linear: u64,
@@ -194,19 +196,19 @@ impl<P: Platform> Guest<'_, P> {
         let length = data.len();
         let first = self.first_part(linear, length, access)?;
         if first.length == length {
-            return self.write_part(first, data);
+            return self.write_part(first, data, access);
         }
         let second = self.second_part(linear, length, first, access)?;
         let (low, high) = data.split_at_checked(first.length).ok_or(Stop::Unhandled)?;
         // If the second page cannot be written now, the instruction is run again: then it must
         // find in the first one what it found before.
-        let mut before = [0; Fragment::MAX * 2];
+        let mut before = [0; Fragment::MAX * 4];
         let before = before.get_mut(..first.length).ok_or(Stop::Unhandled)?;
         let memory = !first.device && self.platform.read_gpa(first.gpa, before).is_ok();
-        self.write_part(first, low)?;
-        let result = self.write_part(second, high);
+        self.write_part(first, low, access)?;
+        let result = self.write_part(second, high, access);
         if result.is_err() && memory {
-            self.write_part(first, before)?;
+            self.write_part(first, before, access)?;
         }
         result
     }
@@ -264,8 +266,48 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         self.vmcb.set_rflags(value);
     }
 
+    fn pushed_flags(&self) -> Rflags {
+        self.state.debug.rflags(self.vmcb)
+    }
+
+    fn set_pushed_flags(&mut self, value: Rflags) {
+        self.state.debug.set_rflags(self.vmcb, value);
+    }
+
+    fn begin_interrupt_shadow(&mut self) {
+        self.vmcb.set_interrupt_shadow(true);
+    }
+
     fn segment(&self, reg: SegReg) -> Segment {
         self.vmcb.segment(reg)
+    }
+
+    fn set_segment(&mut self, reg: SegReg, value: Segment) {
+        self.vmcb.set_segment(reg, value);
+    }
+
+    fn set_cpl(&mut self, value: u8) {
+        self.vmcb.set_cpl(value & 3);
+    }
+
+    fn gdtr(&self) -> Segment {
+        self.vmcb.gdtr()
+    }
+
+    fn set_gdtr(&mut self, value: Segment) {
+        self.vmcb.set_gdtr(value);
+    }
+
+    fn idtr(&self) -> Segment {
+        self.vmcb.idtr()
+    }
+
+    fn set_idtr(&mut self, value: Segment) {
+        self.vmcb.set_idtr(value);
+    }
+
+    fn load_machine_status_word(&mut self, value: u16) -> Result<(), Stop> {
+        load_machine_status_word(self, value)
     }
 
     fn cr0(&self) -> Cr0 {
@@ -301,6 +343,18 @@ impl<P: Platform> Cpu for Guest<'_, P> {
 
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
         self.write_as(linear, data, Access::Write)
+    }
+
+    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        self.write_as(linear, data, Access::SystemWrite)
+    }
+
+    fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop> {
+        let first = self.first_part(linear, size, Access::Write)?;
+        if first.length != size {
+            self.second_part(linear, size, first, Access::Write)?;
+        }
+        Ok(())
     }
 
     fn compare_exchange(
@@ -401,12 +455,53 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         }
     }
 
-    fn xmm(&mut self, index: u8) -> Result<u128, Stop> {
-        Ok(self.platform.xmm(index & 15))
+    fn has(&self, feature: Feature) -> bool {
+        self.state.features.has(feature)
     }
 
-    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop> {
-        self.platform.set_xmm(index & 15, value);
-        Ok(())
+    fn xcr0(&self) -> u64 {
+        self.state.xcr0
+    }
+}
+
+impl<P: Platform> ExtendedState for Guest<'_, P> {
+    fn xmm(&mut self, index: u8) -> u128 {
+        self.platform.xmm(index)
+    }
+
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        self.platform.set_xmm(index, value);
+    }
+
+    fn ymm_high(&mut self, index: u8) -> u128 {
+        self.platform.ymm_high(index)
+    }
+
+    fn set_ymm_high(&mut self, index: u8, value: u128) {
+        self.platform.set_ymm_high(index, value);
+    }
+
+    fn mxcsr(&mut self) -> u32 {
+        self.platform.mxcsr()
+    }
+
+    fn set_mxcsr(&mut self, value: u32) -> bool {
+        self.platform.set_mxcsr(value)
+    }
+
+    fn x87(&mut self) -> X87 {
+        self.platform.x87()
+    }
+
+    fn set_x87(&mut self, value: X87) {
+        self.platform.set_x87(value);
+    }
+
+    fn mmx(&mut self, index: u8) -> u64 {
+        self.platform.mmx(index)
+    }
+
+    fn use_mmx(&mut self, write: Option<(u8, u64)>) {
+        self.platform.use_mmx(write);
     }
 }

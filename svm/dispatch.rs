@@ -10,6 +10,7 @@ mod msr;
 mod rip;
 mod task;
 
+pub(crate) use control::load_machine_status_word;
 pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
 pub use exception::events_set;
 pub use instruction::{dynamic, set_xcr0};
@@ -20,7 +21,7 @@ use crate::exit::{Exit, NestedError};
 use crate::io::UserIo;
 use crate::vmcb::DR6_RESET;
 use rip::Opcode;
-use x86::cpu::{Access, Cpu, GuestMemory, Stop};
+use x86::cpu::{Access, Cpu, ExtendedState, GuestMemory, Stop};
 use x86::cpuid::Dynamic;
 use x86::emulate::code_size;
 use x86::msr::Origin;
@@ -76,7 +77,7 @@ impl Policy {
 ///
 /// No method may block, except where [`Action::NeedSleep`] has asked for another round with
 /// sleeping allowed; the implementation knows which round it is.
-pub trait Platform: GuestMemory {
+pub trait Platform: GuestMemory + ExtendedState {
     /// CPUID as the guest sees it: [`x86::cpuid::guest_view`] on the vCPU's list.
     fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4];
 
@@ -143,10 +144,6 @@ pub trait Platform: GuestMemory {
 
     /// The guest changed its TSC offset: timers are to be computed anew.
     fn tsc_changed(&mut self);
-    /// Reads XMM register `index`.
-    fn xmm(&mut self, index: u8) -> u128;
-    /// Writes XMM register `index`.
-    fn set_xmm(&mut self, index: u8, value: u128);
 
     /// The paging mode or a mapping was changed by us on behalf of the guest: before the next
     /// VMRUN the TLB entries of its ASID go.

@@ -123,9 +123,8 @@ struct List {
 }
 
 impl List {
-    /// An instruction reads 16 bytes of memory twice at most, each over a page boundary; it writes
-    /// 16 bytes once.
-    const CAPACITY: usize = 8;
+    /// PUSHA writes, and POPA reads, eight times, and once of it over a page boundary.
+    const CAPACITY: usize = 12;
 
     const EMPTY: Self = Self {
         items: [Fragment::NONE; Self::CAPACITY],

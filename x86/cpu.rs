@@ -9,6 +9,7 @@
 //!                                                       again when the answer is known
 //! ```
 
+use crate::features::Feature;
 use crate::regs::{Cr0, Cr4};
 use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
 
@@ -55,7 +56,7 @@ pub enum Access {
     Fetch,
     /// A read by the CPU itself, of descriptor tables or a TSS: supervisor at any privilege level.
     SystemRead,
-    /// A write by the CPU itself, likewise.
+    /// A write by the CPU itself, likewise. Read-only memory drops it.
     SystemWrite,
 }
 
@@ -82,11 +83,48 @@ impl From<Exception> for Stop {
     }
 }
 
+/// What the x87 unit has besides its registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct X87 {
+    /// FCW.
+    pub control: u16,
+    /// FSW.
+    pub status: u16,
+    /// One bit per register, set if it is not empty, as FXSAVE has them.
+    pub tags: u8,
+}
+
+/// The extended registers of a guest.
+pub trait ExtendedState {
+    /// Reads XMM register `index` (0 to 15).
+    fn xmm(&mut self, index: u8) -> u128;
+    /// Writes XMM register `index` (0 to 15).
+    fn set_xmm(&mut self, index: u8, value: u128);
+    /// Reads the upper half of YMM register `index` (0 to 15).
+    fn ymm_high(&mut self, index: u8) -> u128;
+    /// Writes the upper half of YMM register `index` (0 to 15); what lies above it becomes zero.
+    fn set_ymm_high(&mut self, index: u8, value: u128);
+    /// MXCSR.
+    fn mxcsr(&mut self) -> u32;
+    /// Sets MXCSR; `false`, and nothing is done, if the CPU lacks one of the bits.
+    fn set_mxcsr(&mut self, value: u32) -> bool;
+    /// Control, status and tags of the x87 unit.
+    fn x87(&mut self) -> X87;
+    /// Sets them.
+    fn set_x87(&mut self, value: X87);
+    /// Reads MMX register `index` (0 to 7).
+    fn mmx(&mut self, index: u8) -> u64;
+    /// What every MMX instruction does to the x87 unit: the top of its stack becomes 0, and no
+    /// register is empty. Then writes an MMX register, if one is given, and with ones what lies
+    /// above it.
+    fn use_mmx(&mut self, write: Option<(u8, u64)>);
+}
+
 /// The CPU that an instruction is emulated on.
 ///
 /// Register writes take effect at once, so an emulation function does all that can fail first and
 /// writes registers last.
-pub trait Cpu {
+pub trait Cpu: ExtendedState {
     /// General-purpose register `index` (0 to 15), all 64 bits.
     fn gpr(&self, index: u8) -> u64;
     /// Sets all 64 bits of a general-purpose register.
@@ -99,8 +137,32 @@ pub trait Cpu {
     fn rflags(&self) -> Rflags;
     /// Sets RFLAGS.
     fn set_rflags(&mut self, value: Rflags);
+    /// RFLAGS as software may see it: without what a debugger of the VMM has set.
+    fn pushed_flags(&self) -> Rflags {
+        self.rflags()
+    }
+    /// Sets RFLAGS to what software wants.
+    fn set_pushed_flags(&mut self, value: Rflags) {
+        self.set_rflags(value);
+    }
+    /// Begins an interrupt shadow, behind an instruction that was completed.
+    fn begin_interrupt_shadow(&mut self);
     /// A segment register with its hidden part.
     fn segment(&self, reg: SegReg) -> Segment;
+    /// Sets it.
+    fn set_segment(&mut self, reg: SegReg, value: Segment);
+    /// Sets the current privilege level, 0 to 3.
+    fn set_cpl(&mut self, value: u8);
+    /// GDTR: base and limit.
+    fn gdtr(&self) -> Segment;
+    /// Sets it.
+    fn set_gdtr(&mut self, value: Segment);
+    /// IDTR: base and limit.
+    fn idtr(&self) -> Segment;
+    /// Sets it.
+    fn set_idtr(&mut self, value: Segment);
+    /// LMSW: sets the low four bits of CR0, but clears no PE.
+    fn load_machine_status_word(&mut self, value: u16) -> Result<(), Stop>;
     /// CR0.
     fn cr0(&self) -> Cr0;
     /// CR4.
@@ -114,6 +176,10 @@ pub trait Cpu {
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop>;
     /// Writes memory at a linear address; may cross pages: then both are checked first.
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
+    /// Writes memory as the CPU itself does, to a descriptor: see [`Access::SystemWrite`].
+    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
+    /// Faults as a write would, and touches neither memory nor a device.
+    fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop>;
     /// A locked read-modify-write of `size` (1, 2, 4 or 8) bytes: stores `new` if memory holds `old`.
     /// On a device or across pages it may be done as a plain write.
     fn compare_exchange(
@@ -136,8 +202,8 @@ pub trait Cpu {
     /// Writes `size` (1, 2 or 4) bytes to an I/O port.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;
 
-    /// Reads XMM register `index` (0 to 15).
-    fn xmm(&mut self, index: u8) -> Result<u128, Stop>;
-    /// Writes XMM register `index` (0 to 15).
-    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop>;
+    /// Whether the guest's CPUID has the feature.
+    fn has(&self, feature: Feature) -> bool;
+    /// XCR0.
+    fn xcr0(&self) -> u64;
 }

@@ -16,10 +16,12 @@ use bitflags::bitflags;
 
 mod operand;
 mod table;
+mod vex;
 
 pub use operand::CrAccess;
 use table::Immediate;
 use table::Traits;
+pub use vex::Vex;
 
 /// No instruction is longer (APM vol. 3, 1.1).
 pub const MAX_LENGTH: usize = 15;
@@ -42,7 +44,7 @@ pub enum DecodeError {
     NeedMoreBytes,
     /// The instruction has more than [`MAX_LENGTH`] bytes: #GP(0).
     TooLong,
-    /// An undefined opcode, or one of the VEX, EVEX and XOP encodings.
+    /// An undefined opcode, or one of the EVEX and XOP encodings.
     Unknown,
 }
 
@@ -110,8 +112,10 @@ pub struct Insn {
     pub address_size: u8,
     /// Legacy prefixes.
     pub prefixes: Prefixes,
-    /// The REX prefix, or 0.
+    /// The REX prefix, or what a VEX prefix has of it, or 0.
     pub rex: u8,
+    /// The rest of a VEX prefix; its mandatory prefix is in `prefixes`.
+    pub vex: Option<Vex>,
     /// The segment override that counts. In 64-bit mode only FS and GS do.
     pub segment_override: Option<SegReg>,
     /// The ModRM byte, or 0 for an instruction that has none.
@@ -184,6 +188,7 @@ pub fn decode(bytes: &[u8], mode: CodeSize) -> Result<Insn, DecodeError> {
         address_size: 0,
         prefixes: Prefixes::empty(),
         rex: 0,
+        vex: None,
         segment_override: None,
         modrm: 0,
         reg: 0,
@@ -199,6 +204,10 @@ pub fn decode(bytes: &[u8], mode: CodeSize) -> Result<Insn, DecodeError> {
             0x3a => (Map::ThreeByte3a, bytes.next()?),
             opcode => (Map::TwoByte, opcode),
         };
+    } else if matches!(insn.opcode, 0xc4 | 0xc5) {
+        if let Some((map, opcode)) = insn.take_vex(&mut bytes, insn.opcode)? {
+            (insn.map, insn.opcode) = (map, opcode);
+        }
     }
     let mut layout = table::layout(insn.map, insn.opcode);
     insn.address_size = address_size(mode, insn.prefixes);
@@ -245,6 +254,9 @@ fn address_size(mode: CodeSize, prefixes: Prefixes) -> u8 {
 /// APM vol. 3, 1.2.2.
 fn operand_size(insn: &Insn, traits: Traits) -> u8 {
     let prefix = insn.has(Prefixes::OPERAND_SIZE);
+    if insn.vex.is_some() {
+        return if insn.rex_w() { 8 } else { 4 };
+    }
     match insn.mode {
         CodeSize::Bits64 => {
             let wide = traits.contains(Traits::DEFAULTS_TO_64_BITS) && !prefix;
@@ -436,6 +448,11 @@ struct Bytes<'a> {
 }
 
 impl Bytes<'_> {
+    fn peek(&self) -> Result<u8, DecodeError> {
+        let mut rest = Self { ..*self };
+        rest.next()
+    }
+
     fn next(&mut self) -> Result<u8, DecodeError> {
         let position = usize::from(self.position);
         if position >= MAX_LENGTH {

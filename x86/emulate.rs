@@ -20,15 +20,16 @@
 //!
 //! Within one call all reads come first and in an order that depends on nothing but the CPU's
 //! state and the values read, then comes at most one write of memory or of a port, then the
-//! registers, RFLAGS, and RIP. A call that stopped can therefore be repeated, with the answers of
+//! registers, RFLAGS, and RIP. What writes several times (PUSHA, ENTER, far CALL) probes all places
+//! before the first write, and writes the same again when it is run again. A call that stopped can therefore be repeated, with the answers of
 //! devices put in the place of their reads and writes, until it returns `Ok`. Then the answers
 //! are used up: the next iteration of a REP instruction asks anew.
 //!
 //! # What is left out
 //!
-//! What touches no memory (jumps, flag instructions and so on), far branches, x87, MMX, SSE beyond moves, VEX, and all
-//! that loads a segment or system register: [`Stop::Unhandled`]. Alignment checks (#AC) and
-//! breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
+//! Call gates, task switches, interrupts by software, numbers of the x87 unit, and what computes with vectors:
+//! [`Stop::Unhandled`]. So is what the hypervisor intercepts (CPUID, MSRs, control registers). Alignment checks
+//! (#AC) and breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
 //! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
 //! returned here have one always, and who injects them drops it.
 
@@ -44,16 +45,23 @@ use crate::decode::MAX_LENGTH;
 use crate::regs::gpr;
 use crate::regs::Exception;
 use crate::regs::Rflags;
+use crate::regs::SegReg;
 use operand::Place;
 
 mod address;
 mod alu;
+mod bits;
+mod far;
+mod flow;
 mod integer;
+mod mmx;
 mod multiply;
 mod operand;
 mod port;
+mod segment;
 mod stack;
 mod string;
+mod system;
 mod vector;
 
 pub use address::checked_address;
@@ -114,23 +122,35 @@ pub fn fetch_length<C: Cpu>(cpu: &mut C, opcode: &[u8]) -> Result<u8, Stop> {
 /// IN, OUT, INS and OUTS are checked with [`io_allowed`], even if the CPU has done so before it
 /// intercepted them: the guest may have written another instruction there since.
 pub fn emulate<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<(), Stop> {
-    let mut run = Run { cpu, insn };
+    let mut run = Run {
+        cpu,
+        insn,
+        shadow: false,
+    };
     let rip = match run.execute()? {
         Flow::Next => insn.next_rip(run.cpu.rip()),
         Flow::Jump(rip) => rip,
         Flow::Stay => return Ok(()),
     };
     let flags = run.flags();
-    if flags.contains(Rflags::RF) {
+    if flags.contains(Rflags::RF) && !insn.is(Map::OneByte, 0xcf) {
         run.cpu.set_rflags(flags.difference(Rflags::RF));
     }
     run.cpu.set_rip(rip);
+    if run.shadow {
+        run.cpu.begin_interrupt_shadow();
+    }
     Ok(())
 }
 
 /// The 16-bit operand of LMSW.
 pub fn lmsw_value<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<u16, Stop> {
-    Run { cpu, insn }.load_rm(2).map(|value| value as u16)
+    let mut run = Run {
+        cpu,
+        insn,
+        shadow: false,
+    };
+    run.load_rm(2).map(|value| value as u16)
 }
 
 /// Where the CPU goes after an instruction.
@@ -148,12 +168,17 @@ enum Flow {
 struct Run<'a, C> {
     cpu: &'a mut C,
     insn: &'a Insn,
+    /// Interrupts wait for the next instruction to be completed, too.
+    shadow: bool,
 }
 
 impl<C: Cpu> Run<'_, C> {
     fn execute(&mut self) -> Result<Flow, Stop> {
         if self.insn.has(Prefixes::LOCK) && !self.may_be_locked() {
             return Err(Exception::UD.into());
+        }
+        if self.insn.vex.is_some() {
+            return self.vex();
         }
         match self.insn.map {
             Map::OneByte => self.one_byte(),
@@ -186,6 +211,8 @@ impl<C: Cpu> Run<'_, C> {
         let operand_size = insn.operand_size;
         match insn.opcode {
             opcode @ 0x00..=0x3f if opcode & 7 < 6 => self.arithmetic(),
+            0x06 | 0x0e | 0x16 | 0x1e => self.push_segment(),
+            0x07 | 0x17 | 0x1f => self.pop_segment(),
             opcode @ 0x40..=0x4f => {
                 // Only outside 64-bit mode: there they are REX prefixes.
                 let place = Place::Register(opcode & 7);
@@ -196,6 +223,8 @@ impl<C: Cpu> Run<'_, C> {
                 Ok(Flow::Next)
             }
             0x58..=0x5f => self.pop(),
+            0x60 => self.push_registers(),
+            0x61 => self.pop_registers(),
             0x63 if insn.is_64_bit() => self.load_extended(operand_size.min(4), operand_size, true),
             0x68 | 0x6a => {
                 self.push(insn.immediate, operand_size)?;
@@ -203,6 +232,7 @@ impl<C: Cpu> Run<'_, C> {
             }
             0x69 | 0x6b => self.multiply_into(insn.immediate),
             0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf => self.string(),
+            opcode @ 0x70..=0x7f => self.branch(alu::condition(opcode, self.flags())),
             0x80..=0x83 => self.arithmetic_immediate(),
             0x84 | 0x85 => self.test_register(),
             0x86 | 0x87 => self.exchange(),
@@ -210,8 +240,15 @@ impl<C: Cpu> Run<'_, C> {
             0x8a | 0x8b => self.load_extended(size, size, false),
             0x8c => self.store_selector(),
             0x8d => self.load_effective_address(),
+            0x8e => self.load_selector(),
             0x8f => self.pop(),
             0x90..=0x97 => self.exchange_accumulator(),
+            0x98 | 0x99 => self.extend_accumulator(),
+            0x9a => self.call_far(insn.immediate, insn.immediate2),
+            0x9b => self.wait(),
+            0x9c => self.push_flags(),
+            0x9d => self.pop_flags(),
+            0x9e | 0x9f => self.flags_and_ah(),
             0xa0 | 0xa1 => self.load_extended(size, size, false),
             0xa2 | 0xa3 => self.store_value(size, self.register(gpr::RAX, size)),
             0xa8 | 0xa9 => self.test(Place::Register(gpr::RAX), insn.immediate, size),
@@ -222,12 +259,22 @@ impl<C: Cpu> Run<'_, C> {
             }
             0xc0 | 0xc1 | 0xd0..=0xd3 => self.shift(),
             0xc2 | 0xc3 => self.return_near(),
+            0xc4 => self.load_far_pointer(SegReg::Es),
+            0xc5 => self.load_far_pointer(SegReg::Ds),
             0xc6 | 0xc7 if insn.group() == 0 => self.store_value(size, insn.immediate),
             0xc8 => self.enter(),
             0xc9 => self.leave(),
+            0xca | 0xcb => self.return_far(),
+            0xcf => self.interrupt_return(),
+            0xd4 | 0xd5 => self.adjust_product(),
             0xd7 => self.translate(),
+            0xd8..=0xdf => self.x87(),
+            0xe0..=0xe3 => self.count_and_branch(),
             0xe4..=0xe7 | 0xec..=0xef => self.port_access(),
             0xe8 => self.call_relative(),
+            0xe9 | 0xeb => self.branch(true),
+            0xea => self.jump_far(insn.immediate, insn.immediate2),
+            0xf5 | 0xf8..=0xfd => self.set_flag(),
             0xf6 | 0xf7 => self.group3(),
             0xfe | 0xff => self.group5(),
             _ => Err(Stop::Unhandled),
@@ -238,34 +285,57 @@ impl<C: Cpu> Run<'_, C> {
         let size = self.width();
         let operand_size = self.insn.operand_size;
         match self.insn.opcode {
-            0x01 if self.insn.is_smsw() => self.store_machine_status_word(),
+            0x00 => self.group6(),
+            0x01 => self.group7(),
             // PREFETCH has no register form; the hints have one.
             0x0d if self.insn.mem.is_none() => Err(Exception::UD.into()),
             0x0d | 0x18..=0x1f => Ok(Flow::Next),
+            0x6e | 0x6f | 0x7e | 0x7f | 0xe7 if self.is_mmx() => self.mmx_move(),
             0x10..=0x17 | 0x28 | 0x29 | 0x2b | 0x6e | 0x6f => self.vector_move(),
             0x7e | 0x7f | 0xd6 | 0xe7 | 0xf0 => self.vector_move(),
+            0xae if self.is_mxcsr() => self.mxcsr(),
             0x40..=0x4f => self.move_on_condition(),
+            0x80..=0x8f => self.branch(alu::condition(self.insn.opcode, self.flags())),
             0x90..=0x9f => self.set_on_condition(),
+            0xa0 | 0xa8 => self.push_segment(),
+            0xa1 | 0xa9 => self.pop_segment(),
             0xa3 | 0xab | 0xb3 | 0xbb => self.bit_test_register(),
             0xa4 | 0xa5 | 0xac | 0xad => self.double_shift(),
             0xae => self.flush_cache_line(),
             0xaf => self.multiply_into(self.register(self.insn.reg, operand_size)),
             0xb0 | 0xb1 => self.compare_exchange(),
+            0xb2 => self.load_far_pointer(SegReg::Ss),
+            0xb4 => self.load_far_pointer(SegReg::Fs),
+            0xb5 => self.load_far_pointer(SegReg::Gs),
             0xb6 | 0xb7 => self.load_extended(size.min(2), operand_size, false),
+            0xb8 => self.count_bits(),
             0xba => self.bit_test_immediate(),
+            0xbc | 0xbd if self.counts_zeros() => self.count_zeros(),
             0xbc | 0xbd => self.bit_scan(),
             0xbe | 0xbf => self.load_extended(size.min(2), operand_size, true),
             0xc0 | 0xc1 => self.exchange_add(),
             0xc3 => self.store_direct(),
             0xc7 => self.compare_exchange_pair(),
+            0xc8..=0xcf => self.swap_bytes(),
             _ => Err(Stop::Unhandled),
+        }
+    }
+
+    /// The instructions with a VEX prefix.
+    fn vex(&mut self) -> Result<Flow, Stop> {
+        match (self.insn.map, self.insn.opcode) {
+            (Map::TwoByte, 0xae) if self.is_mxcsr() => self.mxcsr(),
+            (Map::ThreeByte38, 0xf2..=0xf7) | (Map::ThreeByte3a, 0xf0) => self.vex_bits(),
+            _ => self.vector_move(),
         }
     }
 
     fn three_byte(&mut self) -> Result<Flow, Stop> {
         match self.insn.opcode {
             0x2a => self.vector_move(),
+            0xf0 | 0xf1 if self.insn.has(Prefixes::REPNE) => self.checksum(),
             0xf0 | 0xf1 if !self.insn.repeats() => self.move_big_endian(),
+            0xf6 => self.add_with_flag(),
             0xf9 => self.store_direct(),
             _ => Err(Stop::Unhandled),
         }

@@ -59,6 +59,16 @@ bitflags! {
         const PV_ASYNC_PF_VMEXIT = 1 << 42;
         const PV_ASYNC_PF_INT = 1 << 43;
         const PV_POLL_CONTROL = 1 << 44;
+        // Instructions that the emulator knows.
+        const AVX = 1 << 48;
+        const AVX2 = 1 << 49;
+        const BMI1 = 1 << 50;
+        const BMI2 = 1 << 51;
+        const ADX = 1 << 52;
+        const ABM = 1 << 53;
+        const MOVBE = 1 << 54;
+        const POPCNT = 1 << 55;
+        const SSE42 = 1 << 56;
     }
 }
 
@@ -248,6 +258,10 @@ fn leaf_1(entry: &Entry) -> Feature {
         (ecx.contains(Leaf1Ecx::X2APIC), Feature::X2APIC),
         (ecx.contains(Leaf1Ecx::TSC_DEADLINE), Feature::TSC_DEADLINE),
         (ecx.contains(Leaf1Ecx::XSAVE), Feature::XSAVE),
+        (ecx.contains(Leaf1Ecx::AVX), Feature::AVX),
+        (ecx.contains(Leaf1Ecx::MOVBE), Feature::MOVBE),
+        (ecx.contains(Leaf1Ecx::POPCNT), Feature::POPCNT),
+        (ecx.contains(Leaf1Ecx::SSE42), Feature::SSE42),
     ])
 }
 
@@ -265,6 +279,10 @@ fn leaf_7(entry: &Entry) -> Feature {
         (ecx.contains(Leaf7Ecx::CET_SS), Feature::CET_SS),
         (ecx.contains(Leaf7Ecx::LA57), Feature::LA57),
         (ecx.contains(Leaf7Ecx::RDPID), Feature::RDPID),
+        (ebx.contains(Leaf7Ebx::AVX2), Feature::AVX2),
+        (ebx.contains(Leaf7Ebx::BMI1), Feature::BMI1),
+        (ebx.contains(Leaf7Ebx::BMI2), Feature::BMI2),
+        (ebx.contains(Leaf7Ebx::ADX), Feature::ADX),
     ])
 }
 
@@ -274,6 +292,7 @@ fn ext_1(entry: &Entry) -> Feature {
     collect([
         (ecx.contains(Ext1Ecx::SVM), Feature::SVM),
         (ecx.contains(Ext1Ecx::TCE), Feature::TCE),
+        (ecx.contains(Ext1Ecx::ABM), Feature::ABM),
         (edx.contains(Ext1Edx::SYSCALL), Feature::SYSCALL),
         (edx.contains(Ext1Edx::NX), Feature::NX),
         (edx.contains(Ext1Edx::FFXSR), Feature::FFXSR),

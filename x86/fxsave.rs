@@ -5,6 +5,8 @@
 //! They are the beginning of an XSAVE image, too ([`crate::xsave`]). All functions take the image as
 //! bytes; what lies beyond its end reads as zero and cannot be written.
 
+use crate::cpu::X87;
+
 /// The registers in the order of `struct kvm_fpu`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -78,6 +80,71 @@ pub fn set_xmm(image: &mut [u8], index: u8, value: u128) {
 /// MXCSR.
 pub fn mxcsr(image: &[u8]) -> u32 {
     u32::from_le_bytes(get(image, offset::MXCSR))
+}
+
+/// Control, status and tags of the x87 unit.
+pub fn x87(image: &[u8]) -> X87 {
+    let [tags] = get(image, offset::FTW);
+    X87 {
+        control: u16::from_le_bytes(get(image, offset::FCW)),
+        status: u16::from_le_bytes(get(image, offset::FSW)),
+        tags,
+    }
+}
+
+/// Sets them.
+pub fn set_x87(image: &mut [u8], value: X87) {
+    put(image, offset::FCW, value.control.to_le_bytes());
+    put(image, offset::FSW, value.status.to_le_bytes());
+    put(image, offset::FTW, [value.tags, 0]);
+}
+
+/// The top of the x87 stack, in the status word.
+const TOP_SHIFT: u32 = 11;
+const TOP: u16 = 7 << TOP_SHIFT;
+
+/// Where MMX register `index` is now: the image has the x87 registers from the top of the stack on.
+fn mmx_offset(image: &[u8], index: u8) -> usize {
+    let top = (x87(image).status >> TOP_SHIFT) as u8;
+    offset::ST0 + REGISTER * usize::from(index.wrapping_sub(top) & 7)
+}
+
+/// MMX register `index`; only the low three bits of `index` count.
+pub fn mmx(image: &[u8], index: u8) -> u64 {
+    u64::from_le_bytes(get(image, mmx_offset(image, index)))
+}
+
+/// What every MMX instruction does to the x87 unit (APM vol. 1, 5.14.2): the top of the stack becomes 0, and no
+/// register is empty. Then writes an MMX register, if one is given; its sign and exponent become ones.
+pub fn use_mmx(image: &mut [u8], write: Option<(u8, u64)>) {
+    let state = x87(image);
+    if state.status & TOP != 0 {
+        let mut registers = [[0; 10]; 8];
+        for (index, register) in (0..).zip(&mut registers) {
+            *register = get(image, mmx_offset(image, index));
+        }
+        for (index, register) in registers.into_iter().enumerate() {
+            put(image, offset::ST0 + REGISTER * index, register);
+        }
+    }
+    set_x87(
+        image,
+        X87 {
+            status: state.status & !TOP,
+            tags: 0xff,
+            ..state
+        },
+    );
+    if let Some((index, value)) = write {
+        let at = offset::ST0 + REGISTER * usize::from(index & 7);
+        put(image, at, value.to_le_bytes());
+        put(image, at + 8, [0xff; 2]);
+    }
+}
+
+/// Sets MXCSR, to bits that the CPU has.
+pub fn set_mxcsr(image: &mut [u8], value: u32) {
+    put(image, offset::MXCSR, value.to_le_bytes());
 }
 
 /// For `KVM_GET_FPU`.

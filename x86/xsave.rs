@@ -159,6 +159,36 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Where the part of vector register `index` is that this component has, if it is switched.
+    fn register(&self, component: u64, index: u8, size: usize) -> Option<usize> {
+        let (_, offset, whole) = self.places_of(component).next()?;
+        let at = size.wrapping_mul(usize::from(index & 15));
+        (at.wrapping_add(size) <= whole).then(|| offset.wrapping_add(at))
+    }
+
+    /// The upper half of YMM register `index`, of which the low four bits count.
+    pub fn ymm_high(&self, area: &[u8], index: u8) -> u128 {
+        match self.register(AVX, index, 16) {
+            Some(at) => u128::from_le_bytes(get(area, at)),
+            None => 0,
+        }
+    }
+
+    /// Sets it. What AVX-512 has above it becomes zero, as it does with every AVX instruction.
+    pub fn set_ymm_high(&self, area: &mut [u8], index: u8, value: u128) {
+        /// The upper halves of ZMM0 to 15.
+        const ZMM_HIGH: u64 = 1 << 6;
+        if let Some(at) = self.register(AVX, index, 16) {
+            put(area, at, value.to_le_bytes());
+            mark(area, AVX);
+        }
+        if let Some(at) = self.register(ZMM_HIGH, index, 32) {
+            put(area, at, [0; 32]);
+        }
+    }
+}
+
 /// The registers of a new vCPU.
 pub fn reset(area: &mut [u8]) {
     area.fill(0);

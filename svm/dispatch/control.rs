@@ -101,10 +101,13 @@ pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
     let value = if insn.is_clts() {
         cr0.difference(Cr0::TS)
     } else if insn.is_lmsw() {
-        /// What LMSW writes; it can set PE, and not clear it.
-        const LMSW: Cr0 = Cr0::PE.union(Cr0::MP).union(Cr0::EM).union(Cr0::TS);
-        let value = Cr0::from_bits_retain(u64::from(lmsw_value(guest, &insn)?)) & LMSW;
-        cr0.difference(LMSW) | value | (cr0 & Cr0::PE)
+        if guest.cpl() != 0 {
+            return Err(Exception::GP0.into());
+        }
+        let value = lmsw_value(guest, &insn)?;
+        load_machine_status_word(guest, value)?;
+        advance(guest, next);
+        return Ok(Action::Resume);
     } else {
         return Err(Stop::Unhandled);
     };
@@ -115,6 +118,21 @@ pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
     set_control_regs(guest, &regs);
     advance(guest, next);
     Ok(Action::Resume)
+}
+
+/// Does what LMSW does with its operand.
+pub(crate) fn load_machine_status_word<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    value: u16,
+) -> Result<(), Stop> {
+    /// What LMSW writes; it can set PE, and not clear it.
+    const LMSW: Cr0 = Cr0::PE.union(Cr0::MP).union(Cr0::EM).union(Cr0::TS);
+    let cr0 = guest_cr0(guest.vmcb, guest.state);
+    let value = Cr0::from_bits_retain(u64::from(value)) & LMSW;
+    let new = cr0.difference(LMSW) | value | (cr0 & Cr0::PE);
+    let regs = write_cr0(&control_regs(guest), new.bits())?;
+    set_control_regs(guest, &regs);
+    Ok(())
 }
 
 fn move_cr<P: Platform>(guest: &mut Guest<'_, P>, operand: Move) -> Result<Action, Stop> {

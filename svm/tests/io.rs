@@ -230,7 +230,7 @@ fn string_input_over_pages() {
     done(&machine, 3);
 }
 
-/// From a port to a device, which is read before it is written: all that the port gave arrives.
+/// From a port to a device, which is written only: all that the port gave arrives.
 #[test]
 fn string_input_to_a_device() {
     let mut machine = long(&[0xf3, 0x6c]);
@@ -240,8 +240,6 @@ fn string_input_to_a_device() {
     let mut action = port_exit(&mut machine, PORT, 1, INPUT | STRING | REP, 2);
     for (n, byte) in [0x40, 0x41, 0x42].into_iter().enumerate() {
         let at = USER_MMIO + n as u64;
-        assert_eq!(action, mmio(at, 1, false, 0));
-        action = finish(&mut machine, 0xee);
         if n == 0 {
             assert_eq!(action, ports(1, 3));
             action = finish(&mut machine, 0);

@@ -165,7 +165,7 @@ pub(super) fn layout(map: Map, opcode: u8) -> Layout {
     }
 }
 
-/// APM vol. 3, table B-2. `C4`, `C5` and `62` begin a VEX or EVEX instruction there.
+/// APM vol. 3, table B-2. `62` begins an EVEX instruction there.
 const fn is_undefined_in_64_bit_mode(map: Map, opcode: u8) -> bool {
     matches!(map, Map::OneByte)
         && matches!(
@@ -220,7 +220,7 @@ const fn defaults_to_64_bits(map: Map, opcode: u8) -> bool {
 /// The opcodes that [`exception`] knows.
 const fn depends(map: Map, opcode: u8) -> bool {
     match map {
-        Map::OneByte => matches!(opcode, 0x62 | 0x8f | 0xc4 | 0xc5 | 0xf6 | 0xf7 | 0xff),
+        Map::OneByte => matches!(opcode, 0x62 | 0x8f | 0xf6 | 0xf7 | 0xff),
         Map::TwoByte => matches!(opcode, 0x78),
         _ => false,
     }
@@ -229,10 +229,8 @@ const fn depends(map: Map, opcode: u8) -> bool {
 /// Corrects the layout of the opcodes that [`Traits::DEPENDS`] marks, once ModRM is known.
 pub(super) fn exception(insn: &Insn, layout: &mut Layout) {
     match (insn.map, insn.opcode) {
-        // With two registers these begin a VEX or EVEX instruction, and this one an XOP one.
-        (Map::OneByte, 0x62 | 0xc4 | 0xc5) if insn.mem.is_none() => {
-            layout.traits |= Traits::UNDEFINED;
-        }
+        // With two registers this begins an EVEX instruction, and the next one an XOP one.
+        (Map::OneByte, 0x62) if insn.mem.is_none() => layout.traits |= Traits::UNDEFINED,
         (Map::OneByte, 0x8f) if insn.group() != 0 => layout.traits |= Traits::UNDEFINED,
         (Map::OneByte, 0xf6) if insn.group() < 2 => layout.immediate = Immediate::Byte,
         (Map::OneByte, 0xf7) if insn.group() < 2 => layout.immediate = Immediate::Z,

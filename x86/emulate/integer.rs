@@ -13,8 +13,8 @@ use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
 use crate::decode::Prefixes;
+use crate::features::Feature;
 use crate::regs::gpr;
-use crate::regs::Cr4;
 use crate::regs::Exception;
 use crate::regs::Rflags;
 
@@ -122,7 +122,7 @@ impl<C: Cpu> Run<'_, C> {
         Ok(after(old))
     }
 
-    /// Groups 4 and 5: INC, DEC, near CALL and JMP, PUSH.
+    /// Groups 4 and 5: INC, DEC, CALL, JMP, PUSH.
     pub(super) fn group5(&mut self) -> Result {
         let size = self.width();
         match (self.insn.group(), self.insn.opcode) {
@@ -137,6 +137,14 @@ impl<C: Cpu> Run<'_, C> {
             (4, 0xff) => {
                 let target = self.load_rm(size)?;
                 self.jump(target)
+            }
+            (3 | 5, 0xff) => {
+                let (offset, selector) = self.far_target()?;
+                if self.insn.group() == 3 {
+                    self.call_far(offset, selector)
+                } else {
+                    self.jump_far(offset, selector)
+                }
             }
             (6, 0xff) => {
                 let value = self.load_rm(size)?;
@@ -375,14 +383,12 @@ impl<C: Cpu> Run<'_, C> {
 
     /// SMSW.
     pub(super) fn store_machine_status_word(&mut self) -> Result {
-        if self.cpu.cr4().contains(Cr4::UMIP) && self.cpu.cpl() > 0 {
-            return Err(Exception::GP0.into());
-        }
+        self.check_umip()?;
         let cr0 = self.cpu.cr0().bits();
         self.store_system_word(cr0)
     }
 
-    fn store_system_word(&mut self, value: u64) -> Result {
+    pub(super) fn store_system_word(&mut self, value: u64) -> Result {
         let size = if self.insn.mem.is_some() {
             2
         } else {
@@ -401,6 +407,9 @@ impl<C: Cpu> Run<'_, C> {
 
     /// MOVBE.
     pub(super) fn move_big_endian(&mut self) -> Result {
+        if !self.cpu.has(Feature::MOVBE) {
+            return Err(Exception::UD.into());
+        }
         let size = self.insn.operand_size;
         let unused = 64u32.wrapping_sub(u32::from(size) * 8);
         let swap = |value: u64| value.swap_bytes().wrapping_shr(unused);

@@ -152,10 +152,6 @@ impl<C: Cpu> Run<'_, C> {
 
     /// BSF and BSR. The destination keeps all of its bits if there is no bit to be found.
     pub(super) fn bit_scan(&mut self) -> Result {
-        if self.insn.repeats() {
-            // TZCNT and LZCNT, on a CPU that has them.
-            return Err(Stop::Unhandled);
-        }
         let size = self.insn.operand_size;
         let operand = self.load_rm(size)?;
         let mut flags = self.flags().difference(Rflags::ZF);

@@ -179,7 +179,7 @@ impl<C: Cpu> Run<'_, C> {
             return Ok(Pointers::Destination);
         }
         // A page fault must come before the device has given its data away.
-        self.read(destination, width, Access::Write)?;
+        self.cpu.probe_write(destination, usize::from(width))?;
         let value = self.cpu.port_in(port, width, count)?;
         self.write(destination, width, u64::from(value) & mask(width))?;
         Ok(Pointers::Destination)

@@ -530,7 +530,14 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::PV_ASYNC_PF
         | Feature::PV_ASYNC_PF_VMEXIT
         | Feature::PV_ASYNC_PF_INT
-        | Feature::PV_POLL_CONTROL;
+        | Feature::PV_POLL_CONTROL
+        | Feature::BMI1
+        | Feature::BMI2
+        | Feature::ADX
+        | Feature::ABM
+        | Feature::MOVBE
+        | Feature::POPCNT
+        | Feature::SSE42;
     assert_eq!(offered.set, all);
 
     // A VMM that passes the host's CPUID on gets no more.

@@ -146,12 +146,24 @@ fn kinds_of_system_instructions() {
 }
 
 #[test]
-fn vector_encodings_are_unknown() {
-    for bytes in [[0xc5, 0xf8, 0x28, 0xc1], [0xc4, 0xe1, 0x78, 0x28]] {
+fn vector_encodings() {
+    for bytes in [
+        &[0xc5, 0xf8, 0x28, 0xc1][..],
+        &[0xc4, 0xe1, 0x78, 0x28, 0xc1],
+    ] {
         for mode in [Bits16, Bits32, Bits64] {
-            assert_eq!(decode(&bytes, mode), Err(DecodeError::Unknown));
+            assert!(insn(bytes, mode).is(Map::TwoByte, 0x28));
         }
     }
+    // A mandatory prefix, LOCK or REX before it, and a map that is not there.
+    for prefix in [0x66, 0xf2, 0xf3, 0xf0, 0x48] {
+        let bytes = [prefix, 0xc5, 0xf8, 0x28, 0xc1];
+        assert_eq!(decode(&bytes, Bits64), Err(DecodeError::Unknown));
+    }
+    let map4 = [0xc4, 0xe4, 0x78, 0x28, 0xc1];
+    assert_eq!(decode(&map4, Bits64), Err(DecodeError::Unknown));
+    let evex = [0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc1];
+    assert_eq!(decode(&evex, Bits64), Err(DecodeError::Unknown));
     let xop = [0x8f, 0xe8, 0x78, 0xa2, 0, 0, 0, 0];
     assert_eq!(decode(&xop, Bits64), Err(DecodeError::Unknown));
     assert_eq!(decode(&[0x0e], Bits64), Err(DecodeError::Unknown));

@@ -50,7 +50,8 @@ fn random_bytes(random: &mut Random) -> [u8; 15] {
         at += 1;
     }
     match random.next() >> 61 {
-        0..=2 => bytes[at] = 0x0f,
+        0 => bytes[at] = 0xc4 | (random.next() >> 63) as u8,
+        1..=2 => bytes[at] = 0x0f,
         3 => {
             bytes[at] = 0x0f;
             bytes[at + 1] = 0x38;
@@ -85,7 +86,9 @@ fn is_out_of_scope(oracle: &Instruction) -> bool {
         CpuidFeature::PADLOCK_UNDOC,
     ];
     oracle.code() == Code::INVALID
-        || oracle.encoding() != EncodingKind::Legacy
+        || !matches!(oracle.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        // Their index is a vector register.
+        || oracle.is_vsib()
         || oracle.cpuid_features().iter().any(|f| foreign.contains(f))
 }
 
@@ -214,7 +217,10 @@ fn compare(bytes: &[u8], mode: CodeSize, oracle: &Instruction) -> Result<(), Str
         if insn.mem.is_some() {
             check_memory(&insn, oracle);
         }
-        check_immediate(&insn, oracle);
+        // Four bits of some VEX immediates are a register.
+        if oracle.encoding() == EncodingKind::Legacy {
+            check_immediate(&insn, oracle);
+        }
         check_operand_size(&insn, oracle);
         check_prefixes(&insn, oracle);
     });

@@ -8,7 +8,6 @@ use emulate_mock::Event;
 use emulate_mock::Mock;
 use emulate_mock::DE;
 use emulate_mock::GP;
-use emulate_mock::NM;
 use emulate_mock::RAX;
 use emulate_mock::RBX;
 use emulate_mock::RCX;
@@ -17,7 +16,6 @@ use emulate_mock::RDX;
 use emulate_mock::RSI;
 use emulate_mock::UD;
 use x86::cpu::Access;
-use x86::cpu::Stop;
 use x86::decode::CodeSize::Bits16;
 use x86::decode::CodeSize::Bits32;
 use x86::decode::CodeSize::Bits64;
@@ -258,7 +256,7 @@ fn ports() {
 fn port_strings() {
     let registers = [(RCX, 2), (RDX, 0x70), (RSI, 0x2000), (RDI, 0x3000)];
     let mock = run(Bits64, &[0xf3, 0x66, 0x6d], &registers);
-    let probe = |linear| Event::Read(linear, 2, Access::Write);
+    let probe = |linear| Event::Probe(linear, 2);
     let once = |linear| [probe(linear), Event::In(0x70, 2), Event::Write(linear, 2)];
     assert_eq!(mock.events, [once(0x3000), once(0x3002)].concat());
     assert_eq!(mock.peek(0x3000, 4), 0x4321_4321);
@@ -327,64 +325,6 @@ fn port_permissions() {
     let mut mock = user_with_bitmap(&[0x6c]);
     mock.state.gpr[RDX] = 0x80;
     assert_eq!(mock.step(), Err(GP));
-}
-
-#[test]
-fn vector_moves() {
-    let value = 0x0123_4567_89ab_cdef_0011_2233_4455_6677u128;
-    let store = |code: &[u8], size: usize| {
-        let mut mock = cpu(Bits64, code, &[(RBX, 0x2000)]);
-        mock.state.xmm[1] = value;
-        mock.step().expect("no fault");
-        assert_eq!(mock.events, [Event::Write(0x2000, size)], "{code:02x?}");
-        mock.peek(0x2000, size.min(8))
-    };
-    let low = value as u64;
-    assert_eq!(store(&[0x0f, 0x29, 0x0b], 16), low);
-    assert_eq!(store(&[0x0f, 0x2b, 0x0b], 16), low);
-    assert_eq!(store(&[0x66, 0x0f, 0xe7, 0x0b], 16), low);
-    assert_eq!(store(&[0xf3, 0x0f, 0x7f, 0x0b], 16), low);
-    assert_eq!(store(&[0x66, 0x0f, 0xd6, 0x0b], 8), low);
-    assert_eq!(store(&[0x66, 0x0f, 0x7e, 0x0b], 4), low & 0xffff_ffff);
-    assert_eq!(store(&[0x66, 0x48, 0x0f, 0x7e, 0x0b], 8), low);
-    assert_eq!(store(&[0x0f, 0x17, 0x0b], 8), (value >> 64) as u64);
-    let load = |code: &[u8]| {
-        let mut mock = cpu(Bits64, code, &[(RBX, 0x2000)]);
-        mock.poke(0x2000, &value.to_le_bytes());
-        mock.state.xmm[1] = u128::MAX;
-        mock.step().expect("no fault");
-        mock.state.xmm[1]
-    };
-    assert_eq!(load(&[0x66, 0x0f, 0x6f, 0x0b]), value);
-    assert_eq!(load(&[0xf3, 0x0f, 0x10, 0x0b]), value & 0xffff_ffff);
-    assert_eq!(load(&[0xf3, 0x0f, 0x7e, 0x0b]), u128::from(low));
-    assert_eq!(
-        load(&[0x0f, 0x16, 0x0b]),
-        u128::from(low) << 64 | u128::from(u64::MAX)
-    );
-}
-
-#[test]
-fn vector_moves_that_fault() {
-    let attempt = |code: &[u8], address, cr0, cr4| {
-        let mut mock = cpu(Bits64, code, &[(RBX, address)]);
-        mock.cr0 |= cr0;
-        mock.cr4 = cr4;
-        mock.step().err()
-    };
-    let (none, sse) = (Cr0::empty(), Cr4::OSFXSR);
-    assert_eq!(attempt(&[0x0f, 0x28, 0x03], 0x2008, none, sse), Some(GP));
-    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, none, sse), None);
-    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, Cr0::EM, sse), Some(UD));
-    assert_eq!(attempt(&[0x0f, 0x10, 0x03], 0x2008, Cr0::TS, sse), Some(NM));
-    let without = Cr4::empty();
-    assert_eq!(
-        attempt(&[0x0f, 0x10, 0x03], 0x2008, none, without),
-        Some(UD)
-    );
-    // MMX is left out.
-    let mmx = attempt(&[0x0f, 0x6f, 0x03], 0x2008, none, sse);
-    assert_eq!(mmx, Some(Stop::Unhandled));
 }
 
 #[test]

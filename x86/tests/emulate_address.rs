@@ -325,7 +325,7 @@ fn fetch_respects_the_code_segment() {
     // Sixteen prefixes, and an encoding that is not known.
     let mut mock = Mock::with_code(Bits64, &[0x66; 16]);
     assert_eq!(fetch(&mut mock, &[]), Err(GP));
-    let mut mock = Mock::with_code(Bits64, &[0xc5, 0xf8, 0x28, 0x03]);
+    let mut mock = Mock::with_code(Bits64, &[0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc1]);
     assert_eq!(fetch(&mut mock, &[]), Err(Stop::Unhandled));
 }
 

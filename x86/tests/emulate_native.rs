@@ -2,15 +2,17 @@
 
 //! The emulator against the CPU that runs this test: the same bytes, the same registers.
 //!
-//! A page of executable memory gets code that loads all registers, the instruction under test,
-//! and code that saves all registers. Instructions and operands are random, but what they address
-//! is always inside a mapped region. What the manual calls undefined is not compared.
+//! Instructions and operands are random, but what they address is always inside a mapped region.
+//! What the manual calls undefined is not compared.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use emulate_mock::Event;
 use emulate_mock::Mock;
+use native::*;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use x86::cpu::ExtendedState;
+use x86::cpu::X87;
 use x86::decode::decode;
 use x86::decode::CodeSize;
 use x86::decode::Insn;
@@ -21,24 +23,9 @@ use x86::regs::gpr;
 use x86::regs::Rflags;
 
 mod emulate_mock;
+mod native;
 
 const CASES: usize = 150_000;
-
-/// The mapping: code, saved state, then memory for operands. It lies low, so that 32-bit
-/// addresses and absolute displacements reach it.
-const BASE: u64 = 0x1000_0000;
-const SIZE: usize = 0x10000;
-const STATE: u64 = BASE + 0x1000;
-const GPR_IN: u64 = STATE;
-const GPR_OUT: u64 = STATE + 0x80;
-const FLAGS_IN: u64 = STATE + 0x100;
-const FLAGS_OUT: u64 = STATE + 0x108;
-const HOST_RSP: u64 = STATE + 0x110;
-const XMM_IN: u64 = STATE + 0x200;
-const XMM_OUT: u64 = STATE + 0x300;
-const DATA: u64 = BASE + 0x4000;
-const DATA_SIZE: u64 = 0x8000;
-const MIDDLE: u64 = DATA + DATA_SIZE / 2;
 
 const STATUS: Rflags = Rflags::CF
     .union(Rflags::PF)
@@ -47,183 +34,58 @@ const STATUS: Rflags = Rflags::CF
     .union(Rflags::SF)
     .union(Rflags::OF);
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        (self.next() >> 16) % end
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    /// Random bits, or a number at an edge.
-    fn value(&mut self) -> u64 {
-        const EDGES: [u64; 8] = [0, 1, 0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 1 << 63];
-        match self.below(4) {
-            0 => EDGES[self.below(8) as usize],
-            1 => !EDGES[self.below(8) as usize],
-            2 => self.below(256),
-            _ => self.next(),
-        }
-    }
-}
-
-/// The mapped region, to which everything unsafe of this test is confined.
-struct Machine;
-
-impl Machine {
-    /// Maps the region. There can be only one.
-    fn new() -> Self {
-        const MMAP: u64 = 9;
-        const READ_WRITE_EXECUTE: u64 = 7;
-        const PRIVATE_ANONYMOUS_FIXED_NOREPLACE: u64 = 0x10_0022;
-        let result: u64;
-        // SAFETY: A new mapping at an address where there was none; the kernel sees to that.
-        unsafe {
-            std::arch::asm!(
-                "syscall",
-                inlateout("rax") MMAP => result,
-                in("rdi") BASE,
-                in("rsi") SIZE,
-                in("rdx") READ_WRITE_EXECUTE,
-                in("r10") PRIVATE_ANONYMOUS_FIXED_NOREPLACE,
-                in("r8") -1i64,
-                in("r9") 0,
-                out("rcx") _,
-                out("r11") _,
-            );
-        }
-        assert_eq!(result, BASE, "no executable memory to be had");
-        Machine
-    }
-
-    fn bytes(&mut self, address: u64, size: usize) -> &mut [u8] {
-        let end = address + size as u64;
-        assert!(address >= BASE && end <= BASE + SIZE as u64);
-        // SAFETY: Inside the mapping, to which `self` is the only way.
-        unsafe { std::slice::from_raw_parts_mut(address as *mut u8, size) }
-    }
-
-    fn number(&mut self, address: u64) -> u64 {
-        let bytes = self.bytes(address, 8);
-        u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
-    }
-
-    fn set_number(&mut self, address: u64, value: u64) {
-        self.bytes(address, 8).copy_from_slice(&value.to_le_bytes());
-    }
-
-    /// Executes an instruction, with registers and flags from `mock` and back to it.
-    fn execute(&mut self, instruction: &[u8], mock: &mut Mock) {
-        for index in 0..16 {
-            self.set_number(GPR_IN + 8 * index, mock.state.gpr[index as usize]);
-            let xmm = mock.state.xmm[index as usize].to_le_bytes();
-            self.bytes(XMM_IN + 16 * index, 16).copy_from_slice(&xmm);
-        }
-        self.set_number(FLAGS_IN, mock.state.rflags.bits());
-        let (code, _) = program(instruction);
-        self.bytes(BASE, code.len()).copy_from_slice(&code);
-        // SAFETY: `program` keeps the calling convention, and the caller has checked that the
-        // instruction touches nothing but registers and the region.
-        unsafe {
-            let function: extern "C" fn() = std::mem::transmute(BASE as *const u8);
-            function();
-        }
-        for index in 0..16 {
-            mock.state.gpr[index as usize] = self.number(GPR_OUT + 8 * index);
-            let xmm = self.bytes(XMM_OUT + 16 * index, 16).to_vec();
-            mock.state.xmm[index as usize] = u128::from_le_bytes(xmm.try_into().expect("16 bytes"));
-        }
-        mock.state.rflags = Rflags::from_bits_retain(self.number(FLAGS_OUT));
-    }
-}
-
-/// `opcode` with a register and the absolute address of its memory operand.
-fn absolute(code: &mut Vec<u8>, prefix: &[u8], opcode: &[u8], register: u64, address: u64) {
-    code.extend_from_slice(prefix);
-    code.extend_from_slice(opcode);
-    code.extend_from_slice(&[4 | ((register & 7) << 3) as u8, 0x25]);
-    code.extend_from_slice(&(address as u32).to_le_bytes());
-}
-
-/// A function that loads all registers, executes the instruction, and saves all registers; and
-/// where in it the instruction is.
-fn program(instruction: &[u8]) -> (Vec<u8>, usize) {
-    const SAVE: [u8; 10] = [0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57];
-    const RESTORE: [u8; 10] = [0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b];
-    let rex_w = |register: u64| [0x48 | ((register >> 3) << 2) as u8];
-    let movdqu = |register: u64| [0xf3, 0x40 | ((register >> 3) << 2) as u8];
-    let mut code = SAVE.to_vec();
-    absolute(&mut code, &[0x48], &[0x89], 4, HOST_RSP);
-    absolute(&mut code, &[], &[0xff], 6, FLAGS_IN);
-    code.push(0x9d);
-    for index in 0..16 {
-        let address = XMM_IN + 16 * index;
-        absolute(&mut code, &movdqu(index), &[0x0f, 0x6f], index, address);
-    }
-    for index in 0..16 {
-        absolute(&mut code, &rex_w(index), &[0x8b], index, GPR_IN + 8 * index);
-    }
-    let offset = code.len();
-    code.extend_from_slice(instruction);
-    for index in 0..16 {
-        absolute(
-            &mut code,
-            &rex_w(index),
-            &[0x89],
-            index,
-            GPR_OUT + 8 * index,
-        );
-    }
-    for index in 0..16 {
-        let address = XMM_OUT + 16 * index;
-        absolute(&mut code, &movdqu(index), &[0x0f, 0x7f], index, address);
-    }
-    absolute(&mut code, &[0x48], &[0x8b], 4, HOST_RSP);
-    code.push(0x9c);
-    absolute(&mut code, &[], &[0x8f], 0, FLAGS_OUT);
-    code.push(0xfc);
-    code.extend_from_slice(&RESTORE);
-    code.push(0xc3);
-    (code, offset)
-}
-
 fn one_byte_opcodes() -> Vec<u8> {
     let arithmetic = (0..0x40).filter(|opcode| opcode & 7 < 6);
     let rest = (0x50..=0x5f)
         .chain([0x63, 0x68, 0x69, 0x6a, 0x6b, 0x80, 0x81, 0x83])
         .chain(0x84..=0x8b)
         .chain([0x8d, 0x8f])
-        .chain(0x90..=0x97)
+        .chain(0x90..=0x99)
+        .chain([0x9e, 0x9f])
         .chain(0xa0..=0xbf)
         .chain([0xc0, 0xc1, 0xc6, 0xc7, 0xc9, 0xd0, 0xd1, 0xd2, 0xd3])
         .chain([0xf6, 0xf7, 0xfe, 0xff]);
     arithmetic.chain(rest).collect()
 }
 
-fn two_byte_opcodes() -> Vec<u8> {
-    let moves = [
+fn two_byte_moves() -> [u8; 17] {
+    [
         0x10, 0x11, 0x12, 0x13, 0x16, 0x17, 0x28, 0x29, 0x2b, 0x6e, 0x6f, 0x7e, 0x7f, 0xd6, 0xe7,
-        0xf0,
-    ];
+        0xf0, 0xae,
+    ]
+}
+
+fn two_byte_opcodes() -> Vec<u8> {
     let rest = [
         0x0d, 0x18, 0x1f, 0xa3, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xae, 0xaf, 0xb0, 0xb1, 0xb3, 0xb6,
-        0xb7, 0xba, 0xbb, 0xbc, 0xbd, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7,
+        0xb7, 0xb8, 0xba, 0xbb, 0xbc, 0xbd, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7,
     ];
     (0x40..=0x4f)
+        .chain(0xc8..=0xcf)
         .chain(0x90..=0x9f)
-        .chain(moves)
+        .chain(two_byte_moves())
         .chain(rest)
         .collect()
+}
+
+/// The same with a VEX prefix.
+fn random_vex(random: &mut Random, mut bytes: [u8; 15]) -> [u8; 15] {
+    let opcodes: [&[u8]; 3] = [
+        &two_byte_moves(),
+        &[
+            0x2a, 0x18, 0x19, 0x1a, 0x58, 0x59, 0x5a, 0x78, 0x79, 0xf2, 0xf3, 0xf5, 0xf6, 0xf7,
+        ],
+        &[0xf0],
+    ];
+    let map = random.below(3) as usize;
+    let opcode = opcodes[map][random.below(opcodes[map].len() as u64) as usize];
+    // vvvv is mostly free.
+    let free = if random.one_in(4) { 0 } else { 0x78 };
+    bytes[0] = 0xc4;
+    bytes[1] = bytes[1] & 0xe0 | (map as u8 + 1);
+    bytes[2] |= free;
+    bytes[3] = opcode;
+    bytes
 }
 
 /// Random instruction bytes with an opcode that is emulated.
@@ -234,6 +96,9 @@ fn random_instruction(random: &mut Random) -> [u8; 15] {
         if random.one_in(chance) {
             prefixes.push(prefix);
         }
+    }
+    if random.one_in(10) {
+        return random_vex(random, bytes);
     }
     if random.one_in(2) {
         prefixes.push(0x40 | random.below(16) as u8);
@@ -249,7 +114,11 @@ fn random_instruction(random: &mut Random) -> [u8; 15] {
             let opcodes = two_byte_opcodes();
             vec![0x0f, opcodes[random.below(opcodes.len() as u64) as usize]]
         }
-        _ => vec![0x0f, 0x38, [0x2a, 0xf0, 0xf1][random.below(3) as usize]],
+        _ => vec![
+            0x0f,
+            0x38,
+            [0x2a, 0xf0, 0xf1, 0xf6][random.below(4) as usize],
+        ],
     };
     prefixes.extend_from_slice(&opcode);
     bytes[..prefixes.len()].copy_from_slice(&prefixes);
@@ -321,13 +190,30 @@ fn place_operand(random: &mut Random, insn: &Insn, mock: &mut Mock) -> bool {
     true
 }
 
+/// Random x87 registers, tags and top of the stack; no exception is pending.
+fn random_x87(random: &mut Random, mock: &mut Mock) {
+    for register in 0..8 {
+        for byte in 0..10 {
+            mock.state.x87[32 + 16 * register + byte] = random.next() as u8;
+        }
+    }
+    mock.set_x87(X87 {
+        status: random.next() as u16 & 0x7f00,
+        tags: random.next() as u8,
+        ..mock.clone().x87()
+    });
+}
+
 /// A CPU with random registers, in which the instruction finds its operands.
 fn random_cpu(random: &mut Random, insn: &Insn) -> Option<Mock> {
     let mut mock = Mock::new(CodeSize::Bits64);
     for index in 0..16 {
         mock.state.gpr[index] = random.value();
-        mock.state.xmm[index] = u128::from(random.next()) << 64 | u128::from(random.value());
+        let half =
+            |random: &mut Random| u128::from(random.next()) << 64 | u128::from(random.value());
+        mock.state.ymm[index] = [half(random), half(random)];
     }
+    random_x87(random, &mut mock);
     let flags = Rflags::from_bits_retain(random.next()) & (STATUS | Rflags::DF);
     mock.state.rflags = flags | Rflags::RESERVED1 | Rflags::IF;
     let somewhere = MIDDLE + random.below(64);
@@ -430,6 +316,11 @@ fn defined_flags(insn: &Insn, before: &Mock) -> Option<Rflags> {
                 _ => all - Rflags::AF - Rflags::OF,
             }
         }
+        (Map::TwoByte, 0xbc | 0xbd) if insn.has(Prefixes::REP) => {
+            Rflags::ZF | Rflags::CF | Rflags::DF
+        }
+        (Map::ThreeByte38, 0xf7) => all - Rflags::AF - Rflags::PF - Rflags::SF,
+        (Map::ThreeByte38, 0xf2 | 0xf3 | 0xf5) => all - Rflags::AF - Rflags::PF,
         // A product defines two flags, a division none, a bit scan one.
         (Map::OneByte, 0x69 | 0x6b) | (Map::TwoByte, 0xaf) => Rflags::CF | Rflags::OF | Rflags::DF,
         (Map::OneByte, 0xf6 | 0xf7) if matches!(insn.group(), 4 | 5) => {
@@ -455,12 +346,18 @@ fn compare_memory(machine: &mut Machine, memory: &BTreeMap<u64, u8>, untouched: 
 
 fn is_in_region(events: &[Event]) -> bool {
     events.iter().all(|event| match event {
-        Event::Read(linear, size, _) | Event::Write(linear, size) => {
+        Event::Read(linear, size, _) | Event::Write(linear, size) | Event::Probe(linear, size) => {
             *linear >= DATA && linear + *size as u64 <= DATA + DATA_SIZE
         }
         Event::CompareExchange(linear, _) => *linear >= DATA,
         _ => false,
     })
+}
+
+/// Pointers to the last instruction aside, which only the CPU keeps; and its mask of MXCSR.
+fn same_x87(native: &Mock, emulated: &Mock) -> bool {
+    let (a, b) = (&native.state.x87, &emulated.state.x87);
+    a[..6] == b[..6] && a[24..28] == b[24..28] && a[32..] == b[32..]
 }
 
 /// Executes one instruction on both. `Err` tells how they differ.
@@ -488,7 +385,9 @@ fn compare(
     machine.execute(bytes, &mut native);
     let same_memory = compare_memory(machine, &data(&emulated.state.memory), &untouched);
     let flags = (native.state.rflags ^ emulated.state.rflags) & flags;
-    let same = native.state.gpr == emulated.state.gpr && native.state.xmm == emulated.state.xmm;
+    let same = native.state.gpr == emulated.state.gpr
+        && native.state.ymm == emulated.state.ymm
+        && same_x87(&native, &emulated);
     if same && same_memory && flags.is_empty() {
         return Ok(());
     }
@@ -515,6 +414,10 @@ fn random_case(random: &mut Random) -> Option<(Vec<u8>, Insn, Mock)> {
 
 #[test]
 fn agrees_with_this_cpu() {
+    if !is_x86_feature_detected!("avx2") {
+        println!("this CPU has no AVX2");
+        return;
+    }
     let mut machine = Machine::new();
     let untouched = Mock::new(CodeSize::Bits64);
     for address in DATA..DATA + DATA_SIZE {

@@ -15,7 +15,7 @@ use svm::features::SvmFeatures;
 use svm::inject::{after_exit, prepare, Entry, InterruptSource};
 use svm::state::VcpuState;
 use svm::vmcb::Vmcb;
-use x86::cpu::{GuestMemory, MemError};
+use x86::cpu::{ExtendedState, GuestMemory, MemError, X87};
 use x86::cpuid::Dynamic;
 use x86::features::{Feature, Features};
 use x86::msr::Origin;
@@ -56,6 +56,10 @@ pub struct World {
     pub policy: Policy,
     pub msr_denied: bool,
     pub xmm: [u128; 16],
+    pub ymm_high: [u128; 16],
+    pub mmx: [u64; 8],
+    pub x87: X87,
+    pub mxcsr: u32,
 }
 
 impl Default for World {
@@ -85,6 +89,10 @@ impl Default for World {
             policy: Policy::empty(),
             msr_denied: false,
             xmm: [0; 16],
+            ymm_high: [0; 16],
+            mmx: [0; 8],
+            x87: X87::default(),
+            mxcsr: 0x1f80,
         }
     }
 }
@@ -235,12 +243,6 @@ impl Platform for World {
         self.set_tpr
     }
     fn tsc_changed(&mut self) {}
-    fn xmm(&mut self, index: u8) -> u128 {
-        self.xmm[usize::from(index)]
-    }
-    fn set_xmm(&mut self, index: u8, value: u128) {
-        self.xmm[usize::from(index)] = value;
-    }
     fn flush_tlb(&mut self) {
         self.flushes += 1;
     }
@@ -273,6 +275,43 @@ impl Platform for World {
     }
     fn pause(&mut self) {
         self.pauses += 1;
+    }
+}
+
+impl ExtendedState for World {
+    fn xmm(&mut self, index: u8) -> u128 {
+        self.xmm[usize::from(index)]
+    }
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        self.xmm[usize::from(index)] = value;
+    }
+    fn ymm_high(&mut self, index: u8) -> u128 {
+        self.ymm_high[usize::from(index)]
+    }
+    fn set_ymm_high(&mut self, index: u8, value: u128) {
+        self.ymm_high[usize::from(index)] = value;
+    }
+    fn mxcsr(&mut self) -> u32 {
+        self.mxcsr
+    }
+    fn set_mxcsr(&mut self, value: u32) -> bool {
+        self.mxcsr = value;
+        true
+    }
+    fn x87(&mut self) -> X87 {
+        self.x87
+    }
+    fn set_x87(&mut self, value: X87) {
+        self.x87 = value;
+    }
+    fn mmx(&mut self, index: u8) -> u64 {
+        self.mmx[usize::from(index)]
+    }
+    fn use_mmx(&mut self, write: Option<(u8, u64)>) {
+        self.x87.tags = 0xff;
+        if let Some((index, value)) = write {
+            self.mmx[usize::from(index)] = value;
+        }
     }
 }
 

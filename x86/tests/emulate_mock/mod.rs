@@ -11,11 +11,15 @@
 use std::collections::BTreeMap;
 use x86::cpu::Access;
 use x86::cpu::Cpu;
+use x86::cpu::ExtendedState;
 use x86::cpu::Stop;
+use x86::cpu::X87;
 use x86::decode::CodeSize;
 use x86::decode::Insn;
 use x86::emulate::emulate;
 use x86::emulate::fetch;
+use x86::features::Feature;
+use x86::fxsave;
 use x86::regs::vector;
 use x86::regs::Cr0;
 use x86::regs::Cr4;
@@ -31,6 +35,9 @@ use x86::regs::Segment;
 pub enum Event {
     Read(u64, usize, Access),
     Write(u64, usize),
+    Probe(u64, usize),
+    /// A write of the CPU's own.
+    Mark(u64, usize),
     CompareExchange(u64, usize),
     In(u16, u8),
     Out(u16, u8, u32),
@@ -42,7 +49,10 @@ pub struct State {
     pub gpr: [u64; 16],
     pub rip: u64,
     pub rflags: Rflags,
-    pub xmm: [u128; 16],
+    /// XMM, and the upper half of YMM.
+    pub ymm: [[u128; 2]; 16],
+    /// The x87 unit and MXCSR: the beginning of an FXSAVE image.
+    pub x87: [u8; 160],
     pub memory: BTreeMap<u64, u8>,
 }
 
@@ -55,6 +65,11 @@ pub struct Mock {
     pub cr4: Cr4,
     pub efer: Efer,
     pub cpl: u8,
+    pub gdtr: Segment,
+    pub idtr: Segment,
+    pub shadow: bool,
+    pub features: Feature,
+    pub xcr0: u64,
     pub events: Vec<Event>,
     /// The access with this number, counted from 0 in `events`, stops.
     pub stop_at: Option<(usize, Stop)>,
@@ -93,6 +108,12 @@ pub const SS: Stop = Stop::Exception(Exception::with_code(vector::SS, 0));
 pub const DE: Stop = Stop::Exception(Exception::new(vector::DE));
 pub const NM: Stop = Stop::Exception(Exception::new(vector::NM));
 
+fn initial_x87() -> [u8; 160] {
+    let mut image = [0; fxsave::SIZE];
+    fxsave::reset(&mut image);
+    std::array::from_fn(|index| image[index])
+}
+
 /// A CPU with this code and these general-purpose registers.
 pub fn cpu(mode: CodeSize, code: &[u8], registers: &[(usize, u64)]) -> Mock {
     let mut mock = Mock::with_code(mode, code);
@@ -124,14 +145,20 @@ impl Mock {
                 gpr: [0; 16],
                 rip: 0x1000,
                 rflags: Rflags::RESERVED1,
-                xmm: [0; 16],
+                ymm: [[0; 2]; 16],
+                x87: initial_x87(),
                 memory: BTreeMap::new(),
             },
             segments,
             cr0: Cr0::PE,
-            cr4: Cr4::OSFXSR,
+            cr4: Cr4::OSFXSR | Cr4::OSXSAVE,
             efer: Efer::empty(),
             cpl: 0,
+            gdtr: Segment::default(),
+            idtr: Segment::default(),
+            shadow: false,
+            features: Feature::all(),
+            xcr0: 7,
             events: Vec::new(),
             stop_at: None,
             lost_races: 0,
@@ -224,8 +251,34 @@ impl Cpu for Mock {
     fn set_rflags(&mut self, value: Rflags) {
         self.state.rflags = value;
     }
+    fn begin_interrupt_shadow(&mut self) {
+        self.shadow = true;
+    }
     fn segment(&self, reg: SegReg) -> Segment {
         self.segments[reg as usize]
+    }
+    fn set_segment(&mut self, reg: SegReg, value: Segment) {
+        self.segments[reg as usize] = value;
+    }
+    fn set_cpl(&mut self, value: u8) {
+        self.cpl = value;
+    }
+    fn gdtr(&self) -> Segment {
+        self.gdtr
+    }
+    fn set_gdtr(&mut self, value: Segment) {
+        self.gdtr = value;
+    }
+    fn idtr(&self) -> Segment {
+        self.idtr
+    }
+    fn set_idtr(&mut self, value: Segment) {
+        self.idtr = value;
+    }
+    fn load_machine_status_word(&mut self, value: u16) -> Result<(), Stop> {
+        let value = Cr0::from_bits_retain(u64::from(value & 0xf));
+        self.cr0 = self.cr0.difference(Cr0::from_bits_retain(0xe)) | value;
+        Ok(())
     }
     fn cr0(&self) -> Cr0 {
         self.cr0
@@ -254,6 +307,18 @@ impl Cpu for Mock {
         self.log(Event::Write(linear, data.len()))?;
         self.poke(linear, data);
         Ok(())
+    }
+
+    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        assert!(linear.checked_add(data.len() as u64 - 1).is_some());
+        self.log(Event::Mark(linear, data.len()))?;
+        self.poke(linear, data);
+        Ok(())
+    }
+
+    fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop> {
+        assert!(linear.checked_add(size as u64 - 1).is_some());
+        self.log(Event::Probe(linear, size))
     }
 
     fn compare_exchange(
@@ -290,12 +355,48 @@ impl Cpu for Mock {
         self.log(Event::Out(port, size, value))
     }
 
-    fn xmm(&mut self, index: u8) -> Result<u128, Stop> {
-        Ok(self.state.xmm[usize::from(index)])
+    fn has(&self, feature: Feature) -> bool {
+        self.features.contains(feature)
     }
 
-    fn set_xmm(&mut self, index: u8, value: u128) -> Result<(), Stop> {
-        self.state.xmm[usize::from(index)] = value;
-        Ok(())
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+}
+
+impl ExtendedState for Mock {
+    fn xmm(&mut self, index: u8) -> u128 {
+        self.state.ymm[usize::from(index)][0]
+    }
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        self.state.ymm[usize::from(index)][0] = value;
+    }
+    fn ymm_high(&mut self, index: u8) -> u128 {
+        self.state.ymm[usize::from(index)][1]
+    }
+    fn set_ymm_high(&mut self, index: u8, value: u128) {
+        self.state.ymm[usize::from(index)][1] = value;
+    }
+    fn mxcsr(&mut self) -> u32 {
+        fxsave::mxcsr(&self.state.x87)
+    }
+    fn set_mxcsr(&mut self, value: u32) -> bool {
+        let valid = value >> 16 == 0;
+        if valid {
+            fxsave::set_mxcsr(&mut self.state.x87, value);
+        }
+        valid
+    }
+    fn x87(&mut self) -> X87 {
+        fxsave::x87(&self.state.x87)
+    }
+    fn set_x87(&mut self, value: X87) {
+        fxsave::set_x87(&mut self.state.x87, value);
+    }
+    fn mmx(&mut self, index: u8) -> u64 {
+        fxsave::mmx(&self.state.x87, index)
+    }
+    fn use_mmx(&mut self, write: Option<(u8, u64)>) {
+        fxsave::use_mmx(&mut self.state.x87, write);
     }
 }

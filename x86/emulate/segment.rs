@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Segment registers: descriptors (APM vol. 2, 4.7 and 4.8), and the instructions that load or store
+//! selectors.
+
+use super::Flow;
+use super::Run;
+use crate::cpu::Access;
+use crate::cpu::Cpu;
+use crate::cpu::Stop;
+use crate::regs::vector;
+use crate::regs::Efer;
+use crate::regs::Exception;
+use crate::regs::SegAttr;
+use crate::regs::SegReg;
+use crate::regs::Segment;
+
+type Result<T = Flow> = core::result::Result<T, Stop>;
+
+/// A segment of virtual-8086 mode: present, DPL 3, writable data, accessed.
+const VIRTUAL_8086: SegAttr = SegAttr::P
+    .union(SegAttr::DPL)
+    .union(SegAttr::S)
+    .union(SegAttr::WRITABLE)
+    .union(SegAttr::ACCESSED);
+
+/// A descriptor that was read, and where it is.
+#[derive(Clone, Copy)]
+pub(super) struct Descriptor {
+    pub(super) segment: Segment,
+    /// The byte with the type, if it must be written back: accessed or busy.
+    pub(super) mark: Option<(u64, u8)>,
+}
+
+impl Descriptor {
+    pub(super) fn dpl(&self) -> u8 {
+        (self.segment.attributes.intersection(SegAttr::DPL).bits() >> 5) as u8
+    }
+
+    pub(super) fn has(&self, bits: SegAttr) -> bool {
+        self.segment.attributes.contains(bits)
+    }
+
+    /// Type and S.
+    pub(super) fn kind(&self) -> SegAttr {
+        self.segment.attributes & (SegAttr::TYPE | SegAttr::S)
+    }
+
+    /// For code this bit says "conforming".
+    pub(super) fn is_conforming(&self) -> bool {
+        self.has(SegAttr::CODE | SegAttr::EXPAND_DOWN)
+    }
+}
+
+/// The byte of a descriptor with its type.
+const TYPE_BYTE: u64 = 5;
+
+pub(super) fn rpl(selector: u16) -> u8 {
+    (selector & 3) as u8
+}
+
+pub(super) fn is_null(selector: u16) -> bool {
+    selector & !3 == 0
+}
+
+/// An exception whose error code is a selector.
+pub(super) fn fault(number: u8, selector: u16) -> Stop {
+    Exception::with_code(number, u32::from(selector & !3)).into()
+}
+
+impl<C: Cpu> Run<'_, C> {
+    /// Reads as the CPU itself does.
+    pub(super) fn read_system(&mut self, linear: u64, size: u8) -> Result<u64> {
+        let rest = u64::from(size).saturating_sub(1);
+        if linear.checked_add(rest).is_none() {
+            return Err(Stop::Unhandled);
+        }
+        self.read(linear, size, Access::SystemRead)
+    }
+
+    fn is_long(&self) -> bool {
+        self.cpu.efer().contains(Efer::LMA)
+    }
+
+    /// The descriptor that the selector names. Those of LDTs and TSSs have 16 bytes in long mode.
+    pub(super) fn descriptor(&mut self, selector: u16) -> Result<Descriptor> {
+        let bad = fault(vector::GP, selector);
+        let table = if selector & 4 == 0 {
+            self.cpu.gdtr()
+        } else {
+            self.cpu.segment(SegReg::Ldtr)
+        };
+        let is_local = selector & 4 != 0;
+        let offset = u64::from(selector & !7);
+        let unusable = is_local && !table.attributes.contains(SegAttr::P);
+        if unusable || offset.wrapping_add(7) > u64::from(table.limit) {
+            return Err(bad);
+        }
+        let mut entry = table.base.wrapping_add(offset);
+        if !self.is_long() {
+            entry &= 0xffff_ffff;
+        }
+        let raw = self.read_system(entry, 8)?;
+        let attributes = SegAttr::from_bits_retain((raw >> 40 & 0xff | raw >> 44 & 0xf00) as u16);
+        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
+        let mut segment = Segment {
+            selector,
+            attributes,
+            limit: if attributes.contains(SegAttr::G) {
+                limit << 12 | 0xfff
+            } else {
+                limit
+            },
+            base: raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000,
+        };
+        if self.is_long() && !attributes.contains(SegAttr::S) {
+            if offset.wrapping_add(15) > u64::from(table.limit) {
+                return Err(bad);
+            }
+            let upper = self.read_system(entry.wrapping_add(8), 4)?;
+            segment.base |= upper << 32;
+        }
+        Ok(Descriptor {
+            segment,
+            mark: Some((entry.wrapping_add(TYPE_BYTE), (raw >> 40) as u8)),
+        })
+    }
+
+    /// Marks a code or data segment as accessed, or a TSS as busy. The last thing that can fail.
+    pub(super) fn mark(&mut self, descriptor: &mut Descriptor, bit: SegAttr) -> Result<()> {
+        if let (Some((at, kind)), false) = (descriptor.mark, descriptor.has(bit)) {
+            descriptor.segment.attributes |= bit;
+            self.cpu.write_system(at, &[kind | bit.bits() as u8])?;
+        }
+        Ok(())
+    }
+
+    /// A segment of real or virtual-8086 mode. Real mode leaves limit and attributes as they are.
+    pub(super) fn real_segment(&self, register: SegReg, selector: u16) -> Segment {
+        let base = u64::from(selector) << 4;
+        if self.is_real() {
+            return Segment {
+                selector,
+                base,
+                ..self.cpu.segment(register)
+            };
+        }
+        Segment {
+            selector,
+            attributes: VIRTUAL_8086,
+            limit: 0xffff,
+            base,
+        }
+    }
+
+    /// What SS, DS, ES, FS or GS becomes with this selector, at this privilege level; its descriptor is
+    /// marked as accessed.
+    pub(super) fn data_segment(
+        &mut self,
+        register: SegReg,
+        selector: u16,
+        cpl: u8,
+    ) -> Result<Segment> {
+        if self.has_no_descriptors() {
+            return Ok(self.real_segment(register, selector));
+        }
+        let stack = register == SegReg::Ss;
+        if is_null(selector) {
+            let allowed = self.insn.is_64_bit() && cpl < 3 && rpl(selector) == cpl;
+            if stack && !allowed {
+                return Err(Exception::GP0.into());
+            }
+            let dpl = if stack { u16::from(cpl) << 5 } else { 0 };
+            return Ok(Segment {
+                selector,
+                attributes: SegAttr::from_bits_retain(dpl),
+                ..Segment::default()
+            });
+        }
+        let mut descriptor = self.descriptor(selector)?;
+        let (dpl, rpl) = (descriptor.dpl(), rpl(selector));
+        let code = descriptor.has(SegAttr::CODE);
+        // Of code this bit says "readable".
+        let readable = !code || descriptor.has(SegAttr::WRITABLE);
+        let legal = if stack {
+            !code && descriptor.has(SegAttr::WRITABLE) && dpl == cpl && rpl == cpl
+        } else {
+            readable && (descriptor.is_conforming() || dpl >= rpl.max(cpl))
+        };
+        if !legal || !descriptor.has(SegAttr::S) {
+            return Err(fault(vector::GP, selector));
+        }
+        if !descriptor.has(SegAttr::P) {
+            let number = if stack { vector::SS } else { vector::NP };
+            return Err(fault(number, selector));
+        }
+        self.mark(&mut descriptor, SegAttr::ACCESSED)?;
+        Ok(descriptor.segment)
+    }
+
+    fn load_data_segment(&mut self, register: SegReg, selector: u16) -> Result<()> {
+        let cpl = self.privilege();
+        let segment = self.data_segment(register, selector, cpl)?;
+        self.cpu.set_segment(register, segment);
+        Ok(())
+    }
+
+    /// MOV to a segment register.
+    pub(super) fn load_selector(&mut self) -> Result {
+        let register = self.segment_register()?;
+        if register == SegReg::Cs {
+            return Err(Exception::UD.into());
+        }
+        let selector = self.load_rm(2)? as u16;
+        self.load_data_segment(register, selector)?;
+        self.shadow = register == SegReg::Ss;
+        Ok(Flow::Next)
+    }
+
+    /// LES, LDS, LSS, LFS, LGS.
+    pub(super) fn load_far_pointer(&mut self, register: SegReg) -> Result {
+        let size = self.insn.operand_size;
+        let (offset, selector) = self.far_pointer(size)?;
+        self.load_data_segment(register, selector)?;
+        self.set_register(self.insn.reg, size, offset);
+        Ok(Flow::Next)
+    }
+
+    /// The offset of `size` bytes and the selector in memory.
+    pub(super) fn far_pointer(&mut self, size: u8) -> Result<(u64, u16)> {
+        let length = size.wrapping_add(2);
+        let linear = self.memory(length, Access::Read)?;
+        let mut bytes = [0; 10];
+        let part = bytes.get_mut(..usize::from(length));
+        self.cpu
+            .read(linear, part.ok_or(Stop::Unhandled)?, Access::Read)?;
+        let number = |from: usize, size: usize| {
+            let bytes = bytes.iter().skip(from).take(size).rev();
+            bytes.fold(0, |value, byte| value << 8 | u64::from(*byte))
+        };
+        let size = usize::from(size);
+        Ok((number(0, size), number(size, 2) as u16))
+    }
+
+    /// The segment register of a PUSH or POP, by its opcode; `None` for POP CS, which is none.
+    fn pushed_segment(&self) -> SegReg {
+        match self.insn.opcode & !1 {
+            0x06 => SegReg::Es,
+            0x0e => SegReg::Cs,
+            0x16 => SegReg::Ss,
+            0x1e => SegReg::Ds,
+            0xa0 => SegReg::Fs,
+            _ => SegReg::Gs,
+        }
+    }
+
+    /// PUSH of a segment register. As newer CPUs do, it writes two bytes of a doubleword.
+    pub(super) fn push_segment(&mut self) -> Result {
+        let size = self.insn.operand_size;
+        let selector = self.cpu.segment(self.pushed_segment()).selector;
+        let written = if size == 4 { 2 } else { size };
+        self.push_part(u64::from(selector), written, size)?;
+        Ok(Flow::Next)
+    }
+
+    /// POP of a segment register: two bytes count.
+    pub(super) fn pop_segment(&mut self) -> Result {
+        let register = self.pushed_segment();
+        let selector = self.top_of_stack(2)? as u16;
+        self.load_data_segment(register, selector)?;
+        self.drop_from_stack(u64::from(self.insn.operand_size));
+        self.shadow = register == SegReg::Ss;
+        Ok(Flow::Next)
+    }
+}
