@@ -6,6 +6,7 @@ mod control;
 mod device;
 mod exception;
 mod instruction;
+mod intercepted;
 mod msr;
 mod rip;
 mod task;
@@ -266,7 +267,13 @@ pub enum Action {
 /// Handles one exit.
 #[inline]
 pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
-    let result = match exit {
+    let result = handle(guest, exit);
+    settle(guest, result)
+}
+
+#[inline]
+fn handle<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Stop> {
+    match exit {
         Exit::Cpuid => instruction::cpuid(guest),
         Exit::Msr { write } => msr::msr(guest, write),
         Exit::Io(io) => device::io(guest, io),
@@ -277,8 +284,7 @@ pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
         // The glue has let the host handle its own; `inject::prepare` closes the window.
         Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init | Exit::Vintr => Ok(Action::Resume),
         exit => rare(guest, exit),
-    };
-    settle(guest, result)
+    }
 }
 
 /// The exits that need not be fast.

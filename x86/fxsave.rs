@@ -124,7 +124,8 @@ pub fn use_mmx(image: &mut [u8], write: Option<(u8, u64)>) {
             *register = get(image, mmx_offset(image, index));
         }
         for (index, register) in registers.into_iter().enumerate() {
-            put(image, offset::ST0 + REGISTER * index, register);
+            let at = REGISTER.wrapping_mul(index);
+            put(image, offset::ST0.wrapping_add(at), register);
         }
     }
     set_x87(
@@ -138,7 +139,7 @@ pub fn use_mmx(image: &mut [u8], write: Option<(u8, u64)>) {
     if let Some((index, value)) = write {
         let at = offset::ST0 + REGISTER * usize::from(index & 7);
         put(image, at, value.to_le_bytes());
-        put(image, at + 8, [0xff; 2]);
+        put(image, at.wrapping_add(8), [0xff; 2]);
     }
 }
 

@@ -2,6 +2,7 @@
 
 //! Ports, nested faults, and the emulation of instructions that reach a device.
 
+use super::intercepted::intercepted;
 use super::rip::{advance, linear_rip, single_step_trap, PAGE};
 use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
 use crate::cpu::Guest;
@@ -214,11 +215,20 @@ fn has_one_operand(insn: &Insn) -> bool {
     !(insn.map == Map::OneByte && matches!(insn.opcode, 0x6c..=0x6f | 0xa4..=0xa7 | 0x8f | 0xff))
 }
 
+/// MOV SS and POP SS.
+fn loads_stack_segment(insn: &Insn) -> bool {
+    const SS: u8 = 2;
+    insn.is(Map::OneByte, 0x17) || (insn.is(Map::OneByte, 0x8e) && insn.group() == SS)
+}
+
 fn emulate_some<P: Platform>(
     guest: &mut Guest<'_, P>,
     fault: Option<(Fault, NestedError)>,
 ) -> Result<Action, Stop> {
     let insn = instruction(guest, fault)?;
+    if let Some(result) = intercepted(guest, &insn) {
+        return result;
+    }
     let rip = guest.vmcb.rip();
     while guest.state.io.may_go_on() {
         guest.state.io.restart(rip);
@@ -226,6 +236,8 @@ fn emulate_some<P: Platform>(
         execute(guest, &insn)?;
         guest.state.io.commit();
         let completed = guest.vmcb.rip() != rip;
+        // Nothing comes between the two instructions that switch stacks (APM vol. 2, 13.1.4).
+        let stepping = stepping && !loads_stack_segment(&insn);
         // What the VMM has answered already comes first.
         let stepping = stepping && (completed || !guest.state.io.has_elements());
         if completed && guest.rflags().contains(Rflags::RF) {

@@ -201,9 +201,9 @@ impl<C: Cpu> Run<'_, C> {
                 let (start, length) = (other as u32 & 0xff, other as u32 >> 8 & 0xff);
                 (operand.checked_shr(start).unwrap_or(0) & low(length), Some(Rflags::empty()))
             }
-            (_, _, OperandSize) => (operand << count, None),
-            (_, _, Rep) => ((signed >> count) as u64, None),
-            (_, _, Repne) => (operand >> count, None),
+            (_, _, OperandSize) => (operand.wrapping_shl(count), None),
+            (_, _, Rep) => (signed.wrapping_shr(count) as u64, None),
+            (_, _, Repne) => (operand.wrapping_shr(count), None),
         };
         self.set_register(self.insn.reg, size, result);
         if let Some(carry) = flags {
@@ -247,7 +247,7 @@ impl<C: Cpu> Run<'_, C> {
         let factor = self.register(gpr::RDX, size);
         let product = u128::from(operand).wrapping_mul(u128::from(factor));
         self.set_register(low, size, product as u64);
-        self.set_register(self.insn.reg, size, (product >> bits(size)) as u64);
+        self.set_register(self.insn.reg, size, product.wrapping_shr(bits(size)) as u64);
         Ok(Flow::Next)
     }
 }

@@ -122,17 +122,19 @@ impl<C: Cpu> Run<'_, C> {
 
     /// POPA: the stack pointer's place is not read.
     pub(super) fn pop_registers(&mut self) -> Result {
+        /// How many registers are popped before RSP's place: the order is that of PUSHA, backwards.
+        const ABOVE_RSP: u64 = 3;
         let size = self.insn.operand_size;
         let mut values = [0; 8];
-        for (index, value) in (0..8).zip(&mut values) {
-            if index != 7 - gpr::RSP {
-                *value = self.stack_value(u64::from(index), size)?;
+        for (place, value) in (0..).zip(&mut values) {
+            if place != ABOVE_RSP {
+                *value = self.stack_value(place, size)?;
             }
         }
         self.drop_from_stack(u64::from(size).wrapping_mul(8));
-        for (index, value) in (0..8).zip(values) {
-            if index != 7 - gpr::RSP {
-                self.set_register(7 - index, size, value);
+        for (index, value) in (0..8).zip(values.into_iter().rev()) {
+            if index != gpr::RSP {
+                self.set_register(index, size, value);
             }
         }
         Ok(Flow::Next)

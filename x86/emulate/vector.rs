@@ -124,8 +124,8 @@ fn duplicate(value: u128, bits: u32, odd: bool) -> u128 {
         32 => 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff,
         _ => u128::from(u64::MAX),
     };
-    let chosen = if odd { value >> bits } else { value } & even;
-    chosen | chosen << bits
+    let chosen = if odd { value.wrapping_shr(bits) } else { value } & even;
+    chosen | chosen.wrapping_shl(bits)
 }
 
 impl<C: Cpu> Run<'_, C> {

@@ -387,7 +387,7 @@ fn compare(
     let flags = (native.state.rflags ^ emulated.state.rflags) & flags;
     let same = native.state.gpr == emulated.state.gpr
         && native.state.ymm == emulated.state.ymm
-        && same_x87(&native, &emulated);
+        && same_x87(&native, emulated);
     if same && same_memory && flags.is_empty() {
         return Ok(());
     }

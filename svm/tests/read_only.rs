@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the CPU itself reads and writes in read-only memory: page tables, descriptors.
+
+mod support;
+
+use support::{Machine, CODE};
+use svm::dispatch::{Action, FaultOutcome};
+use svm::exit::{ExitCode, NestedError};
+use svm::features::SvmFeatures;
+use x86::regs::{gpr, Exception, Rflags, SegReg, Segment};
+
+/// The exit of a CPU that would write into page tables in read-only memory: so it does nothing.
+fn walk_exit(machine: &mut Machine) -> Action {
+    let error = NestedError::TABLE_WALK | NestedError::WRITE | NestedError::PRESENT;
+    machine.exit(ExitCode::NPF, error.bits(), 0x8000)
+}
+
+fn rom(code: &[u8]) -> Machine {
+    let mut machine = Machine::long(SvmFeatures::NRIPS).code(code);
+    machine.world.read_only = true;
+    machine.world.fault = FaultOutcome::ReadOnlyWrite;
+    // Of another exit.
+    machine.vmcb.set_next_rip(0x1234);
+    machine
+}
+
+/// Every instruction is emulated then: branches, too.
+#[test]
+fn page_tables_in_read_only_memory() {
+    // xor eax, eax; mov ecx, 2; inc eax; loop
+    let mut machine = rom(&[0x31, 0xc0, 0xb9, 2, 0, 0, 0, 0xff, 0xc0, 0xe2, 0xfc]);
+    for rip in [2, 7, 9, 7, 9, 11] {
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + rip);
+    }
+    assert_eq!(machine.state.regs.get(gpr::RAX), 2);
+    // The tables are what they were: without accessed bits.
+    assert_eq!(machine.world.ram[0x8000], 7);
+}
+
+/// What the CPU would intercept is handled as if it had.
+#[test]
+fn intercepted_instructions() {
+    let mut machine = rom(&[0x0f, 0xa2]);
+    machine.state.regs.set(gpr::RAX, 0x4000_1234);
+    assert_eq!(walk_exit(&mut machine), Action::Resume);
+    assert_eq!(machine.state.regs.get(gpr::RAX), 0x4000_1234);
+    assert_eq!(machine.state.regs.get(gpr::RCX), 0xcccc);
+    assert_eq!(machine.vmcb.rip(), CODE + 2);
+    let mut machine = rom(&[0xf4]);
+    assert_eq!(walk_exit(&mut machine), Action::Halt);
+    assert_eq!(machine.vmcb.rip(), CODE + 1);
+    // mov rax, cr3; clts; rdtsc; rdmsr (EFER).
+    let mut machine = rom(&[0x0f, 0x20, 0xd8, 0x0f, 0x06, 0x0f, 0x31, 0x0f, 0x32]);
+    machine.state.regs.set(gpr::RCX, 0xc000_0080);
+    for rip in [3, 5, 7, 9] {
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + rip);
+        assert_eq!(machine.exception(), None);
+    }
+    let mut machine = rom(&[0xf4]);
+    machine.vmcb.set_cpl(3);
+    assert_eq!(walk_exit(&mut machine), Action::Resume);
+    assert_eq!(machine.exception(), Some(Exception::GP0));
+}
+
+/// The accessed bit of a descriptor, and the busy bit of a TSS, are lost, and nobody hears of them.
+#[test]
+fn descriptors_in_read_only_memory() {
+    // mov ds, eax; ltr cx
+    let mut machine = rom(&[0x8e, 0xd8, 0x0f, 0x00, 0xd9]);
+    let gdt: [u64; 4] = [0, 0x00cf_9200_0000_ffff, 0x0000_8900_7100_0067, 0];
+    for (index, descriptor) in gdt.iter().enumerate() {
+        let at = 0x5000 + 8 * index;
+        machine.world.ram[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+    }
+    machine.vmcb.set_gdtr(Segment {
+        base: 0x5000,
+        limit: 0x1f,
+        ..Segment::default()
+    });
+    machine.state.regs.set(gpr::RAX, 8);
+    machine.state.regs.set(gpr::RCX, 16);
+    let error = NestedError::FINAL | NestedError::WRITE | NestedError::PRESENT;
+    for rip in [2, 5] {
+        let action = machine.exit(ExitCode::NPF, error.bits(), 0x500d);
+        assert_eq!(action, Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + rip);
+        assert_eq!(machine.exception(), None);
+    }
+    assert_eq!(machine.vmcb.segment(SegReg::Ds).selector, 8);
+    assert_eq!(machine.vmcb.segment(SegReg::Tr).base, 0x7100);
+    assert_eq!(machine.world.ram[0x500d], 0x92);
+    assert_eq!(machine.world.ram[0x5015], 0x89);
+    assert!(!machine.vmcb.rflags().contains(Rflags::RF));
+}
