@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
-//! resets them, gives them a disk whose doorbells and interrupts are eventfds, moves them under load
-//! to another QEMU, and keeps them in files.
+//! resets them, gives them a disk and a network whose doorbells and interrupts are eventfds, moves them under load
+//! to another QEMU, keeps them in files, and adds a CPU and memory while they run.
 
 mod console;
+mod machines;
 mod models;
 mod qemu;
 
@@ -34,6 +35,15 @@ const TESTS: &[Test] = &[
         "`-cpu MODEL,enforce` misses nothing that it has on KVM",
         models::enforced,
     ),
+    ("a microVM boots", machines::micro),
+    (
+        "a guest grows by a CPU and by memory above 4 GiB",
+        machines::grown,
+    ),
+    (
+        "a guest's network is served by the host's vhost",
+        machines::vhost,
+    ),
 ];
 
 /// What the guest runs, besides `load`, the load of the soak.
@@ -45,6 +55,8 @@ const PROGRAMS: &[(&str, &str)] = &[
         "disk",
         "insmod /lib/virtio_blk.ko; sha256sum </dev/vda; dd if=/dev/vda of=/dev/vda bs=1M count=4 seek=4; sync",
     ),
+    ("grow", machines::GROW),
+    ("net", machines::NET),
 ];
 
 fn main() -> ExitCode {
@@ -59,6 +71,7 @@ fn main() -> ExitCode {
     tap.finish()
 }
 
+/// Runs a script of the host, and answers what it says.
 fn shell(script: &str) -> Result<String, String> {
     let output = Command::new("sh").args(["-ec", script]).output();
     let output = output.map_err(|e| e.to_string())?;
@@ -70,7 +83,7 @@ fn shell(script: &str) -> Result<String, String> {
 
 /// The initial RAM disk of the lab's guest with these programs.
 fn prepare() -> Result<(), String> {
-    shell("mkdir -p /tmp/more/bin /tmp/more/lib; cp /selftests/bin/load /tmp/more/bin/; cp /lab/virtio_blk.ko /tmp/more/lib/")?;
+    shell("mkdir -p /tmp/more/bin /tmp/more/lib; cp /selftests/bin/load /tmp/more/bin/; cp /lab/virtio_blk.ko /tmp/more/lib/; cp -r /lab/net /tmp/more/lib/net")?;
     for (name, script) in PROGRAMS {
         let text = format!("#!/bin/sh\n{script}\n");
         fs::write(format!("/tmp/more/bin/{name}"), text).map_err(|e| e.to_string())?;
