@@ -61,6 +61,7 @@ abi!(
     kvm_vcpu_events,
     kvm_debugregs,
     kvm_guest_debug,
+    kvm_x86_mce,
     kvm_xsave,
     kvm_xcrs,
     kvm_device_attr,

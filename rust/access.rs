@@ -6,7 +6,7 @@
 //! looked up, pinned or mapped here, and the host's own page fault brings absent pages in.
 
 use crate::fault::VcpuMemory;
-use crate::memory_ffi::{cmpxchg_user, read_user, write_user};
+use crate::memory_ffi::{cmpxchg_user, is_poisoned, read_user, write_user};
 use kernel::prelude::*;
 use x86::cpu::{GuestMemory, MemError};
 
@@ -22,11 +22,14 @@ impl<'a> GuestAccess<'a> {
         Self { memory, may_sleep }
     }
 
-    fn failed(&self) -> MemError {
-        match self.may_sleep {
-            true => MemError::Fault,
-            false => MemError::WouldSleep,
+    /// What an access at `hva` failed with.
+    #[cold]
+    fn failed(&self, hva: u64) -> MemError {
+        if !self.may_sleep {
+            return MemError::WouldSleep;
         }
+        self.memory.poisoned.set(is_poisoned(hva).then_some(hva));
+        MemError::Fault
     }
 }
 
@@ -35,7 +38,8 @@ impl GuestMemory for GuestAccess<'_> {
         let mut hint = self.memory.hint;
         let slots = self.memory.vm().slots();
         let slot = slots.find(gpa, &mut hint).ok_or(MemError::Unbacked)?;
-        read_user(buf, slot.hva(gpa), self.may_sleep).map_err(|_| self.failed())?;
+        let hva = slot.hva(gpa);
+        read_user(buf, hva, self.may_sleep).map_err(|_| self.failed(hva))?;
         drop(slots);
         self.memory.hint = hint;
         Ok(())
@@ -48,7 +52,8 @@ impl GuestMemory for GuestAccess<'_> {
         if slot.read_only() {
             return Err(MemError::ReadOnly);
         }
-        write_user(slot.hva(gpa), data, self.may_sleep).map_err(|_| self.failed())?;
+        let hva = slot.hva(gpa);
+        write_user(hva, data, self.may_sleep).map_err(|_| self.failed(hva))?;
         slot.wrote(gpa, self.memory.ring());
         drop(slots);
         self.memory.hint = hint;
@@ -68,8 +73,9 @@ impl GuestMemory for GuestAccess<'_> {
         if slot.read_only() {
             return Err(MemError::ReadOnly);
         }
-        let result = cmpxchg_user(slot.hva(gpa), size, old, new, self.may_sleep);
-        let result = result.map_err(|_| self.failed())?;
+        let hva = slot.hva(gpa);
+        let result = cmpxchg_user(hva, size, old, new, self.may_sleep);
+        let result = result.map_err(|_| self.failed(hva))?;
         if result.is_ok() {
             slot.wrote(gpa, self.memory.ring());
         }

@@ -8,6 +8,7 @@ use crate::memory::{Mmu, VmMemory};
 use crate::memory_ffi::{host_page_size, HostPages, MOST_PAGES};
 use crate::slots::{Slot, SlotList};
 use crate::tables::{LockedTables, TableCache};
+use core::cell::Cell;
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -36,6 +37,8 @@ pub(crate) enum Outcome {
 pub(crate) struct VcpuMemory {
     vm: Arc<VmMemory>,
     pub(crate) hint: usize,
+    /// Where the last access failed, if that was because the host's memory is poisoned.
+    pub(crate) poisoned: Cell<Option<u64>>,
     ring: Option<Arc<DirtyRing>>,
     stock: KBox<Stock>,
 }
@@ -75,6 +78,7 @@ impl VcpuMemory {
         Ok(Self {
             vm,
             hint: 0,
+            poisoned: Cell::new(None),
             ring,
             stock,
         })
@@ -157,6 +161,10 @@ impl VcpuMemory {
             Ok(Some(writable)) => fault.map(cache, pages, writable),
             Ok(None) => Outcome::WouldSleep,
             Err(error) if error == EAGAIN => Outcome::Stale,
+            Err(error) if error == EHWPOISON => {
+                self.poisoned.set(Some(fault.hva));
+                Outcome::HostFault(error)
+            }
             Err(error) => Outcome::HostFault(error),
         };
         pages.put();

@@ -54,6 +54,7 @@ extern "C" {
     fn pacifica_may_poll() -> bool;
     fn pacifica_current() -> *mut bindings::task_struct;
     fn pacifica_yield_to(runner: *const *mut bindings::task_struct) -> bool;
+    fn pacifica_online_cpus() -> c_uint;
     fn pacifica_kick_cpu(cpu: c_uint);
     fn pacifica_interrupt_and_wait(cpu: c_uint);
     fn pacifica_wait(
@@ -231,6 +232,8 @@ safe! {
     run_delay = pacifica_run_delay() -> u64;
     /// Whether this thread may go on looking for something: nobody else has work for this CPU.
     may_poll = pacifica_may_poll() -> bool;
+    /// How many CPUs the host has now.
+    online_cpus = pacifica_online_cpus() -> u32;
     /// Makes a CPU leave its guest.
     kick_cpu = pacifica_kick_cpu(cpu: u32);
     /// Interrupts a CPU, and returns when its handler has run. Interrupts must be on.

@@ -228,6 +228,11 @@ bool pacifica_yield_to(struct task_struct *const *runner)
 	return yielded;
 }
 
+unsigned int pacifica_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
 void pacifica_kick_cpu(unsigned int cpu)
 {
 	/* Who asks may have slept since it looked where the guest was, and that CPU may be gone. */

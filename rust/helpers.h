@@ -62,6 +62,7 @@ u64 pacifica_run_delay(void);
 bool pacifica_may_poll(void);
 struct task_struct *pacifica_current(void);
 bool pacifica_yield_to(struct task_struct *const *runner);
+unsigned int pacifica_online_cpus(void);
 void pacifica_kick_cpu(unsigned int cpu);
 void pacifica_interrupt_and_wait(unsigned int cpu);
 int pacifica_wait(struct rcuwait *wait, bool (*ready)(void *), void *arg);

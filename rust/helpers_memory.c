@@ -123,6 +123,24 @@ void pacifica_put_pages(struct page **pages, unsigned int count)
 }
 
 /*
+ * The calling thread has met poisoned memory at this address: it gets the SIGBUS that an access of its own would bring,
+ * with the size of what is lost.
+ */
+void pacifica_report_poison(unsigned long address)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	short shift = PAGE_SHIFT;
+
+	mmap_read_lock(mm);
+	vma = find_vma(mm, address);
+	if (vma && vma->vm_start <= address && vma->vm_ops && vma->vm_ops->pagesize)
+		shift = ilog2(vma->vm_ops->pagesize(vma));
+	mmap_read_unlock(mm);
+	send_sig_mceerr(BUS_MCEERR_AR, (void __user *)address, shift, current);
+}
+
+/*
  * How large the page is that the process has at this address: 1 for 4 KiB, 2 for 2 MiB, 3 for
  * 1 GiB. Stays true while the memory's lock is held and no invalidation is under way.
  */

@@ -19,6 +19,7 @@ u64 pacifica_page_for_guest_ahead(struct page *page, bool write);
 int pacifica_frame(struct mm_struct *mm, unsigned long address, bool write, u64 *entry,
 		   bool *writable);
 void pacifica_account_table(const void *table, int count);
+void pacifica_report_poison(unsigned long address);
 void pacifica_put_pages(struct page **pages, unsigned int count);
 unsigned int pacifica_host_level(struct mm_struct *mm, unsigned long address);
 unsigned int pacifica_host_paging_levels(void);

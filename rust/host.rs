@@ -49,6 +49,8 @@ const EFER_SVME: u64 = 1 << 12;
 /// The SVM leaf of CPUID (APM vol. 3, E.4.9).
 const CPUID_SVM: u32 = 0x8000_000a;
 
+/// OS-visible workarounds (APM vol. 3, E.4.2, Fn8000_0001_ECX).
+const CPUID_8000_0001_ECX_OSVW: u32 = 1 << 9;
 /// Reserved for hypervisors (APM vol. 3, E.3.2, Fn0000_0001_ECX).
 const CPUID_1_ECX_HYPERVISOR: u32 = 1 << 31;
 
@@ -80,6 +82,8 @@ pub(crate) struct Host {
     pub(crate) features: SvmFeatures,
     /// Extended state.
     pub(crate) fpu: HostState,
+    /// OSVW: how many errata the CPU knows, and which it has (APM vol. 2, appendix E).
+    pub(crate) errata: (u64, u64),
     /// The permission maps, the same for all guests.
     msrpm: Pages<[u8; msrpm::SIZE]>,
     iopm: Pages<[u8; iopm::SIZE]>,
@@ -139,6 +143,18 @@ fn detect() -> core::result::Result<(SvmFeatures, u32), &'static str> {
     Ok((features, asids))
 }
 
+/// What the CPU says of its errata; nothing if it does not have the registers.
+fn errata() -> (u64, u64) {
+    let read = |msr| ffi::rdmsr(msr).unwrap_or(0);
+    match ffi::cpuid(0x8000_0001, 0)[2] & CPUID_8000_0001_ECX_OSVW {
+        0 => (0, 0),
+        _ => (
+            read(bindings::MSR_AMD64_OSVW_ID_LENGTH),
+            read(bindings::MSR_AMD64_OSVW_STATUS),
+        ),
+    }
+}
+
 /// Whether a hypervisor says that it is there.
 fn is_virtual() -> bool {
     ffi::cpuid(1, 0)[2] & CPUID_1_ECX_HYPERVISOR != 0
@@ -176,6 +192,7 @@ pub(crate) fn init() -> Result {
             cpus,
             features,
             fpu: HostState::new(),
+            errata: errata(),
             msrpm,
             iopm,
             debugfs,

@@ -30,6 +30,7 @@ extern "C" {
         writable: *mut bool,
     ) -> c_int;
     fn pacifica_account_table(table: *const c_void, count: c_int);
+    fn pacifica_report_poison(address: c_ulong);
     fn pacifica_put_pages(pages: *mut *mut bindings::page, count: c_uint);
     fn pacifica_host_level(mm: *mut bindings::mm_struct, address: c_ulong) -> c_uint;
     fn pacifica_host_paging_levels() -> c_uint;
@@ -236,6 +237,19 @@ pub(crate) struct HostPages {
 unsafe impl Send for HostPages {}
 // SAFETY: Nothing can be done with a shared reference that needs exclusion.
 unsafe impl Sync for HostPages {}
+
+/// Sends SIGBUS to the calling thread, as if it had met the poisoned memory at `hva` itself.
+#[cold]
+pub(crate) fn report_poison(hva: u64) {
+    // SAFETY: Called in a thread of the process, with no lock that forbids sleeping.
+    unsafe { pacifica_report_poison(hva as c_ulong) };
+}
+
+/// Whether an access at `hva` failed because memory is poisoned. May sleep.
+#[cold]
+pub(crate) fn is_poisoned(hva: u64) -> bool {
+    HostPages::new().fetch(hva, false) == Err(EHWPOISON)
+}
 
 impl HostPages {
     /// None.

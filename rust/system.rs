@@ -124,7 +124,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         abi::KVM_CAP_ADJUST_CLOCK => clock::FLAGS as c_long,
         abi::KVM_CAP_IRQ_ROUTING => irqchip::routing::MAX_GSIS as c_long,
         // What is recommended, and what is possible.
-        abi::KVM_CAP_NR_VCPUS => 64,
+        abi::KVM_CAP_NR_VCPUS => (ffi::online_cpus() as c_long).min(MAX_VCPUS as c_long),
         abi::KVM_CAP_MAX_VCPUS => MAX_VCPUS as c_long,
         abi::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as c_long,
         abi::KVM_CAP_NR_MEMSLOTS => slots::SLOT_LIMIT as c_long,

@@ -4,11 +4,13 @@
 
 use crate::abi;
 use crate::ffi;
+use crate::memory_ffi::report_poison;
 use crate::requests::ready_for_user_interrupt;
-use crate::run_page::Common;
+use crate::run_page::{Common, RunPage};
 use crate::stats::Count;
 use crate::vcpu::{Inner, Vcpu};
 use kernel::prelude::*;
+use npt::PageSize;
 use svm::dispatch::{InternalError, UserExit};
 use svm::io::UserIo;
 use x86::regs::{Rflags, SegReg};
@@ -60,9 +62,23 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
             page.set_fail_entry(reason);
         }
         UserExit::InternalError(error) => internal_error(vcpu, error),
-        UserExit::Fault => return Err(inner.parts.host_error.take().unwrap_or(EFAULT)),
+        UserExit::Fault => return Err(no_memory(page, inner)),
     }
     Ok(())
+}
+
+/// What KVM_RUN fails with where the process has no usable memory. If the memory is poisoned, the thread hears of it by a
+/// signal, as if it had touched the memory itself, and what the guest did is tried again at the next KVM_RUN: by then
+/// another page may be there, or the VMM has given the guest a machine check.
+#[cold]
+fn no_memory(page: &RunPage, inner: &mut Inner) -> Error {
+    let error = inner.parts.host_error.take();
+    if let Some(hva) = inner.parts.memory.poisoned.take() {
+        report_poison(hva & !PageSize::Size4K.offset_mask());
+        page.set_reason(abi::KVM_EXIT_INTR);
+        return EINTR;
+    }
+    error.unwrap_or(EFAULT)
 }
 
 fn internal_error(vcpu: &Vcpu, error: InternalError) {

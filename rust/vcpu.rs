@@ -151,6 +151,7 @@ impl Vcpu {
         let apic = lapic.as_ref().map(|lapic| lapic.snapshot());
         let mut vmcb = Pages::<Vmcb>::new()?;
         let mut state = new_state(&mut vmcb, vm.features)?;
+        state.msrs.set_errata(host.errata.0, host.errata.1);
         let (iopm, msrpm) = host.permission_maps();
         vmcb.set_iopm_base(iopm);
         vmcb.set_msrpm_base(msrpm);

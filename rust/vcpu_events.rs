@@ -13,7 +13,9 @@ use kernel::prelude::*;
 use svm::debug::DebugControl;
 use svm::dispatch;
 use svm::event::{QueuedException, QueuedInterrupt};
-use x86::regs::{vector, Exception};
+use svm::state::guest_cr4;
+use x86::msr::{Report, Reported};
+use x86::regs::{vector, Cr4, Exception};
 
 /// Dispatches on the number.
 pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
@@ -29,6 +31,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         abi::PACIFICA_SET_DEBUGREGS => set_debugregs(inner, &arg.read()?),
         abi::PACIFICA_SET_GUEST_DEBUG => set_guest_debug(vcpu, inner, &arg.read()?),
         abi::PACIFICA_X86_SETUP_MCE => setup_mce(inner, arg.read()?),
+        abi::PACIFICA_X86_SET_MCE => set_mce(inner, &arg.read()?),
         abi::PACIFICA_GET_LAPIC => get_lapic(vcpu, inner, arg),
         abi::PACIFICA_SET_LAPIC => set_lapic(vcpu, inner, arg),
         // Where TPR accesses that are reported would leave their value; none are reported.
@@ -180,6 +183,25 @@ fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
     } else {
         Err(EINVAL)
     }
+}
+
+/// KVM_X86_SET_MCE: a machine check happens to the guest.
+fn set_mce(inner: &mut Inner, new: &abi::kvm_x86_mce) -> Result {
+    let report = Report {
+        status: new.status,
+        addr: new.addr,
+        misc: new.misc,
+        mcg_status: new.mcg_status,
+        bank: new.bank,
+    };
+    let enabled = guest_cr4(&inner.vmcb, &inner.state).contains(Cr4::MCE);
+    let state = &mut inner.state;
+    match state.msrs.mce.report(&report, enabled).ok_or(EINVAL)? {
+        Reported::Quiet => {}
+        Reported::MachineCheck => state.events.raise(Exception::new(vector::MC)),
+        Reported::Shutdown => state.events.triple_fault = true,
+    }
+    Ok(())
 }
 
 fn get_lapic(vcpu: &Vcpu, inner: &Inner, arg: Arg) -> Result {

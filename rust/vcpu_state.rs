@@ -77,6 +77,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         | abi::PACIFICA_SET_DEBUGREGS
         | abi::PACIFICA_SET_GUEST_DEBUG
         | abi::PACIFICA_X86_SETUP_MCE
+        | abi::PACIFICA_X86_SET_MCE
         | abi::PACIFICA_GET_LAPIC
         | abi::PACIFICA_SET_LAPIC
         | abi::PACIFICA_SET_VAPIC_ADDR => vcpu_events::ioctl(vcpu, inner, cmd, arg)?,

@@ -59,6 +59,8 @@ bitflags! {
         const PV_ASYNC_PF_VMEXIT = 1 << 42;
         const PV_ASYNC_PF_INT = 1 << 43;
         const PV_POLL_CONTROL = 1 << 44;
+        const OSVW = 1 << 45;
+        const PERFCTR_CORE = 1 << 46;
         // Instructions that the emulator knows.
         const AVX = 1 << 48;
         const AVX2 = 1 << 49;
@@ -293,6 +295,8 @@ fn ext_1(entry: &Entry) -> Feature {
         (ecx.contains(Ext1Ecx::SVM), Feature::SVM),
         (ecx.contains(Ext1Ecx::TCE), Feature::TCE),
         (ecx.contains(Ext1Ecx::ABM), Feature::ABM),
+        (ecx.contains(Ext1Ecx::OSVW), Feature::OSVW),
+        (ecx.contains(Ext1Ecx::PERFCTR_CORE), Feature::PERFCTR_CORE),
         (edx.contains(Ext1Edx::SYSCALL), Feature::SYSCALL),
         (edx.contains(Ext1Edx::NX), Feature::NX),
         (edx.contains(Ext1Edx::FFXSR), Feature::FFXSR),

@@ -18,7 +18,7 @@ mod mtrr;
 mod pv;
 
 pub use file::MsrFile;
-pub use mce::{Mce, MAX_BANKS};
+pub use mce::{Mce, Report, Reported, MAX_BANKS};
 pub use mtrr::Mtrr;
 
 use crate::features::{Feature, Features};

@@ -124,6 +124,7 @@ pub mod number {
     pub const NMI: Number = Number::plain(0x9a);
     pub const SET_GUEST_DEBUG: Number = Number::set::<kvm_guest_debug>(0x9b);
     pub const X86_SETUP_MCE: Number = Number::set::<u64>(0x9c);
+    pub const X86_SET_MCE: Number = Number::set::<kvm_x86_mce>(0x9e);
     pub const X86_GET_MCE_CAP_SUPPORTED: Number = Number::get::<u64>(0x9d);
     pub const GET_PIT2: Number = Number::get::<kvm_pit_state2>(0x9f);
     pub const SET_PIT2: Number = Number::set::<kvm_pit_state2>(0xa0);

@@ -120,13 +120,16 @@ pub(super) fn rdtsc<P: Platform>(guest: &mut Guest<'_, P>, with_aux: bool) -> Re
     Ok(Action::Resume)
 }
 
-/// RDPMC. The four counters that every AMD CPU has stand still; there are no others.
+/// RDPMC. The four counters that every AMD CPU has stand still, as do the two more of a guest whose CPUID has them.
 pub(super) fn rdpmc<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
-    const COUNTERS: u32 = 4;
+    /// Leaf 8000_0001, ECX: six counters.
+    const PERFCTR_CORE: u32 = 1 << 23;
     if guest.cpl() != 0 && !guest.cr4().contains(Cr4::PCE) {
         return Err(Exception::GP0.into());
     }
-    if guest.state.regs.get(gpr::RCX) as u32 >= COUNTERS {
+    let [_, _, ecx, _] = guest.platform.cpuid(0x8000_0001, 0, &Dynamic::default());
+    let counters = if ecx & PERFCTR_CORE != 0 { 6 } else { 4 };
+    if guest.state.regs.get(gpr::RCX) as u32 >= counters {
         return Err(Exception::GP0.into());
     }
     let next = next_rip(guest, Opcode::RDPMC)?;

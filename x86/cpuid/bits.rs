@@ -174,11 +174,13 @@ bitflags! {
         const SSE4A = 1 << 6;
         const MISALIGN_SSE = 1 << 7;
         const PREFETCHW = 1 << 8;
+        const OSVW = 1 << 9;
         const XOP = 1 << 11;
         const FMA4 = 1 << 16;
         const TCE = 1 << 17;
         const TBM = 1 << 21;
         const TOPOEXT = 1 << 22;
+        const PERFCTR_CORE = 1 << 23;
         const _ = !0;
     }
 }

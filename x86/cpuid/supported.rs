@@ -306,7 +306,9 @@ fn ext_1_ecx(host: u32, caps: &Caps) -> u32 {
         | Ext1Ecx::ABM
         | Ext1Ecx::SSE4A
         | Ext1Ecx::MISALIGN_SSE
-        | Ext1Ecx::PREFETCHW;
+        | Ext1Ecx::PREFETCHW
+        | Ext1Ecx::OSVW
+        | Ext1Ecx::PERFCTR_CORE;
     native.set(Ext1Ecx::TOPOEXT, caps.topoext);
     let wide = Ext1Ecx::XOP | Ext1Ecx::FMA4 | Ext1Ecx::TBM;
     native.set(wide, caps.has_avx());

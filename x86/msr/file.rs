@@ -31,6 +31,12 @@ const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// The patch level that KVM gives a new vCPU on AMD; a VMM may set the host's.
 const PATCH_LEVEL_RESET: u64 = 0x0100_0065;
 
+/// Errata whose workarounds a guest need not do: the first three of OSVW, which are settled by the host (their status bits
+/// are clear), or about what guests do not have.
+const OSVW_KNOWN: u64 = 3;
+/// Of the host's status bits these two say that it has to do something itself.
+const OSVW_OF_HOST: u64 = 0b110;
+
 /// The record of stolen time has 64 bytes, and is aligned to them.
 const PV_STEAL_RESERVED: u64 = 0x3e;
 
@@ -58,6 +64,8 @@ pub struct MsrFile {
     patch_level: u64,
     hwcr: u64,
     de_cfg: u64,
+    osvw_length: u64,
+    osvw_status: u64,
 }
 
 impl Default for MsrFile {
@@ -92,6 +100,8 @@ fn constant(index: u32) -> Option<Constant> {
         index::XSS => Fixed(0),
         // The four counters of old count nothing.
         index::PERF_LEGACY_FIRST..=index::PERF_LEGACY_LAST => WriteIgnored(0),
+        // Nor do the six of now.
+        index::PERF_CORE_FIRST..=index::PERF_CORE_LAST => WriteIgnored(0),
         _ => return None,
     })
 }
@@ -107,6 +117,8 @@ pub(super) fn holds(index: u32) -> bool {
             | index::PATCH_LEVEL
             | index::HWCR
             | index::DE_CFG
+            | index::OSVW_LENGTH
+            | index::OSVW_STATUS
     ) || Pv::holds(index)
         || Mce::holds(index)
         || Mtrr::holds(index)
@@ -131,6 +143,8 @@ fn is_present(index: u32, features: &Features) -> bool {
         index::PV_WALL_CLOCK_OLD | index::PV_SYSTEM_TIME_OLD => features.has(Feature::PV_CLOCK),
         index::PV_WALL_CLOCK | index::PV_SYSTEM_TIME => features.has(Feature::PV_CLOCK2),
         index::PV_STEAL_TIME => features.has(Feature::PV_STEAL_TIME),
+        index::OSVW_LENGTH | index::OSVW_STATUS => features.has(Feature::OSVW),
+        index::PERF_CORE_FIRST..=index::PERF_CORE_LAST => features.has(Feature::PERFCTR_CORE),
         _ => Pv::is_present(index, features),
     }
 }
@@ -153,7 +167,16 @@ impl MsrFile {
             patch_level: PATCH_LEVEL_RESET,
             hwcr: 0,
             de_cfg: 0,
+            osvw_length: OSVW_KNOWN,
+            osvw_status: 0,
         }
+    }
+
+    /// Which errata the guest's operating system need not work around (OSVW, APM vol. 2, appendix E), from what the host's
+    /// CPU says: how many it knows, and which of them it has.
+    pub fn set_errata(&mut self, length: u64, status: u64) {
+        self.osvw_length = length.max(OSVW_KNOWN);
+        self.osvw_status = status & !OSVW_OF_HOST;
     }
 
     /// INIT leaves what real CPUs have. But what is written into the guest's memory ends: whoever
@@ -201,6 +224,8 @@ impl MsrFile {
             index::PATCH_LEVEL => Ok(self.patch_level),
             index::HWCR => Ok(self.hwcr),
             index::DE_CFG => Ok(self.de_cfg),
+            index::OSVW_LENGTH => Ok(self.osvw_length),
+            index::OSVW_STATUS => Ok(self.osvw_status),
             _ if Pv::holds(index) => self.pv.read(index),
             _ if Mce::holds(index) => self.mce.read(index, origin),
             _ => match constant(index) {
@@ -238,6 +263,11 @@ impl MsrFile {
             index::PATCH_LEVEL => self.patch_level = value,
             index::HWCR => self.write_hwcr(value)?,
             index::DE_CFG => self.write_de_cfg(value)?,
+            index::OSVW_LENGTH | index::OSVW_STATUS if origin == Origin::Guest => {
+                return Err(Exception::GP0);
+            }
+            index::OSVW_LENGTH => self.osvw_length = value,
+            index::OSVW_STATUS => self.osvw_status = value,
             _ if Pv::holds(index) => {
                 self.pv
                     .write(index, value, origin == Origin::Host, features)?;

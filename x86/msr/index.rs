@@ -73,6 +73,12 @@ pub const TSC_AUX: u32 = 0xc000_0103;
 /// Four event selectors, then four counters.
 pub const PERF_LEGACY_FIRST: u32 = 0xc001_0000;
 pub const PERF_LEGACY_LAST: u32 = 0xc001_0007;
+/// Six event selectors, each with its counter behind it.
+pub const PERF_CORE_FIRST: u32 = 0xc001_0200;
+pub const PERF_CORE_LAST: u32 = 0xc001_020b;
+/// OS-visible workarounds: how many errata there are bits for, and the bits.
+pub const OSVW_LENGTH: u32 = 0xc001_0140;
+pub const OSVW_STATUS: u32 = 0xc001_0141;
 pub const SYSCFG: u32 = 0xc001_0010;
 pub const HWCR: u32 = 0xc001_0015;
 /// Base and mask of two ranges.

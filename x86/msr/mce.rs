@@ -22,6 +22,44 @@ const CAP_SER: u64 = 1 << 24;
 /// In MCG_STATUS, for a guest: RIPV, EIPV and MCIP.
 const STATUS_VALID: u64 = 0b111;
 
+/// In MCi_STATUS: the bank holds an error (APM vol. 2, 9.3.2.1), ...
+const STATUS_VAL: u64 = 1 << 63;
+/// ... and has lost another one, ...
+const STATUS_OVERFLOW: u64 = 1 << 62;
+/// ... which was not corrected, ...
+const STATUS_UC: u64 = 1 << 61;
+/// ... and lies in what the CPU itself knows, ...
+const STATUS_PCC: u64 = 1 << 57;
+/// ... or is signalled by #MC (bits 56 and 55 of CPUs whose software can recover).
+const STATUS_SIGNALED: u64 = 0b11 << 55;
+/// In MCG_STATUS: a machine check is being handled.
+const STATUS_MCIP: u64 = 1 << 2;
+/// An error that the VMM reports: `struct kvm_x86_mce`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// MCi_STATUS.
+    pub status: u64,
+    /// MCi_ADDR.
+    pub addr: u64,
+    /// MCi_MISC.
+    pub misc: u64,
+    /// MCG_STATUS.
+    pub mcg_status: u64,
+    /// Number of the bank.
+    pub bank: u8,
+}
+
+/// What a [`Report`] leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reported {
+    /// Nothing that interrupts the guest: it is in a bank, or the guest has turned reports off.
+    Quiet,
+    /// #MC.
+    MachineCheck,
+    /// A machine check while one is being handled, or with CR4.MCE clear: the CPU shuts down (APM vol. 2, 8.2.17).
+    Shutdown,
+}
+
 /// The registers after reset: all banks, all enabled, nothing logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mce {
@@ -65,6 +103,49 @@ impl Mce {
             *self = Self::new(cap);
         }
         valid
+    }
+
+    /// `KVM_X86_SET_MCE`: an error happens. `enabled` is the guest's CR4.MCE. `None`, and no change, if there is no such
+    /// bank, or no error.
+    pub fn report(&mut self, report: &Report, enabled: bool) -> Option<Reported> {
+        let number = usize::from(report.bank);
+        if number >= self.banks() || report.status & STATUS_VAL == 0 {
+            return None;
+        }
+        let bank = self.banks.get_mut(number)?;
+        let [ctl, status, addr, misc] = bank;
+        let uncorrected = report.status & STATUS_UC != 0;
+        let signaled =
+            report.mcg_status != 0 || report.status & (STATUS_PCC | STATUS_SIGNALED) != 0;
+        if uncorrected && !signaled {
+            // Software need do nothing at once: it looks at the banks now and then.
+            (*status, *addr, *misc) = (report.status, report.addr, report.misc);
+            self.status = report.mcg_status;
+            return Some(Reported::Quiet);
+        }
+        // All bits of a control register enable the reports (APM vol. 2, 9.3.1.3, 9.3.2.2).
+        let off = *ctl != u64::MAX || (self.cap & CAP_CTL != 0 && self.ctl != u64::MAX);
+        if uncorrected && off {
+            return Some(Reported::Quiet);
+        }
+        if uncorrected && (self.status & STATUS_MCIP != 0 || !enabled) {
+            return Some(Reported::Shutdown);
+        }
+        // An error that was not corrected takes the place of another one, and no other takes its (APM vol. 2, 9.3.2.4).
+        if *status & STATUS_VAL != 0 && *status & STATUS_UC != 0 && !uncorrected {
+            *status |= STATUS_OVERFLOW;
+            return Some(Reported::Quiet);
+        }
+        let lost = match *status & STATUS_VAL {
+            0 => 0,
+            _ => STATUS_OVERFLOW,
+        };
+        (*status, *addr, *misc) = (report.status | lost, report.addr, report.misc);
+        if !uncorrected {
+            return Some(Reported::Quiet);
+        }
+        self.status = report.mcg_status;
+        Some(Reported::MachineCheck)
     }
 
     /// Number of banks.

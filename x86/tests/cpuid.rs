@@ -199,7 +199,9 @@ fn extended_features() {
         | Ext1Ecx::ABM
         | Ext1Ecx::SSE4A
         | Ext1Ecx::MISALIGN_SSE
-        | Ext1Ecx::PREFETCHW;
+        | Ext1Ecx::PREFETCHW
+        | Ext1Ecx::OSVW
+        | Ext1Ecx::PERFCTR_CORE;
     assert_eq!(ecx, wanted.bits());
     // Everything the host has: the bits of leaf 1, SYSCALL, NX, MMX extensions, fast FXSAVE,
     // 1 GiB pages, RDTSCP and long mode.
@@ -299,15 +301,7 @@ fn nothing_is_offered_that_needs_a_missing_capability() {
     ];
     has_none(ecx, bits.map(|bit| bit.bits()));
     let [_, _, ecx, edx] = lookup(&entries, 0x8000_0001, 0);
-    has_none(
-        ecx,
-        [
-            Ext1Ecx::SVM.bits(),
-            Ext1Ecx::TOPOEXT.bits(),
-            1 << 23,
-            1 << 24,
-        ],
-    );
+    has_none(ecx, [Ext1Ecx::SVM.bits(), Ext1Ecx::TOPOEXT.bits(), 1 << 24]);
     has_none(edx, [Ext1Edx::RDTSCP.bits()]);
     assert_eq!(lookup(&entries, 0x8000_0007, 0), [0; 4]);
     assert_eq!(lookup(&entries, 0x4000_0001, 0), [0; 4]);
@@ -537,7 +531,9 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::ABM
         | Feature::MOVBE
         | Feature::POPCNT
-        | Feature::SSE42;
+        | Feature::SSE42
+        | Feature::OSVW
+        | Feature::PERFCTR_CORE;
     assert_eq!(offered.set, all);
 
     // A VMM that passes the host's CPUID on gets no more.

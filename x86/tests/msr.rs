@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use x86::features::{Feature, Features};
 use x86::msr::{
-    check_pred_cmd, check_vmcb, classify, feature, has_vmcb, index, is_valid_pat, MsrClass,
-    MsrFile, Mtrr, Origin, VmcbMsr, FEATURE_MSRS, MAX_BANKS, SAVED_MSRS,
+    check_pred_cmd, check_vmcb, classify, feature, has_vmcb, index, is_valid_pat, Mce, MsrClass,
+    MsrFile, Mtrr, Origin, Report, Reported, VmcbMsr, FEATURE_MSRS, MAX_BANKS, SAVED_MSRS,
 };
 use x86::regs::Exception;
 
@@ -557,4 +557,118 @@ fn paravirtual_permissions() {
         assert_eq!(machine.write(index::PV_ASYNC_PF, value), Err(GP));
         assert_eq!(machine.host_write(index::PV_ASYNC_PF, value), Ok(()));
     }
+}
+
+#[test]
+fn errata_and_counters_of_models() {
+    let mut machine = Machine::new();
+    for index in [
+        index::OSVW_LENGTH,
+        index::OSVW_STATUS,
+        0xc001_0200,
+        0xc001_020b,
+    ] {
+        assert!(matches!(classify(index), MsrClass::File));
+        machine.features.set = Feature::empty();
+        assert_eq!(machine.read(index), Err(GP), "{index:x}");
+        assert_eq!(machine.write(index, 0), Err(GP), "{index:x}");
+        assert!(machine.host_write(index, 0).is_ok());
+    }
+    assert!(matches!(classify(0xc001_020c), MsrClass::Unknown));
+    machine.features.set = Feature::OSVW | Feature::PERFCTR_CORE;
+    // The host's CPU has errata 0 to 4, of which it leaves 0, 3 and 4 to a guest.
+    machine.file.set_errata(5, 0b11111);
+    assert_eq!(machine.read(index::OSVW_LENGTH), Ok(5));
+    assert_eq!(machine.read(index::OSVW_STATUS), Ok(0b11001));
+    assert_eq!(machine.write(index::OSVW_LENGTH, 5), Err(GP), "read-only");
+    assert_eq!(machine.host_write(index::OSVW_STATUS, 1), Ok(()));
+    assert_eq!(machine.read(index::OSVW_STATUS), Ok(1));
+    // An old CPU knows fewer.
+    machine.file.set_errata(0, 0);
+    assert_eq!(machine.read(index::OSVW_LENGTH), Ok(3));
+    // The counters stand still.
+    for index in 0xc001_0200..0xc001_020c {
+        assert_eq!(machine.write(index, 77), Ok(()));
+        assert_eq!(machine.read(index), Ok(0));
+    }
+}
+
+/// `KVM_X86_SET_MCE`.
+#[test]
+fn a_vmm_reports_machine_checks() {
+    const VAL: u64 = 1 << 63;
+    const OVERFLOW: u64 = 1 << 62;
+    const UC: u64 = 1 << 61;
+    const AR: u64 = 1 << 55;
+    let corrected = |bank| Report {
+        status: VAL | 0x11,
+        addr: 0x1000,
+        misc: 0x77,
+        mcg_status: 0,
+        bank,
+    };
+    let fatal = |bank| Report {
+        status: VAL | UC | AR,
+        addr: 0x2000,
+        misc: 0x8c,
+        mcg_status: 0b101,
+        bank,
+    };
+    let bank = |mce: &Mce, number: u32| {
+        let read = |register| {
+            let mut machine = Machine::new();
+            machine.file.mce = *mce;
+            machine.read(0x401 + 4 * number + register).unwrap()
+        };
+        [read(0), read(1), read(2)]
+    };
+    let new = || {
+        let mut mce = Mce::default();
+        assert!(mce.setup(3 | 1 << 8));
+        mce
+    };
+
+    let mut mce = new();
+    let before = mce;
+    assert_eq!(mce.report(&corrected(3), true), None, "no such bank");
+    let nothing = Report::default();
+    assert_eq!(mce.report(&nothing, true), None, "no error");
+    assert_eq!(mce, before);
+
+    // A corrected error is kept, and the next one takes its place.
+    for overflow in [0, OVERFLOW] {
+        assert_eq!(mce.report(&corrected(1), true), Some(Reported::Quiet));
+        assert_eq!(bank(&mce, 1), [VAL | overflow | 0x11, 0x1000, 0x77]);
+    }
+    // One that was not corrected takes it, too, with #MC.
+    let checked = Some(Reported::MachineCheck);
+    assert_eq!(mce.report(&fatal(1), true), checked);
+    assert_eq!(bank(&mce, 1), [VAL | OVERFLOW | UC | AR, 0x2000, 0x8c]);
+    // And keeps it.
+    assert_eq!(mce.report(&corrected(1), true), Some(Reported::Quiet));
+    assert_eq!(bank(&mce, 1), [VAL | OVERFLOW | UC | AR, 0x2000, 0x8c]);
+    // A second one before the guest has cleared MCIP.
+    assert_eq!(mce.report(&fatal(0), true), Some(Reported::Shutdown));
+    // CR4.MCE clear.
+    assert_eq!(new().report(&fatal(0), false), Some(Reported::Shutdown));
+    assert_eq!(new().report(&corrected(0), false), Some(Reported::Quiet));
+
+    // The guest has turned reports off: of one bank, of all.
+    for index in [0x400, index::MCG_CTL] {
+        let mut machine = Machine::new();
+        machine.file.mce = new();
+        assert_eq!(machine.write(index, 0), Ok(()));
+        let quiet = Some(Reported::Quiet);
+        assert_eq!(machine.file.mce.report(&fatal(0), true), quiet);
+        assert_eq!(machine.read(0x401), Ok(0));
+    }
+    // What needs no action at once is only kept.
+    let deferred = Report {
+        status: VAL | UC,
+        mcg_status: 0,
+        ..fatal(2)
+    };
+    let mut mce = new();
+    assert_eq!(mce.report(&deferred, false), Some(Reported::Quiet));
+    assert_eq!(bank(&mce, 2), [VAL | UC, 0x2000, 0x8c]);
 }

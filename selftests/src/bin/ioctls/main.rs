@@ -16,6 +16,7 @@ mod irqchip;
 mod msr;
 mod paravirtual;
 mod pointers;
+mod poison;
 mod slots;
 mod state;
 mod sync;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 20] = [
+    let groups: [&[Test]; 21] = [
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         time::TESTS,
         deadline::TESTS,
         pointers::TESTS,
+        poison::TESTS,
         faults::tests(),
     ];
     let mut tap = Tap::start();

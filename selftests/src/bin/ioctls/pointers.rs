@@ -53,6 +53,7 @@ const VCPU: &[(&str, Number)] = &[
     ("INTERRUPT", number::INTERRUPT),
     ("SET_SIGNAL_MASK", number::SET_SIGNAL_MASK),
     ("X86_SETUP_MCE", number::X86_SETUP_MCE),
+    ("X86_SET_MCE", number::X86_SET_MCE),
 ];
 
 fn all(handle: &Handle, numbers: &[(&str, Number)]) -> Result<(), String> {

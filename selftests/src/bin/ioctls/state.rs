@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
         vcpu_events,
     ),
     ("KVM_SET_MP_STATE without an in-kernel local APIC", mp_state),
+    ("KVM_X86_SET_MCE makes a machine check", machine_check),
     (
         "KVM_X86_SETUP_MCE takes what KVM_X86_GET_MCE_CAP_SUPPORTED offers",
         mce,
@@ -566,6 +567,59 @@ fn mce(path: &str) -> Result<(), String> {
         vcpu.set(number::X86_SETUP_MCE, &(1u64 << 63 | 10)),
         libc::EINVAL,
     )
+}
+
+fn msr(vcpu: &Handle, index: u32) -> Result<u64, String> {
+    let mut pair = [(index, 0)];
+    equal("read", msrs(vcpu, number::GET_MSRS, &mut pair), Ok(1))?;
+    Ok(pair[0].1)
+}
+
+/// One that is not corrected goes into its bank, and reaches the guest as an exception.
+fn machine_check(path: &str) -> Result<(), String> {
+    const CR4_MCE: u64 = 1 << 6;
+    const MC: u8 = 18;
+    const BANK_1: u32 = 0x404;
+    // A valid, uncorrected error with an address, which software must act upon.
+    const STATUS: u64 = 1 << 63 | 1 << 61 | 1 << 60 | 1 << 58 | 1 << 55;
+    let bare = Bare::new(path, &[])?;
+    let vcpu = &bare.vcpu.handle;
+    let offered: u64 = bare.device.get(number::X86_GET_MCE_CAP_SUPPORTED)?;
+    vcpu.set(number::X86_SETUP_MCE, &((offered & 1 << 8) | 10))?;
+    let error = kvm_x86_mce {
+        status: STATUS,
+        addr: 0x1000,
+        mcg_status: 0b101,
+        bank: 1,
+        ..Default::default()
+    };
+    let none = kvm_x86_mce { bank: 10, ..error };
+    refused(
+        "no such bank",
+        vcpu.set(number::X86_SET_MCE, &none),
+        libc::EINVAL,
+    )?;
+    let none = kvm_x86_mce { status: 0, ..error };
+    refused(
+        "no error",
+        vcpu.set(number::X86_SET_MCE, &none),
+        libc::EINVAL,
+    )?;
+    let mut sregs: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+    sregs.cr4 |= CR4_MCE;
+    vcpu.set(number::SET_SREGS, &sregs)?;
+    vcpu.set(number::X86_SET_MCE, &error)?;
+    let events: kvm_vcpu_events = vcpu.get(number::GET_VCPU_EVENTS)?;
+    equal(
+        "#MC",
+        (events.exception.injected, events.exception.nr),
+        (1, MC),
+    )?;
+    equal("status", msr(vcpu, BANK_1 + 1)?, STATUS)?;
+    equal("address", msr(vcpu, BANK_1 + 2)?, 0x1000)?;
+    // A second one while the first is handled.
+    vcpu.set(number::X86_SET_MCE, &error)?;
+    equal("shutdown", bare.exit()?, KVM_EXIT_SHUTDOWN)
 }
 
 fn tsc_khz(path: &str) -> Result<(), String> {

@@ -11,6 +11,7 @@ use crate::{refused, Test};
 pub(crate) const TESTS: &[Test] = &[
     ("KVM_GET_API_VERSION is 12", api_version),
     ("KVM_CREATE_VM takes type 0 only", create_vm),
+    ("KVM_CAP_NR_VCPUS is how many CPUs there are", recommended),
     (
         "KVM_GET_VCPU_MMAP_SIZE has room for run, port data and ring",
         mmap_size,
@@ -33,6 +34,19 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn open(path: &str) -> Result<Handle, String> {
     Handle::open(path).map_err(|e| format!("{path}: {e}"))
+}
+
+/// QEMU warns of more.
+fn recommended(path: &str) -> Result<(), String> {
+    let device = Handle::open(path).map_err(|e| e.to_string())?;
+    // SAFETY: It only asks.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as i32;
+    let most = device.extension(KVM_CAP_MAX_VCPUS);
+    equal(
+        "vCPUs",
+        device.extension(KVM_CAP_NR_VCPUS),
+        online.min(most),
+    )
 }
 
 fn api_version(path: &str) -> Result<(), String> {
