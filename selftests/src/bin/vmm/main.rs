@@ -3,11 +3,13 @@
 //! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
 //! resets them, gives them a disk and a network whose doorbells and interrupts are eventfds, moves them under load
 //! to another QEMU, keeps them in files, and adds a CPU and memory while they run.
+//! Some guests begin with SeaBIOS.
 
 mod console;
 mod machines;
 mod models;
 mod qemu;
+mod systems;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -44,6 +46,8 @@ const TESTS: &[Test] = &[
         "a guest's network is served by the host's vhost",
         machines::vhost,
     ),
+    ("SeaBIOS and GRUB start a kernel from a disk", systems::grub),
+    ("SeaBIOS starts memtest86+ from a CD", systems::memtest),
 ];
 
 /// What the guest runs, besides `load`, the load of the soak.

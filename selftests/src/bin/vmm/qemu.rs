@@ -37,21 +37,27 @@ impl Qemu {
         program: &str,
         more: &[&str],
     ) -> Result<Self, String> {
-        let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
-        let socket = format!("/tmp/{name}.qmp");
-        let log = File::create(format!("/tmp/{name}.log")).map_err(|e| e.to_string())?;
         let watchdogs = WATCHDOGS.lines().filter(|line| !line.starts_with('#'));
         let watchdogs = watchdogs.collect::<Vec<_>>().join(" ");
         let append = format!("console=ttyS0 pacifica.run={program} {watchdogs}");
+        let mut words = vec!["-kernel", "/guest/vmlinuz", "-initrd", "/tmp/initrd"];
+        words.extend(["-append", &append]);
+        words.extend(more);
+        Self::boot(name, accel, &words)
+    }
+
+    /// Starts one with two virtual CPUs that boots what `words` of its command line say.
+    pub(crate) fn boot(name: &str, accel: &str, words: &[&str]) -> Result<Self, String> {
+        let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
+        let socket = format!("/tmp/{name}.qmp");
+        let log = File::create(format!("/tmp/{name}.log")).map_err(|e| e.to_string())?;
         let mut process = Command::new("qemu-system-x86_64")
             .args(["-accel", &format!("kvm,device={device}{accel}")])
             .args(["-machine", "q35", "-cpu", "host", "-smp", "2", "-m", "384M"])
             .args(["-nodefaults", "-display", "none"])
             .args(["-serial", &format!("file:/tmp/{name}.console")])
             .args(["-qmp", &format!("unix:{socket},server,wait=off")])
-            .args(["-kernel", "/guest/vmlinuz", "-initrd", "/tmp/initrd"])
-            .args(["-append", &append])
-            .args(more)
+            .args(words)
             .stderr(log)
             .spawn()
             .map_err(|e| format!("qemu-system-x86_64: {e}"))?;
@@ -134,6 +140,43 @@ impl Qemu {
     /// The lines that programs of the guest have said.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.console().lines
+    }
+
+    /// The text on the screen of a guest that has a VGA in its text mode of 80 columns.
+    pub(crate) fn screen(&mut self) -> Result<Vec<String>, String> {
+        const TEXT: u64 = 0xb_8000;
+        const COLUMNS: usize = 80;
+        const LINES: usize = 25;
+        let file = format!("/tmp/{}.screen", self.name);
+        let place = json!({ "val": TEXT, "size": 2 * COLUMNS * LINES, "filename": file });
+        self.exchange("pmemsave", place)?;
+        let cells = fs::read(&file).map_err(|e| e.to_string())?;
+        // A character and its colours.
+        let lines = cells.chunks_exact(2 * COLUMNS).map(|line| {
+            let text = line.iter().step_by(2).map(|byte| match byte {
+                b' '..=b'~' => char::from(*byte),
+                _ => ' ',
+            });
+            text.collect::<String>().trim_end().to_owned()
+        });
+        Ok(lines.collect())
+    }
+
+    /// Waits until the screen shows this; answers all of it.
+    pub(crate) fn wait_for_screen(
+        &mut self,
+        what: &str,
+        shows: impl Fn(&[String]) -> bool,
+    ) -> Result<Vec<String>, String> {
+        let mut last = Vec::new();
+        let outcome = wait(what, || {
+            last = self.screen()?;
+            Ok(shows(&last).then_some(()))
+        });
+        match outcome {
+            Ok(()) => Ok(last),
+            Err(error) => Err(format!("{error}; the screen:\n{}", last.join("\n"))),
+        }
     }
 
     /// Waits until programs of the guest have said so many whole lines with `text`; answers these.
