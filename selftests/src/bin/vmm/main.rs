@@ -3,7 +3,7 @@
 //! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
 //! resets them, gives them a disk and a network whose doorbells and interrupts are eventfds, moves them under load
 //! to another QEMU, keeps them in files, and adds a CPU and memory while they run.
-//! Some guests begin with SeaBIOS.
+//! Some guests begin with their firmware.
 
 mod console;
 mod machines;
@@ -48,6 +48,7 @@ const TESTS: &[Test] = &[
     ),
     ("SeaBIOS and GRUB start a kernel from a disk", systems::grub),
     ("SeaBIOS starts memtest86+ from a CD", systems::memtest),
+    ("OVMF starts a kernel by UEFI", systems::ovmf),
 ];
 
 /// What the guest runs, besides `load`, the load of the soak.
@@ -61,6 +62,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ),
     ("grow", machines::GROW),
     ("net", machines::NET),
+    ("efi", systems::EFI),
 ];
 
 fn main() -> ExitCode {

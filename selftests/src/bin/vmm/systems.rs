@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guests that begin where a computer does, with its BIOS.
+//! Guests that begin where a computer does, with its firmware.
 
 use selftests::tap::equal;
 
 use crate::qemu::Qemu;
 use crate::shell;
+
+/// What the guest of [`ovmf`] runs.
+pub(crate) const EFI: &str = "echo efi: $(cat /sys/firmware/efi/fw_platform_size)";
 
 /// SeaBIOS reads GRUB from a disk, and GRUB by the BIOS the guest's kernel, all in real mode.
 pub(crate) fn grub() -> Result<(), String> {
@@ -32,5 +35,22 @@ pub(crate) fn memtest() -> Result<(), String> {
     for text in ["2 Cores 2 Threads", "SMP: 2T", "Errors: 0"] {
         equal(text, shows(&screen, text), true)?;
     }
+    Ok(())
+}
+
+/// OVMF runs from read-only memory, and writes its variables to a flash chip, which is a device while it is written to.
+pub(crate) fn ovmf() -> Result<(), String> {
+    shell("cp /lab/disks/OVMF_VARS_4M.fd /tmp/variables; sha256sum </tmp/variables >/tmp/before")?;
+    let flash = [
+        "-drive",
+        "if=pflash,format=raw,readonly=on,file=/lab/disks/OVMF_CODE_4M.fd",
+        "-drive",
+        "if=pflash,format=raw,file=/tmp/variables",
+    ];
+    let mut qemu = Qemu::start("ovmf", "", "/bin/efi", &flash)?;
+    let lines = qemu.wait_for("efi: ", 1)?;
+    qemu.expect("the kernel knows of UEFI", lines[0].contains("efi: 64"))?;
+    qemu.finish()?;
+    shell("sha256sum </tmp/variables >/tmp/after; ! cmp /tmp/before /tmp/after")?;
     Ok(())
 }
