@@ -105,6 +105,10 @@ SECONDS ?= 600
 fuzz: lab-module tool ## hostile ioctls and guests for SECONDS=600, and the random tests of the crates (SEED=...)
 	@selftests/fuzz $(SECONDS) $(if $(filter file,$(origin SEED)),$$RANDOM,$(SEED))
 
+.PHONY: diff
+diff: lab-module tool ## the same random questions to kvm_amd and to the module, for SECONDS=600 (SEED=...)
+	@selftests/diff $(SECONDS) $(if $(filter file,$(origin SEED)),$$RANDOM,$(SEED))
+
 TIMES ?= 10
 
 .PHONY: soak

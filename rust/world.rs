@@ -290,8 +290,9 @@ impl Platform for World<'_> {
         }
     }
 
-    fn flush_predictors(&mut self) {
+    fn flush_predictors(&mut self) -> bool {
         ffi::flush_predictors();
+        ffi::host_has_ibpb()
     }
 
     fn show_mwait(&mut self, on: bool) {

@@ -110,8 +110,10 @@ pub trait Platform: GuestMemory + ExtendedState {
         let _ = (index, write);
         false
     }
-    /// The guest wants the branch predictors of this CPU flushed (IBPB).
-    fn flush_predictors(&mut self) {}
+    /// The guest wants the branch predictors of this CPU flushed (IBPB). False if the CPU cannot do it.
+    fn flush_predictors(&mut self) -> bool {
+        false
+    }
     /// The guest wrote MISC_ENABLE, and CPUID is to follow its bit for MWAIT.
     fn show_mwait(&mut self, on: bool) {
         let _ = on;

@@ -61,6 +61,7 @@ bitflags! {
         const PV_POLL_CONTROL = 1 << 44;
         const OSVW = 1 << 45;
         const PERFCTR_CORE = 1 << 46;
+        const CPUID_USER_DISABLE = 1 << 47;
         // Instructions that the emulator knows.
         const AVX = 1 << 48;
         const AVX2 = 1 << 49;
@@ -319,10 +320,16 @@ fn ext_8(entry: &Entry) -> Feature {
 
 fn ext_21(entry: &Entry) -> Feature {
     let eax = Ext21Eax::from_bits_retain(entry.eax);
-    collect([(
-        eax.contains(Ext21Eax::AUTOMATIC_IBRS),
-        Feature::AUTOMATIC_IBRS,
-    )])
+    collect([
+        (
+            eax.contains(Ext21Eax::AUTOMATIC_IBRS),
+            Feature::AUTOMATIC_IBRS,
+        ),
+        (
+            eax.contains(Ext21Eax::CPUID_USER_DISABLE),
+            Feature::CPUID_USER_DISABLE,
+        ),
+    ])
 }
 
 fn pv(eax: u32) -> Feature {

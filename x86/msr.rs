@@ -11,6 +11,7 @@
 //!                   └─ Unknown ───► #GP, or an error to the VMM
 //! ```
 
+mod constant;
 mod file;
 pub mod index;
 mod mce;
@@ -249,6 +250,7 @@ pub const SAVED_MSRS: &[u32] = &[
     index::MISC_ENABLE,
     index::POWER_CTL,
     index::PLATFORM_INFO,
+    index::MISC_FEATURES_ENABLES,
     index::PATCH_LEVEL,
     index::HWCR,
     index::MCG_STATUS,
@@ -291,16 +293,26 @@ pub const SAVED_MSRS: &[u32] = &[
     index::MTRR_VARIABLE_FIRST + 14,
     index::MTRR_VARIABLE_FIRST + 15,
     index::DE_CFG,
+    index::VM_HSAVE_PA,
 ];
 
 /// The list of `KVM_GET_MSR_FEATURE_INDEX_LIST`; [`feature`] has the values.
-pub const FEATURE_MSRS: &[u32] = &[index::DE_CFG, index::PATCH_LEVEL];
+pub const FEATURE_MSRS: &[u32] = &[
+    index::DE_CFG,
+    index::PATCH_LEVEL,
+    index::ARCH_CAPABILITIES,
+    index::PERF_CAPABILITIES,
+    index::PLATFORM_INFO,
+];
 
 /// What can be had of a feature MSR. `host_patch_level` is the microcode's revision.
 pub fn feature(index: u32, host_patch_level: u64) -> Option<u64> {
     match index {
         index::DE_CFG => Some(file::DE_CFG_LFENCE_SERIALIZES),
         index::PATCH_LEVEL => Some(host_patch_level),
+        index::ARCH_CAPABILITIES => Some(constant::NOT_INTELS),
+        index::PERF_CAPABILITIES => Some(0),
+        index::PLATFORM_INFO => Some(file::PLATFORM_CPUID_FAULTING),
         _ => None,
     }
 }

@@ -17,9 +17,12 @@ use x86::xsave::is_valid_xcr0;
 /// The CPUID leaf that describes XSAVE.
 const LEAF_XSAVE: u32 = 0xd;
 
-/// CPUID (APM vol. 2, 15.9).
+/// CPUID (APM vol. 2, 15.9). A system may want to answer its programs itself.
 #[inline]
 pub(super) fn cpuid<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
+    if guest.state.msrs.cpuid_faults() && guest.cpl() != 0 {
+        return Err(Exception::GP0.into());
+    }
     let next = next_rip(guest, Opcode::CPUID)?;
     let function = guest.state.regs.get(gpr::RAX) as u32;
     let index = guest.state.regs.get(gpr::RCX) as u32;

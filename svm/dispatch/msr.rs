@@ -148,10 +148,11 @@ pub fn write_msr<P: Platform>(
             return Ok(());
         }
         MsrClass::PredCmd => {
-            if check_pred_cmd(value, origin, &guest.state.features)? {
-                guest.platform.flush_predictors();
-            }
-            return Ok(());
+            let flush = check_pred_cmd(value, origin, &guest.state.features)?;
+            return match flush && !guest.platform.flush_predictors() {
+                true => Err(Exception::GP0),
+                false => Ok(()),
+            };
         }
         MsrClass::TscDeadline => {
             check_deadline(guest, origin)?;

@@ -13,6 +13,7 @@ use svm::intercept::{CrIntercepts, Word4, Word5};
 use svm::io::UserIo;
 use svm::state::{guest_cr0, guest_cr4, guest_efer};
 use x86::features::{Feature, Features};
+use x86::msr::Origin;
 use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags, SegAttr, SegReg};
 
 /// A host that saves nRIP, and one that does not.
@@ -89,6 +90,31 @@ fn cpuid_follows_the_state() {
     machine.exit(ExitCode::CPUID, 0, 0);
     assert_eq!(machine.state.regs.get(gpr::RCX) >> 27 & 1, 1, "OSXSAVE");
     assert_eq!(machine.state.regs.get(gpr::RDX) >> 9 & 1, 1, "APIC");
+}
+
+/// A system may want to answer its programs itself; its own CPUID is answered as ever.
+#[test]
+fn cpuid_may_fault() {
+    const MISC_FEATURES_ENABLES: u32 = 0x140;
+    const HWCR: u32 = 0xc001_0015;
+    for (index, value) in [(MISC_FEATURES_ENABLES, 1), (HWCR, 1 << 35)] {
+        let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0xa2]);
+        let features = machine.state.features;
+        for (value, cpl, faults) in [(0, 3, false), (value, 0, false), (value, 3, true)] {
+            let written = machine
+                .state
+                .msrs
+                .write(index, value, Origin::Guest, &features);
+            assert_eq!(written, Ok(()));
+            machine.vmcb.set_rip(CODE);
+            machine.vmcb.set_cpl(cpl);
+            assert_eq!(machine.exit(ExitCode::CPUID, 0, 0), Action::Resume);
+            match faults {
+                true => raised(&machine, Exception::GP0),
+                false => completed(&machine, 2),
+            }
+        }
+    }
 }
 
 /// The second time the page tables are not walked.

@@ -246,6 +246,7 @@ bitflags! {
         const NO_SMM_CTL_MSR = 1 << 9;
         const FSRS = 1 << 10;
         const FSRC = 1 << 11;
+        const CPUID_USER_DISABLE = 1 << 17;
         const IBPB_FLUSHES_TYPES = 1 << 28;
         const SRSO_NO = 1 << 29;
         const SRSO_USER_KERNEL_NO = 1 << 30;

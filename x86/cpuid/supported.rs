@@ -249,10 +249,18 @@ fn extended<E>(
     emit: &mut impl FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let [host_max, ebx, ecx, edx] = host(function::EXTENDED, 0);
-    let max = host_max.min(MAX_EXTENDED);
+    // Some of the last leaf is supplied. But programs take the host's for those before it.
+    let max = match host_max {
+        function::CACHE_TOPOLOGY.. => MAX_EXTENDED,
+        _ => host_max,
+    };
     emit(Entry::new(function::EXTENDED, [max, ebx, ecx, edx]))?;
     for leaf in function::EXTENDED + 1..=max {
-        let answer = host(leaf, 0);
+        let answer = if leaf <= host_max {
+            host(leaf, 0)
+        } else {
+            [0; 4]
+        };
         match leaf {
             function::CACHE_TOPOLOGY if caps.topoext => cache_topology(host, emit)?,
             _ => {
@@ -369,7 +377,8 @@ fn ext_21_eax(host: u32, caps: &Caps) -> u32 {
         | Ext21Eax::SRSO_NO
         | Ext21Eax::SRSO_USER_KERNEL_NO;
     // There is no SMM in a guest, so there is no SMM_CTL either.
-    ((host | caps.host_knows) & native.bits()) | Ext21Eax::NO_SMM_CTL_MSR.bits()
+    let supplied = Ext21Eax::NO_SMM_CTL_MSR | Ext21Eax::CPUID_USER_DISABLE;
+    ((host | caps.host_knows) & native.bits()) | supplied.bits()
 }
 
 /// The host's caches, one subleaf each; the one of type 0 ends the list.

@@ -2,6 +2,7 @@
 
 //! The guest's MSRs that are neither in the VMCB nor in a device.
 
+use super::constant;
 use super::mce::Mce;
 use super::mtrr::Mtrr;
 use super::pv::{self, Pv};
@@ -12,6 +13,16 @@ use crate::regs::Exception;
 /// In DE_CFG: LFENCE waits for all instructions before it. Linux hosts set it on every CPU that
 /// has it, and a guest cannot clear it for them.
 pub(super) const DE_CFG_LFENCE_SERIALIZES: u64 = 1 << 1;
+
+/// In PLATFORM_INFO: MISC_FEATURES_ENABLES can make CPUID fault.
+pub(super) const PLATFORM_CPUID_FAULTING: u64 = 1 << 31;
+/// In MISC_FEATURES_ENABLES: CPUID is #GP in programs.
+const CPUID_FAULTS: u64 = 1 << 0;
+/// Where system management mode begins after reset (APM vol. 2, 10.2.1). There is none here; a VMM may
+/// keep the register's value.
+const SMBASE_RESET: u64 = 0x3_0000;
+/// The host's save area of a guest that could use SVM is a page.
+const VM_HSAVE_RESERVED: u64 = 0xfff;
 
 /// In MISC_ENABLE: there is no branch trace store and no precise event sampling; read-only.
 const MISC_ENABLE_PMU: u64 = 1 << 11 | 1 << 12;
@@ -24,6 +35,8 @@ const HWCR_KEPT: u64 = HWCR_STATUS_WRITABLE | HWCR_TSC_FREQ_SEL;
 const HWCR_STATUS_WRITABLE: u64 = 1 << 18;
 /// In HWCR: the TSC counts at the rate of P-state 0.
 const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+/// In HWCR: CPUID is #GP in programs (APM vol. 2, 3.2.10).
+const HWCR_CPUID_USER_DISABLE: u64 = 1 << 35;
 /// HWCR bits that may be written and stay zero: TlbCacheDis, FFDIS and IGNNE_EM. Operating systems
 /// set them for errata of old CPUs.
 const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
@@ -60,6 +73,10 @@ pub struct MsrFile {
     pv: Pv,
     misc_enable: u64,
     platform_info: u64,
+    cpuid_faults: u64,
+    smbase: u64,
+    smi_count: u64,
+    vm_hsave_pa: u64,
     power_ctl: u64,
     patch_level: u64,
     hwcr: u64,
@@ -74,38 +91,6 @@ impl Default for MsrFile {
     }
 }
 
-/// What is read from a register that exists but means nothing here.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Constant {
-    /// Writing anything else than what is read is #GP.
-    Fixed(u64),
-    /// Writes are accepted, and change nothing.
-    WriteIgnored(u64),
-}
-
-/// Registers of the platform and of the CPU's configuration that operating systems read, without
-/// being prepared for #GP, because of family and model alone.
-fn constant(index: u32) -> Option<Constant> {
-    use Constant::{Fixed, WriteIgnored};
-    Some(match index {
-        // No DRAM behind MTRRs and no memory above 4 GiB that TOP_MEM2 has to declare.
-        index::SYSCFG | index::TOP_MEM | index::TOP_MEM2 => Fixed(0),
-        index::IORR_FIRST..=index::IORR_LAST => Fixed(0),
-        index::INT_PENDING | index::MMIO_CFG_BASE => Fixed(0),
-        index::SMM_ADDR | index::SMM_MASK => Fixed(0),
-        index::IC_CFG | index::DC_CFG | index::TW_CFG => WriteIgnored(0),
-        index::BU_CFG2 | index::EX_CFG | index::NB_CFG => WriteIgnored(0),
-        index::PATCH_LOADER => WriteIgnored(0),
-        // No supervisor component is offered, so XSAVES has none to save.
-        index::XSS => Fixed(0),
-        // The four counters of old count nothing.
-        index::PERF_LEGACY_FIRST..=index::PERF_LEGACY_LAST => WriteIgnored(0),
-        // Nor do the six of now.
-        index::PERF_CORE_FIRST..=index::PERF_CORE_LAST => WriteIgnored(0),
-        _ => return None,
-    })
-}
-
 /// True if the file answers for `index`.
 pub(super) fn holds(index: u32) -> bool {
     matches!(
@@ -113,6 +98,10 @@ pub(super) fn holds(index: u32) -> bool {
         index::TSC_AUX
             | index::MISC_ENABLE
             | index::PLATFORM_INFO
+            | index::MISC_FEATURES_ENABLES
+            | index::SMBASE
+            | index::SMI_COUNT
+            | index::VM_HSAVE_PA
             | index::POWER_CTL
             | index::PATCH_LEVEL
             | index::HWCR
@@ -122,7 +111,7 @@ pub(super) fn holds(index: u32) -> bool {
     ) || Pv::holds(index)
         || Mce::holds(index)
         || Mtrr::holds(index)
-        || constant(index).is_some()
+        || constant::holds(index)
 }
 
 /// Refuses what the guest's CPUID does not offer, except to the VMM.
@@ -162,7 +151,11 @@ impl MsrFile {
             pv: Pv::RESET,
             mce: Mce::default(),
             misc_enable: MISC_ENABLE_PMU,
-            platform_info: 0,
+            platform_info: PLATFORM_CPUID_FAULTING,
+            cpuid_faults: 0,
+            smbase: SMBASE_RESET,
+            smi_count: 0,
+            vm_hsave_pa: 0,
             power_ctl: 0,
             patch_level: PATCH_LEVEL_RESET,
             hwcr: 0,
@@ -220,6 +213,10 @@ impl MsrFile {
             index::PV_STEAL_TIME => Ok(self.pv_steal_time),
             index::MISC_ENABLE => Ok(self.misc_enable),
             index::PLATFORM_INFO => Ok(self.platform_info),
+            index::MISC_FEATURES_ENABLES => Ok(self.cpuid_faults),
+            index::SMBASE => require(false, origin).map(|()| self.smbase),
+            index::SMI_COUNT => Ok(self.smi_count),
+            index::VM_HSAVE_PA => Ok(self.vm_hsave_pa),
             index::POWER_CTL => Ok(self.power_ctl),
             index::PATCH_LEVEL => Ok(self.patch_level),
             index::HWCR => Ok(self.hwcr),
@@ -228,10 +225,8 @@ impl MsrFile {
             index::OSVW_STATUS => Ok(self.osvw_status),
             _ if Pv::holds(index) => self.pv.read(index),
             _ if Mce::holds(index) => self.mce.read(index, origin),
-            _ => match constant(index) {
-                Some(Constant::Fixed(value) | Constant::WriteIgnored(value)) => Ok(value),
-                None => self.mtrr.read(index),
-            },
+            _ if Mtrr::holds(index) => self.mtrr.read(index),
+            _ => constant::read(index, origin),
         }
     }
 
@@ -257,11 +252,25 @@ impl MsrFile {
                 require(false, origin)?;
                 self.platform_info = value;
             }
+            index::MISC_FEATURES_ENABLES => self.write_misc_features(value)?,
+            index::SMBASE => {
+                require(false, origin)?;
+                self.smbase = value;
+            }
+            index::SMI_COUNT => {
+                require(false, origin)?;
+                self.smi_count = value;
+            }
+            index::VM_HSAVE_PA => {
+                let reserved = VM_HSAVE_RESERVED | features.reserved_phys();
+                require(value & reserved == 0, origin)?;
+                self.vm_hsave_pa = value & !VM_HSAVE_RESERVED;
+            }
             index::POWER_CTL => self.power_ctl = value,
             // The guest writes zero before CPUID brings the revision on some CPUs.
             index::PATCH_LEVEL if origin == Origin::Guest => {}
             index::PATCH_LEVEL => self.patch_level = value,
-            index::HWCR => self.write_hwcr(value)?,
+            index::HWCR => self.write_hwcr(value, features)?,
             index::DE_CFG => self.write_de_cfg(value)?,
             index::OSVW_LENGTH | index::OSVW_STATUS if origin == Origin::Guest => {
                 return Err(Exception::GP0);
@@ -276,12 +285,8 @@ impl MsrFile {
                 let status_writable = self.hwcr & HWCR_STATUS_WRITABLE != 0;
                 self.mce.write(index, value, origin, status_writable)?;
             }
-            _ => match constant(index) {
-                Some(Constant::WriteIgnored(_)) => {}
-                Some(Constant::Fixed(fixed)) if fixed == value => {}
-                Some(Constant::Fixed(_)) => return Err(Exception::GP0),
-                None => self.mtrr.write(index, value, origin, features)?,
-            },
+            _ if Mtrr::holds(index) => self.mtrr.write(index, value, origin, features)?,
+            _ => constant::write(index, value, origin)?,
         }
         Ok(())
     }
@@ -298,11 +303,31 @@ impl MsrFile {
         Ok(())
     }
 
-    fn write_hwcr(&mut self, value: u64) -> Result<(), Exception> {
-        if value & !(HWCR_KEPT | HWCR_IGNORED) != 0 {
+    /// The bit can be set only where PLATFORM_INFO says so.
+    fn write_misc_features(&mut self, value: u64) -> Result<(), Exception> {
+        let can_fault = self.platform_info & PLATFORM_CPUID_FAULTING != 0;
+        if value & !CPUID_FAULTS != 0 || (value & CPUID_FAULTS != 0 && !can_fault) {
             return Err(Exception::GP0);
         }
-        self.hwcr = value & HWCR_KEPT;
+        self.cpuid_faults = value;
+        Ok(())
+    }
+
+    /// Whether CPUID is #GP in programs of the guest.
+    #[inline]
+    pub fn cpuid_faults(&self) -> bool {
+        (self.cpuid_faults & CPUID_FAULTS) | (self.hwcr & HWCR_CPUID_USER_DISABLE) != 0
+    }
+
+    fn write_hwcr(&mut self, value: u64, features: &Features) -> Result<(), Exception> {
+        let mut kept = HWCR_KEPT;
+        if features.has(Feature::CPUID_USER_DISABLE) {
+            kept |= HWCR_CPUID_USER_DISABLE;
+        }
+        if value & !(kept | HWCR_IGNORED) != 0 {
+            return Err(Exception::GP0);
+        }
+        self.hwcr = value & kept;
         Ok(())
     }
 

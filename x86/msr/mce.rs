@@ -19,8 +19,9 @@ const CAP_COUNT: u64 = 0xff;
 const CAP_CTL: u64 = 1 << 8;
 /// In MCG_CAP: software can recover from some errors.
 const CAP_SER: u64 = 1 << 24;
-/// In MCG_STATUS, for a guest: RIPV, EIPV and MCIP.
-const STATUS_VALID: u64 = 0b111;
+/// A bank's CTL is all ones or zero, but for two bits that old systems clear: bit 10 for an erratum of the
+/// K8, and bit 0 to hear of no corrected errors.
+const CTL_OPTIONAL: u64 = 1 << 10 | 1 << 0;
 
 /// In MCi_STATUS: the bank holds an error (APM vol. 2, 9.3.2.1), ...
 const STATUS_VAL: u64 = 1 << 63;
@@ -71,7 +72,7 @@ pub struct Mce {
 
 impl Default for Mce {
     fn default() -> Self {
-        Self::new(Self::DEFAULT_BANKS)
+        Self::new(Self::DEFAULT_BANKS, 0)
     }
 }
 
@@ -82,13 +83,13 @@ impl Mce {
     /// What `KVM_X86_GET_MCE_CAP_SUPPORTED` answers.
     pub const CAP_SUPPORTED: u64 = CAP_CTL | CAP_SER;
 
-    fn new(cap: u64) -> Self {
+    fn new(cap: u64, enabled: u64) -> Self {
         let mut bank = [0; BANK];
-        bank[CTL] = u64::MAX;
+        bank[CTL] = enabled;
         Self {
             cap,
             status: 0,
-            ctl: u64::MAX,
+            ctl: if cap & CAP_CTL != 0 { enabled } else { 0 },
             banks: [bank; MAX_BANKS],
         }
     }
@@ -100,7 +101,7 @@ impl Mce {
         let valid = cap & !(CAP_COUNT | Self::CAP_SUPPORTED) == 0
             && (1..=MAX_BANKS as u64).contains(&count);
         if valid {
-            *self = Self::new(cap);
+            *self = Self::new(cap, u64::MAX);
         }
         valid
     }
@@ -157,7 +158,11 @@ impl Mce {
     pub(super) fn holds(index: u32) -> bool {
         matches!(
             index,
-            index::MCG_CAP | index::MCG_STATUS | index::MCG_CTL | index::MC0_CTL..=index::MC_LAST
+            index::MCG_CAP
+                | index::MCG_STATUS
+                | index::MCG_CTL
+                | index::MC0_CTL2..=index::MC_CTL2_LAST
+                | index::MC0_CTL..=index::MC_LAST
         )
     }
 
@@ -166,6 +171,7 @@ impl Mce {
             index::MCG_CAP => Ok(self.cap),
             index::MCG_STATUS => Ok(self.status),
             index::MCG_CTL if self.has_ctl(origin) => Ok(self.ctl),
+            index::MC0_CTL2..=index::MC_CTL2_LAST => self.check_ctl2(index, 0, origin).map(|()| 0),
             _ => {
                 let (bank, register) = self.place(index)?;
                 let bank = self.banks.get(bank).ok_or(Exception::GP0)?;
@@ -185,10 +191,18 @@ impl Mce {
         let host = origin == Origin::Host;
         match index {
             index::MCG_CAP if host && value == self.cap => {}
-            index::MCG_STATUS if host || value & !STATUS_VALID == 0 => self.status = value,
-            index::MCG_CTL if self.has_ctl(origin) => self.ctl = value,
+            index::MCG_STATUS => self.status = value,
+            index::MCG_CTL if self.cap & CAP_CTL != 0 && matches!(value, 0 | u64::MAX) => {
+                self.ctl = value;
+            }
+            // A VMM that restores what it has read.
+            index::MCG_CTL if host && value == 0 => {}
+            index::MC0_CTL2..=index::MC_CTL2_LAST => self.check_ctl2(index, value, origin)?,
             _ => {
                 let (bank, register) = self.place(index)?;
+                if register == CTL && value != 0 && value | CTL_OPTIONAL != u64::MAX {
+                    return Err(Exception::GP0);
+                }
                 // Software clears what hardware has logged (APM vol. 2, 9.3.2.1).
                 if register == STATUS && value != 0 && !host && !status_writable {
                     return Err(Exception::GP0);
@@ -198,6 +212,13 @@ impl Mce {
             }
         }
         Ok(())
+    }
+
+    /// Corrected errors make no interrupts, so the guest has no MCi_CTL2. A VMM may restore its zeros.
+    fn check_ctl2(&self, index: u32, value: u64, origin: Origin) -> Result<(), Exception> {
+        let bank = index.wrapping_sub(index::MC0_CTL2) as usize;
+        let fine = origin == Origin::Host && value == 0 && bank < self.banks();
+        fine.then_some(()).ok_or(Exception::GP0)
     }
 
     fn has_ctl(&self, origin: Origin) -> bool {

@@ -214,7 +214,8 @@ fn extended_features() {
     let wanted = Ext21Eax::NO_NESTED_DATA_BP
         | Ext21Eax::LFENCE_SERIALIZING
         | Ext21Eax::VERW_CLEARS_BUFFERS
-        | Ext21Eax::NO_SMM_CTL_MSR;
+        | Ext21Eax::NO_SMM_CTL_MSR
+        | Ext21Eax::CPUID_USER_DISABLE;
     assert_eq!([eax, ebx, ecx, edx], [wanted.bits(), 0, 0, 0]);
 }
 
@@ -251,7 +252,7 @@ fn other_leaves() {
     assert_eq!(lookup(&entries, 0x8000_0008, 0), sizes);
     assert_eq!(lookup(&entries, 0x8000_0019, 0), [u32::MAX, u32::MAX, 0, 0]);
     assert_eq!(lookup(&entries, 0x8000_001a, 0), [7, 0, 0, 0]);
-    assert_eq!(lookup(&entries, 0x8000_0021, 0), [0x7000_0f67, 0, 6, 0]);
+    assert_eq!(lookup(&entries, 0x8000_0021, 0), [0x7002_0f67, 0, 6, 0]);
 }
 
 #[test]
@@ -525,6 +526,7 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::PV_ASYNC_PF_VMEXIT
         | Feature::PV_ASYNC_PF_INT
         | Feature::PV_POLL_CONTROL
+        | Feature::CPUID_USER_DISABLE
         | Feature::BMI1
         | Feature::BMI2
         | Feature::ADX
