@@ -407,6 +407,10 @@ impl Platform for World<'_> {
         self.parts.deferred |= deferred::STEPPED;
     }
 
+    fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
+        ffi::real_at_tsc().filter(|_| ffi::tsc_stable())
+    }
+
     fn wake(&mut self, apic_id: u32) {
         let meant = self.vm.mailboxes.by_apic_id(IdSet::one(apic_id));
         meant.for_each(|mailbox| mailbox.ask(request::UNHALT));

@@ -8,6 +8,7 @@ mod exception;
 mod instruction;
 mod intercepted;
 mod msr;
+mod pairing;
 mod rip;
 mod task;
 
@@ -163,6 +164,11 @@ pub trait Platform: GuestMemory + ExtendedState {
     /// A hypercall with its up to four arguments; `None` if there is no such.
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
         let _ = (number, arguments);
+        None
+    }
+    /// The host's TSC, and the real time in nanoseconds since 1970 when it had this value. Nothing if
+    /// the host does not keep its time by the TSC.
+    fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
         None
     }
     /// The vCPU with this APIC ID need not stay halted.

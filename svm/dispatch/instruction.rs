@@ -2,6 +2,7 @@
 
 //! Intercepted instructions that need no operand in memory.
 
+use super::pairing::clock_pairing;
 use super::rip::{advance, next_rip, skip, Opcode};
 use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
@@ -229,7 +230,7 @@ pub(super) fn vmmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, S
     } else if number == VAPIC_POLL_IRQ {
         0
     } else {
-        hypercall(guest, number, arguments, mask == LOW).unwrap_or(NO_SUCH_CALL)
+        hypercall(guest, number, arguments, mask == LOW)?.unwrap_or(NO_SUCH_CALL)
     };
     guest.state.regs.set(gpr::RAX, result & mask);
     advance(guest, next);
@@ -242,9 +243,11 @@ fn hypercall<P: Platform>(
     number: u64,
     arguments: [u64; 4],
     narrow: bool,
-) -> Option<u64> {
+) -> Result<Option<u64>, Stop> {
     /// `KVM_HC_KICK_CPU`: flags, APIC ID.
     const KICK_CPU: u64 = 5;
+    /// `KVM_HC_CLOCK_PAIRING`: address, clock.
+    const CLOCK_PAIRING: u64 = 9;
     /// `KVM_HC_SCHED_YIELD`: APIC ID.
     const SCHED_YIELD: u64 = 11;
     /// `KVM_HC_SEND_IPI`: a set of APIC IDs in two words, the ID of its first bit, the ICR.
@@ -257,7 +260,7 @@ fn hypercall<P: Platform>(
     const ASSERT: u64 = 1 << 14;
     const LEVEL: u64 = 1 << 15;
     let [first, second, third, fourth] = arguments;
-    match number {
+    Ok(match number {
         KICK_CPU if guest.state.features.has(Feature::PV_UNHALT) => {
             guest.platform.wake(second as u32);
             Some(0)
@@ -275,7 +278,8 @@ fn hypercall<P: Platform>(
             let sent = guest.platform.send_ipis(third as u32, set, fourth as u32);
             Some(u64::from(sent))
         }
+        CLOCK_PAIRING => Some(clock_pairing(guest, first, second)?),
         KICK_CPU | SCHED_YIELD => None,
         _ => guest.platform.hypercall(number, arguments),
-    }
+    })
 }

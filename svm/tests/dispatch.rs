@@ -12,6 +12,7 @@ use svm::features::SvmFeatures;
 use svm::intercept::{CrIntercepts, Word4, Word5};
 use svm::io::UserIo;
 use svm::state::{guest_cr0, guest_cr4, guest_efer};
+use x86::cpu::GuestMemory;
 use x86::features::{Feature, Features};
 use x86::msr::Origin;
 use x86::regs::{gpr, vector, Cr0, Cr4, Efer, Exception, Rflags, SegAttr, SegReg};
@@ -944,4 +945,34 @@ fn nothing_of_a_shutdown_is_kept() {
         assert_eq!(machine.vmcb.event_inj(), 0);
         assert_eq!(machine.vmcb.intercepts(), expected.vmcb.intercepts());
     }
+}
+
+/// KVM_HC_CLOCK_PAIRING, in 64-bit mode.
+#[test]
+fn clock_pairing() {
+    let call = |address: u64, clock: u64, now: Option<(u64, u64)>| {
+        let mut machine = Machine::long(SvmFeatures::empty()).code(&[0x0f, 0x01, 0xd9]);
+        machine.vmcb.set_tsc_offset(5);
+        machine.world.now = now;
+        set(&mut machine, gpr::RAX, 9);
+        set(&mut machine, gpr::RBX, address);
+        set(&mut machine, gpr::RCX, clock);
+        assert_eq!(machine.exit(ExitCode::VMMCALL, 0, 0), Action::Resume);
+        completed(&machine, 3);
+        let answer = machine.state.regs.get(gpr::RAX) as i64;
+        let mut bytes = [0; 64];
+        let _ = machine.world.read_gpa(address, &mut bytes);
+        (answer, bytes)
+    };
+    let now = Some((1000, 7_000_000_009));
+    let (answer, bytes) = call(0xb000, 0, now);
+    assert_eq!(answer, 0);
+    let words: Vec<_> = bytes
+        .chunks(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+        .collect();
+    assert_eq!(words, [7, 9, 1005, 0, 0, 0, 0, 0]);
+    assert_eq!(call(0xb000, 1, now).0, -95, "another clock");
+    assert_eq!(call(0xb000, 0, None).0, -95, "another clock source");
+    assert_eq!(call(0xd000_0000, 0, now).0, -14, "no memory");
 }

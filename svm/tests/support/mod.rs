@@ -37,6 +37,7 @@ pub struct World {
     pub kernel_mmio: u64,
     pub kernel_accesses: u32,
     pub tsc: u64,
+    pub now: Option<(u64, u64)>,
     pub would_sleep: bool,
     pub read_only: bool,
     pub fault: FaultOutcome,
@@ -70,6 +71,7 @@ impl Default for World {
             kernel_mmio: 0,
             kernel_accesses: 0,
             tsc: 1000,
+            now: None,
             would_sleep: false,
             read_only: false,
             fault: FaultOutcome::Mmio,
@@ -151,6 +153,9 @@ impl GuestMemory for World {
 }
 
 impl Platform for World {
+    fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
+        self.now
+    }
     fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
         match (function, index) {
             (1, _) => [

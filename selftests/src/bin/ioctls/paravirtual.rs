@@ -4,7 +4,7 @@
 //! host's time with the TSC of the same instant.
 
 use kvm_bindings::*;
-use selftests::kvm::{number, supported_cpuid, Handle};
+use selftests::kvm::{msrs, number, supported_cpuid, Handle};
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, OUT};
@@ -17,6 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
         offered,
     ),
     ("a guest ends an interrupt without an exit", eoi),
+    (
+        "KVM_HC_CLOCK_PAIRING tells the time and the TSC of it",
+        pairing,
+    ),
 ];
 
 /// Bits of leaf 4000_0001, EAX.
@@ -116,4 +120,66 @@ fn eoi(path: &str) -> Result<(), String> {
         after("a level", 0)?;
     }
     Ok(())
+}
+
+/// The host's clock source.
+const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+
+/// Calls KVM_HC_CLOCK_PAIRING with this address and clock; the answer, and what is there.
+fn pair(bare: &Bare, address: u32, clock: u8) -> Result<(i32, [u64; 4]), String> {
+    let [a, b, c, d] = address.to_le_bytes();
+    let code = [
+        0x66, 0xb8, 9, 0, 0, 0, 0x66, 0xbb, a, b, c, d, // mov $9, %eax; mov $address, %ebx
+        0x66, 0xb9, clock, 0, 0, 0, 0x0f, 0x01, 0xd9, // mov $clock, %ecx; vmmcall
+        0x66, 0xa3, 0, 0xa0, OUT[0], OUT[1], // mov %eax, 0a000h; out
+    ];
+    bare.ram.write(crate::bare::CODE as usize, &code);
+    bare.ram.write(PAIR, &[0xff; 64]);
+    bare.start()?;
+    bare.byte()?;
+    let word = |at: usize| {
+        let bytes = bare.ram.read(at, 8);
+        u64::from_le_bytes(bytes.try_into().unwrap_or_default())
+    };
+    let answer = word(0xa000) as i32;
+    Ok((answer, [0, 8, 16, 24].map(|offset| word(PAIR + offset))))
+}
+
+const PAIR: usize = 0xb000;
+
+fn pairing(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &[])?;
+    let source = std::fs::read_to_string(SOURCE).map_err(|e| e.to_string())?;
+    if source.trim() != "tsc" {
+        let (answer, _) = pair(&bare, PAIR as u32, 0)?;
+        return equal("without the TSC", answer, -libc::EOPNOTSUPP);
+    }
+    let real = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map(|now| now.as_nanos() as u64).unwrap_or_default()
+    };
+    let tsc = || {
+        let mut pair = [(0x10, 0)];
+        msrs(&bare.vcpu.handle, number::GET_MSRS, &mut pair).map(|_| pair[0].1)
+    };
+    for _ in 0..10 {
+        let before = (real(), tsc()?);
+        let (answer, [sec, nsec, at, flags]) = pair(&bare, PAIR as u32, 0)?;
+        let after = (real(), tsc()?);
+        equal("answer", answer, 0)?;
+        equal("flags", flags as u32, 0)?;
+        let ns = sec * 1_000_000_000 + nsec;
+        let between = (before.0..=after.0).contains(&ns) && (before.1..=after.1).contains(&at);
+        equal(&format!("{ns} and {at} are of now"), between, true)?;
+    }
+    equal(
+        "another clock",
+        pair(&bare, PAIR as u32, 1)?.0,
+        -libc::EOPNOTSUPP,
+    )?;
+    equal("a hole", pair(&bare, 0xd000_0000, 0)?.0, -libc::EFAULT)?;
+    // Across two pages, and into a hole.
+    equal("two pages", pair(&bare, 0xbfe0, 0)?.0, 0)?;
+    let end = crate::bare::RAM as u32 - 32;
+    equal("half a hole", pair(&bare, end, 0)?.0, -libc::EFAULT)
 }
