@@ -13,6 +13,7 @@
 
 use crate::lines::{Delivery, Lines, Source};
 use crate::message::{DeliveryMode, Message};
+use crate::storm::Storms;
 use crate::wire::{Reader, Writer};
 
 /// How many pins, and entries of the redirection table, there are.
@@ -116,6 +117,7 @@ pub struct Ioapic {
     asserted: u32,
     /// One bit for each pin whose last rise has been sent.
     sent: u32,
+    storms: Storms<PINS>,
 }
 
 impl Default for Ioapic {
@@ -134,6 +136,7 @@ impl Ioapic {
             lines: Lines::LOW,
             asserted: 0,
             sent: 0,
+            storms: Storms::NONE,
         }
     }
 
@@ -162,7 +165,8 @@ impl Ioapic {
         if rises {
             self.sent &= !bit;
         }
-        if !entry.is_level() && !rises || entry.remote_irr() {
+        let waits = entry.remote_irr() || self.storms.paused() & bit != 0;
+        if !entry.is_level() && !rises || waits {
             Delivery::Coalesced
         } else if self.service(index, send) {
             Delivery::Delivered
@@ -177,7 +181,8 @@ impl Ioapic {
         let Some(entry) = self.table.get_mut(index) else {
             return false;
         };
-        if entry.is_masked() || entry.remote_irr() || !send(entry.message()) {
+        let paused = self.storms.paused() & 1u32.wrapping_shl(index as u32) != 0;
+        if entry.is_masked() || entry.remote_irr() || paused || !send(entry.message()) {
             return false;
         }
         if entry.is_level() {
@@ -215,19 +220,47 @@ impl Ioapic {
         pins
     }
 
-    /// A local APIC ended the level-triggered interrupt `vector`. Pins that are still asserted send
-    /// again.
+    /// A local APIC ended the interrupt `vector`. Pins that are still asserted send again, if there is no
+    /// storm: see [`Self::take_pause`].
     pub fn eoi(&mut self, vector: u8, send: &mut impl FnMut(Message) -> bool) {
         for index in 0..PINS {
-            let ended = match self.table.get_mut(index) {
-                Some(entry) if entry.remote_irr() && entry.vector() == vector => {
-                    entry.0 &= !Entry::REMOTE_IRR;
-                    true
-                }
-                _ => false,
+            let Some(entry) = self.table.get_mut(index) else {
+                continue;
             };
-            if ended {
+            if entry.vector() != vector {
+                continue;
+            }
+            let level = entry.remote_irr();
+            entry.0 &= !Entry::REMOTE_IRR;
+            let asserted = self.asserted & 1u32.wrapping_shl(index as u32) != 0;
+            let high = level && asserted && !entry.is_masked();
+            self.storms.ended(index, high);
+            if level {
                 self.service_level(index, send);
+            }
+        }
+    }
+
+    /// The line of `pin` rises again because somebody was told of the end of its interrupt, before the
+    /// guest has run on.
+    pub fn raised_at_end(&mut self, pin: u8) {
+        self.storms.raised_at_end(usize::from(pin));
+    }
+
+    /// Whether a pin pauses since the last call, for [`PAUSE_NS`](crate::storm::PAUSE_NS): then
+    /// [`Self::resume`] is due.
+    pub fn take_pause(&mut self) -> bool {
+        self.storms.take_begun()
+    }
+
+    /// The pause is over.
+    pub fn resume(&mut self, send: &mut impl FnMut(Message) -> bool) {
+        let pins = self.storms.resume() & self.asserted;
+        for index in 0..PINS {
+            let bit = 1u32.wrapping_shl(index as u32);
+            let level = self.table.get(index).is_some_and(|entry| entry.is_level());
+            if pins & bit != 0 && (level || self.sent & bit == 0) {
+                self.service(index, send);
             }
         }
     }
@@ -336,6 +369,7 @@ impl Ioapic {
         let _padding = reader.get_u32();
         self.lines = Lines::LOW;
         self.sent = 0;
+        self.storms = Storms::NONE;
         for entry in &mut self.table {
             *entry = Entry::restored(reader.get_u64());
         }

@@ -25,6 +25,7 @@ pub mod message;
 pub mod pic;
 pub mod pit;
 pub mod routing;
+pub mod storm;
 mod wire;
 
 pub use dest::{Destination, Shorthand, Snapshot};

@@ -6,6 +6,7 @@
 //! PC cannot use, are accepted and have no effect.
 
 use crate::lines::{Delivery, Lines, Source};
+use crate::storm::Storms;
 use crate::wire::{Reader, Writer};
 
 /// How many inputs both chips have together. Input 2 is where the slave is; driving it does
@@ -80,6 +81,7 @@ struct Chip {
     elcr: u8,
     /// Inputs whose interrupt has ended since somebody asked.
     ended: u8,
+    storms: Storms<8>,
 }
 
 impl Chip {
@@ -100,6 +102,7 @@ impl Chip {
         needs_icw4: false,
         elcr: 0,
         ended: 0,
+        storms: Storms::NONE,
     };
 
     /// A new level of the inputs in `bits`. Requests of edges stay until they are acknowledged,
@@ -111,6 +114,10 @@ impl Chip {
         } else {
             self.irr &= !(bits & self.elcr);
             self.lines &= !bits;
+            // Without EOI commands the end comes before the handler, and its line is always high.
+            if self.auto_eoi {
+                self.storms.fell(bits.trailing_zeros() as usize);
+            }
         }
     }
 
@@ -126,7 +133,7 @@ impl Chip {
 
     /// The input that the chip would present at an acknowledge now.
     fn pending(&self, is_master: bool) -> Option<u8> {
-        let request = self.rank(self.irr & !self.imr);
+        let request = self.rank(self.irr & !self.imr & !(self.storms.paused() as u8));
         let mut blocking = self.isr;
         if self.special_mask {
             blocking &= !self.imr;
@@ -143,7 +150,7 @@ impl Chip {
         let bit = 1 << (input & 7);
         self.irr &= !(bit & !self.elcr);
         if self.auto_eoi {
-            self.ended |= bit;
+            self.note_end(bit);
             if self.rotate_on_auto_eoi {
                 self.rotate_below(input);
             }
@@ -159,8 +166,17 @@ impl Chip {
 
     fn end(&mut self, input: u8) {
         let bit = 1 << (input & 7);
-        self.ended |= self.isr & bit;
+        if self.isr & bit != 0 {
+            self.note_end(bit);
+        }
         self.isr &= !bit;
+    }
+
+    /// The interrupt of the input in `bit` has ended.
+    fn note_end(&mut self, bit: u8) {
+        self.ended |= bit;
+        let high = self.lines & self.elcr & !self.imr & bit != 0;
+        self.storms.ended(bit.trailing_zeros() as usize, high);
     }
 
     fn write_command(&mut self, value: u8) {
@@ -321,6 +337,7 @@ impl Chip {
             needs_icw4: reader.get_bool(),
             elcr: reader.get_u8() & elcr_mask,
             ended: 0,
+            storms: Storms::NONE,
         }
     }
 }
@@ -432,6 +449,30 @@ impl Pic {
         self.master.ended = 0;
         self.slave.ended = 0;
         ended & !(1 << CASCADE)
+    }
+
+    /// The line of input `irq` rises again because somebody was told of the end of its interrupt.
+    pub fn raised_at_end(&mut self, irq: u8) {
+        let chip = if irq < 8 {
+            &mut self.master
+        } else {
+            &mut self.slave
+        };
+        chip.storms.raised_at_end(usize::from(irq & 7));
+    }
+
+    /// Whether an input pauses since the last call, for [`PAUSE_NS`](crate::storm::PAUSE_NS): then
+    /// [`Self::resume`] is due.
+    pub fn take_pause(&mut self) -> bool {
+        let master = self.master.storms.take_begun();
+        self.slave.storms.take_begun() || master
+    }
+
+    /// The pause is over. [`Self::output`] may change.
+    pub fn resume(&mut self) {
+        self.master.storms.resume();
+        self.slave.storms.resume();
+        self.update_cascade();
     }
 
     /// Reads a port; nothing if it is not one of the pair's. Polling may acknowledge an interrupt.

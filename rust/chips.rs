@@ -24,7 +24,7 @@ use core::ops::{Deref, DerefMut};
 use irqchip::lines::{Delivery, Source};
 use irqchip::message::Message;
 use irqchip::routing::{self, Chip, Route, Target};
-use irqchip::{ioapic, Ioapic, Pic, Pit};
+use irqchip::{ioapic, storm, Ioapic, Pic, Pit};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
@@ -64,6 +64,8 @@ impl DerefMut for Held<'_> {
 pub(crate) struct Chips {
     /// Runs until the PIT's next edge. First, so that it stops before anything else goes.
     pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
+    /// Runs until the end of a pause in a storm of interrupts. Likewise.
+    storm_timer: SetOnce<Pin<KBox<Timer<StormEnd>>>>,
     #[pin]
     devices: IrqLock<Devices>,
     /// Who waits for the end of interrupts. Taken after `devices`.
@@ -81,6 +83,8 @@ pub(crate) struct Chips {
     pub(crate) ends: [Atomic<u64>; 4],
     /// Not zero if there is a resampler to be told of an end.
     pub(crate) untold: Atomic<u32>,
+    /// Not zero while resamplers are told: a line that rises meanwhile does so because of the end.
+    pub(crate) telling: Atomic<u32>,
     pub(crate) mailboxes: Arc<Mailboxes>,
 }
 
@@ -103,6 +107,7 @@ impl Chips {
         Arc::pin_init(
             pin_init!(Self {
                 pit_timer: SetOnce::new(),
+                storm_timer: SetOnce::new(),
                 devices <- IrqLock::new(devices, c"pacifica_devices", kernel::static_lock_class!()),
                 resamplers <- IrqLock::new(KVec::new(), c"pacifica_resamplers", kernel::static_lock_class!()),
                 created: Atomic::new(NONE),
@@ -111,6 +116,7 @@ impl Chips {
                 bus_cycle_ns: Atomic::new(1),
                 ends: [const { Atomic::new(0) }; 4],
                 untold: Atomic::new(0),
+                telling: Atomic::new(0),
                 mailboxes,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -121,6 +127,14 @@ impl Chips {
     pub(crate) fn create(&self) -> Result<c_long> {
         let mut routes = KVec::new();
         routes.extend_from_slice(&routing::default_routes(), GFP_KERNEL_ACCOUNT)?;
+        let target = core::ptr::from_ref(self).cast::<StormEnd>();
+        let timer = KBox::pin_init(
+            // SAFETY: The timer is a field of its target, and dropped before what it uses.
+            unsafe { Timer::new(target) },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        // A second one would be like the first.
+        self.storm_timer.populate(timer);
         let mut devices = self.devices.lock();
         if self.has_lapics() {
             return Err(EEXIST);
@@ -213,6 +227,16 @@ impl Chips {
         let next = devices.pit.as_ref().and_then(Pit::next_event);
         if let (Some(timer), Some(ns)) = (self.pit_timer.as_ref(), next) {
             timer.start(ns);
+        }
+    }
+
+    /// Starts the pause of a pin whose line nobody lets fall, if there is one.
+    pub(crate) fn begin_pause(&self, devices: &mut Devices) {
+        let (ioapic, pic) = (devices.ioapic.take_pause(), devices.pic.take_pause());
+        if ioapic || pic {
+            if let Some(timer) = self.storm_timer.as_ref() {
+                timer.start(ffi::now().saturating_add(storm::PAUSE_NS));
+            }
         }
     }
 
@@ -432,6 +456,24 @@ fn is_device_port(port: u16) -> bool {
         port,
         0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 | 0x40..=0x43 | 0x61
     )
+}
+
+/// [`Chips`], as the target of the timer that ends pauses.
+#[repr(transparent)]
+struct StormEnd(Chips);
+
+impl Expire for StormEnd {
+    /// The pins that paused may send again.
+    fn expire(&self) {
+        let chips = &self.0;
+        let mut held = chips.devices();
+        let before = held.pic.output();
+        let (ioapic, mut send) = chips.ioapic(&mut held);
+        ioapic.resume(&mut send);
+        drop(send);
+        held.pic.resume();
+        chips.compare_pic(&mut held, before);
+    }
 }
 
 impl Expire for Chips {

@@ -60,6 +60,9 @@ impl Chips {
     pub(crate) fn raise_resampled(&self, gsi: u32) {
         let mut devices = self.devices();
         self.want_ends(&devices, gsi);
+        if self.telling.load(Relaxed) != 0 {
+            raised_at_end(&mut devices, gsi);
+        }
         self.set_gsi_locked(&mut devices, gsi, Source::RESAMPLE, true);
     }
 
@@ -76,6 +79,7 @@ impl Chips {
         let (ioapic, mut send) = self.ioapic(&mut devices);
         ioapic.eoi(vector, &mut send);
         drop(send);
+        self.begin_pause(&mut devices);
         self.tick_ended(&mut devices, pins);
     }
 
@@ -92,6 +96,7 @@ impl Chips {
         let resamplers = self.resamplers.lock();
         self.release(&mut devices, &resamplers, pins);
         drop(resamplers);
+        self.begin_pause(&mut devices);
         self.tick_ended(&mut devices, pins);
     }
 
@@ -174,8 +179,34 @@ impl Chips {
             let Some(resampler) = resampler else {
                 return;
             };
+            self.telling.store(1, Relaxed);
             resampler.eventfd.signal();
+            self.telling.store(0, Relaxed);
             ffi::yield_now();
+        }
+    }
+}
+
+/// The pins of `gsi` hear that it rises again at the end of its own interrupt.
+fn raised_at_end(devices: &mut Devices, gsi: u32) {
+    let Devices {
+        pic,
+        ioapic,
+        routes,
+        ..
+    } = devices;
+    for route in routing::routes(routes, gsi) {
+        match route.target {
+            Target::Pin {
+                chip: Chip::Ioapic,
+                pin,
+            } => ioapic.raised_at_end(pin),
+            Target::Pin {
+                chip: Chip::PicSlave,
+                pin,
+            } => pic.raised_at_end(pin + 8),
+            Target::Pin { pin, .. } => pic.raised_at_end(pin),
+            Target::Msi { .. } => {}
         }
     }
 }

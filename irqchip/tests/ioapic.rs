@@ -366,3 +366,74 @@ proptest! {
         prop_assert!(bus.0.is_empty());
     }
 }
+
+/// A line that nobody lets fall: 10,000 ends in a row, and then a pause.
+#[test]
+fn a_storm_pauses() {
+    use irqchip::storm::ENDS;
+    let mut ioapic = Ioapic::new();
+    let mut bus = Bus::default();
+    program(&mut ioapic, &mut bus, 10, 0x40 | LEVEL);
+    ioapic.set_pin(10, A, true, &mut bus.send());
+    assert_eq!(bus.take(), [0x40]);
+    for round in 0..3 {
+        for end in 1..ENDS {
+            ioapic.eoi(0x40, &mut bus.send());
+            assert_eq!(bus.take(), [0x40], "{round} {end}");
+            assert!(!ioapic.take_pause());
+        }
+        ioapic.eoi(0x40, &mut bus.send());
+        assert_eq!(bus.take(), [], "the pause");
+        assert!(ioapic.take_pause());
+        assert!(!ioapic.take_pause(), "told once");
+        // Whatever the guest and the sources do meanwhile.
+        ioapic.set_pin(10, B, true, &mut bus.send());
+        program(&mut ioapic, &mut bus, 10, 0x40 | LEVEL | MASKED);
+        program(&mut ioapic, &mut bus, 10, 0x40 | LEVEL);
+        assert_eq!(bus.take(), []);
+        ioapic.resume(&mut bus.send());
+        assert_eq!(bus.take(), [0x40]);
+    }
+    // A line that falls ends the row.
+    for _ in 0..3 * u32::from(ENDS) {
+        ioapic.set_pin(10, A, false, &mut bus.send());
+        ioapic.set_pin(10, B, false, &mut bus.send());
+        ioapic.eoi(0x40, &mut bus.send());
+        ioapic.set_pin(10, A, true, &mut bus.send());
+        assert_eq!(bus.take(), [0x40]);
+    }
+    assert!(!ioapic.take_pause());
+    // One that falls in the pause sends nothing after it.
+    for _ in 0..ENDS {
+        ioapic.eoi(0x40, &mut bus.send());
+    }
+    ioapic.set_pin(10, A, false, &mut bus.send());
+    bus.take();
+    ioapic.resume(&mut bus.send());
+    assert_eq!(bus.take(), []);
+}
+
+/// A line that falls at the end, and rises at once because somebody was told of the end.
+#[test]
+fn a_storm_of_a_resampler_pauses() {
+    use irqchip::storm::ENDS;
+    for mode in [LEVEL, 0] {
+        let mut ioapic = Ioapic::new();
+        let mut bus = Bus::default();
+        program(&mut ioapic, &mut bus, 10, 0x40 | mode);
+        let mut sent = 0;
+        for end in 0..ENDS {
+            ioapic.raised_at_end(10);
+            ioapic.set_pin(10, B, true, &mut bus.send());
+            sent += bus.take().len();
+            ioapic.set_pin(10, B, false, &mut bus.send());
+            ioapic.eoi(0x40, &mut bus.send());
+            assert_eq!(ioapic.take_pause(), end == ENDS - 1);
+        }
+        assert_eq!(sent, usize::from(ENDS));
+        ioapic.set_pin(10, B, true, &mut bus.send());
+        assert_eq!(bus.take(), []);
+        ioapic.resume(&mut bus.send());
+        assert_eq!(bus.take(), [0x40]);
+    }
+}

@@ -488,3 +488,51 @@ proptest! {
         }
     }
 }
+
+/// A level-triggered input that nobody lets fall: 10,000 ends in a row, and then a pause. Of both chips,
+/// with EOI commands and without.
+#[test]
+fn a_storm_pauses() {
+    use irqchip::storm::ENDS;
+    for (irq, elcr, icw4) in [(5, 0x4d0, 1), (5, 0x4d0, 3), (10, 0x4d1, 1), (10, 0x4d1, 3)] {
+        let mut pic = initialized();
+        for (command, data, base) in [(0x20, 0x21, 0x30), (0xa0, 0xa1, 0x38)] {
+            pic.port_write(command, 0x11);
+            pic.port_write(data, base);
+            pic.port_write(data, if base == 0x30 { 4 } else { 2 });
+            pic.port_write(data, icw4);
+        }
+        pic.port_write(elcr, 1 << (irq & 7));
+        pic.set_irq(irq, A, true);
+        let end = |pic: &mut Pic| {
+            assert_eq!(pic.acknowledge(), 0x30 + irq);
+            if icw4 == 1 {
+                pic.port_write(0xa0, 0x20);
+                pic.port_write(0x20, 0x20);
+            }
+        };
+        for round in 0..3 {
+            for count in 1..ENDS {
+                end(&mut pic);
+                assert!(pic.output(), "{irq} {round} {count}");
+                assert!(!pic.take_pause());
+            }
+            end(&mut pic);
+            assert!(!pic.output(), "the pause");
+            assert!(pic.take_pause());
+            pic.resume();
+            assert!(pic.output());
+        }
+        // A line that falls ends the row.
+        for _ in 0..3 * u32::from(ENDS) {
+            pic.set_irq(irq, A, true);
+            assert_eq!(pic.acknowledge(), 0x30 + irq);
+            pic.set_irq(irq, A, false);
+            if icw4 == 1 {
+                pic.port_write(0xa0, 0x20);
+                pic.port_write(0x20, 0x20);
+            }
+        }
+        assert!(!pic.take_pause());
+    }
+}

@@ -19,6 +19,7 @@ mod pointers;
 mod poison;
 mod slots;
 mod state;
+mod storm;
 mod sync;
 mod system;
 mod time;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     let device = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     selftests::machine::catch_interruptions();
-    let groups: [&[Test]; 21] = [
+    let groups: &[&[Test]] = &[
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         concurrent::TESTS,
         irqchip::TESTS,
         interrupts::TESTS,
+        storm::TESTS,
         coalesced::TESTS,
         msr::TESTS,
         paravirtual::TESTS,
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
         faults::tests(),
     ];
     let mut tap = Tap::start();
-    for (name, test) in groups.into_iter().flatten() {
+    for (name, test) in groups.iter().copied().flatten() {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
             tap.result(name, test(&device));
         }
