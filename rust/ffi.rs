@@ -56,7 +56,11 @@ extern "C" {
     fn pacifica_yield_to(runner: *const *mut bindings::task_struct) -> bool;
     fn pacifica_online_cpus() -> c_uint;
     fn pacifica_kick_cpu(cpu: c_uint);
-    fn pacifica_interrupt_and_wait(cpu: c_uint);
+    fn pacifica_masks_alloc() -> c_int;
+    fn pacifica_masks_free();
+    fn pacifica_mask_begin() -> *mut c_void;
+    fn pacifica_mask_add(mask: *mut c_void, cpu: c_uint);
+    fn pacifica_mask_interrupt(mask: *mut c_void);
     fn pacifica_wait(
         wait: *mut bindings::rcuwait,
         ready: unsafe extern "C" fn(*mut c_void) -> bool,
@@ -236,8 +240,6 @@ safe! {
     online_cpus = pacifica_online_cpus() -> u32;
     /// Makes a CPU leave its guest.
     kick_cpu = pacifica_kick_cpu(cpu: u32);
-    /// Interrupts a CPU, and returns when its handler has run. Interrupts must be on.
-    interrupt_and_wait = pacifica_interrupt_and_wait(cpu: u32);
     /// Process ID of the caller.
     pid = pacifica_pid() -> i32;
     /// Whether one more line in the log is in order.
@@ -278,6 +280,50 @@ safe! {
     now = pacifica_now() -> u64;
     /// Nanoseconds since boot, suspended time included.
     boot_ns = pacifica_boot_ns() -> u64;
+}
+
+/// What [`CpusToInterrupt`] needs of memory, for as long as the module is loaded.
+pub(crate) struct CpuMasks(());
+
+impl CpuMasks {
+    /// Once, before any [`CpusToInterrupt`].
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: Nobody uses the masks yet.
+        to_result(unsafe { pacifica_masks_alloc() })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for CpuMasks {
+    fn drop(&mut self) {
+        // SAFETY: The module goes; nobody uses the masks any more.
+        unsafe { pacifica_masks_free() };
+    }
+}
+
+/// CPUs that are to be interrupted, all at once. Until they are, preemption is off, and there is no other one on this CPU.
+#[must_use]
+pub(crate) struct CpusToInterrupt(NonNull<c_void>);
+
+impl CpusToInterrupt {
+    /// None yet. Interrupts are on, and preemption may be off.
+    pub(crate) fn new() -> Self {
+        // SAFETY: The masks are there as long as the module is loaded. INVARIANT: It is this CPU's, which no other
+        // code uses until it is dropped.
+        Self(unsafe { NonNull::new_unchecked(pacifica_mask_begin()) })
+    }
+
+    /// One more.
+    pub(crate) fn add(&mut self, cpu: u32) {
+        // SAFETY: By the invariant.
+        unsafe { pacifica_mask_add(self.0.as_ptr(), cpu) };
+    }
+
+    /// Interrupts them, and returns when all their handlers have run.
+    pub(crate) fn interrupt_and_wait(self) {
+        // SAFETY: By the invariant; it ends here.
+        unsafe { pacifica_mask_interrupt(self.0.as_ptr()) };
+    }
 }
 
 /// Does the pending work of [`work_pending`]; `EINTR` if a signal must be delivered.

@@ -246,10 +246,59 @@ static void pacifica_nothing(void *unused)
 {
 }
 
-/* Interrupts a CPU; returns when its handler has run, so that a guest there was left. */
-void pacifica_interrupt_and_wait(unsigned int cpu)
+/* For each CPU, those that it is about to interrupt. */
+static DEFINE_PER_CPU(cpumask_var_t, pacifica_mask);
+
+void pacifica_masks_free(void)
 {
-	smp_call_function_single(cpu, pacifica_nothing, NULL, true);
+	unsigned int cpu;
+
+	for_each_possible_cpu(cpu) {
+		free_cpumask_var(per_cpu(pacifica_mask, cpu));
+#ifdef CONFIG_CPUMASK_OFFSTACK
+		per_cpu(pacifica_mask, cpu) = NULL;
+#endif
+	}
+}
+
+int pacifica_masks_alloc(void)
+{
+	unsigned int cpu;
+
+	for_each_possible_cpu(cpu) {
+		if (!zalloc_cpumask_var_node(&per_cpu(pacifica_mask, cpu), GFP_KERNEL,
+					     cpu_to_node(cpu))) {
+			pacifica_masks_free();
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
+/* This CPU's mask, empty. Preemption is off until pacifica_mask_interrupt(). */
+void *pacifica_mask_begin(void)
+{
+	struct cpumask *mask;
+
+	preempt_disable();
+	mask = this_cpu_cpumask_var_ptr(pacifica_mask);
+	cpumask_clear(mask);
+	return mask;
+}
+
+void pacifica_mask_add(void *mask, unsigned int cpu)
+{
+	__cpumask_set_cpu(cpu, mask);
+}
+
+/*
+ * Interrupts the CPUs in the mask, together; returns when their handlers have run, so that the guests there were left. A
+ * guest of this CPU was left already.
+ */
+void pacifica_mask_interrupt(void *mask)
+{
+	smp_call_function_many(mask, pacifica_nothing, NULL, true);
+	preempt_enable();
 }
 
 /* Sleeps until ready(arg); -EINTR if a signal came first. */

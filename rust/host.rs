@@ -91,6 +91,8 @@ pub(crate) struct Host {
     pub(crate) debugfs: ffi::DebugfsEntry,
     /// SEV-SNP may be turned on: see [`Host::keep_save_area`].
     has_snp: bool,
+    /// For interrupting many CPUs at once.
+    _masks: ffi::CpuMasks,
     /// VMs alive; SVM is on while this is not zero.
     users: Pin<KBox<Mutex<usize>>>,
     /// Not zero while there are users; for the resume path, which may not sleep.
@@ -185,6 +187,7 @@ pub(crate) fn init() -> Result {
     let (mut msrpm, mut iopm) = (Pages::new()?, Pages::new()?);
     msrpm::init(&mut msrpm);
     iopm::init(&mut iopm);
+    let masks = ffi::CpuMasks::new()?;
     let debugfs = ffi::DebugfsEntry::dir(c"pacifica");
     // SAFETY: The module's initialisation runs once, before anything of ours can be called.
     unsafe {
@@ -197,6 +200,7 @@ pub(crate) fn init() -> Result {
             iopm,
             debugfs,
             has_snp: ffi::host_has_snp(),
+            _masks: masks,
             users,
             held: Atomic::new(0),
         })

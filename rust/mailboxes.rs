@@ -17,7 +17,7 @@ use crate::kick::{request, Interrupt, Mailbox};
 use crate::memory::Flush;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use irqchip::dest::{pick_lowest_priority, Census, IdSet};
-use irqchip::{DeliveryMode, Destination, Snapshot};
+use irqchip::{DeliveryMode, Destination, Shorthand, Snapshot};
 use kernel::prelude::*;
 use kernel::sync::{Arc, SetOnce};
 
@@ -181,14 +181,28 @@ impl Mailboxes {
         found.filter(move |one| one.apic().is_present() && ids.contains(one.apic().id()))
     }
 
-    /// Sends a message to those it is for. Any context.
+    /// Who can be meant by a message from vCPU `source`, by their numbers, or nothing if it can be any.
+    fn candidates(&self, to: &Destination, source: Option<u32>) -> Option<IdSet> {
+        match to.shorthand {
+            Shorthand::Myself => source.map(IdSet::one),
+            _ => to.candidates(self.census()),
+        }
+    }
+
+    /// Whether a message is for one vCPU at most, and it is known which.
+    pub(crate) fn is_for_one(&self, to: &Destination, source: Option<u32>) -> bool {
+        let candidates = self.candidates(to, source);
+        candidates.is_some_and(|ids| ids.bits.count_ones() <= 1)
+    }
+
+    /// Sends a message to those it is for. Any context; with interrupts off only what is for one.
     pub(crate) fn deliver(
         &self,
         to: &Destination,
         source: Option<u32>,
         ipi: &Interrupt,
     ) -> Kicks<'_> {
-        let found = self.find(to.candidates(self.census()));
+        let found = self.find(self.candidates(to, source));
         let matching = found.filter(|mailbox| {
             let apic = mailbox.apic();
             // An APIC that software has not enabled refuses vectors, and takes the rest.
@@ -208,17 +222,23 @@ impl Mailboxes {
         kicks
     }
 
-    /// Sends a message to those whose APIC ID is in `ids`; how many took it.
-    pub(crate) fn deliver_set(&self, ids: IdSet, ipi: &Interrupt) -> u32 {
-        let mut count = 0;
-        for mailbox in self.by_apic_id(ids) {
-            if mailbox.apic().is_enabled() || !ipi.mode.has_vector() {
-                count += 1;
-                mailbox.receive(ipi);
-                mailbox.kick();
-            }
+    /// Those with an APIC ID in `ids` that take a message.
+    fn takers(&self, ids: IdSet, ipi: Interrupt) -> impl Iterator<Item = &Mailbox> {
+        let present = self.by_apic_id(ids);
+        present.filter(move |one| one.apic().is_enabled() || !ipi.mode.has_vector())
+    }
+
+    /// How many will take a message to those whose APIC ID is in `ids`.
+    pub(crate) fn count_set(&self, ids: IdSet, ipi: &Interrupt) -> u32 {
+        self.takers(ids, *ipi).count() as u32
+    }
+
+    /// Sends a message to those whose APIC ID is in `ids`. With interrupts off only to one.
+    pub(crate) fn deliver_set(&self, ids: IdSet, ipi: &Interrupt) {
+        for mailbox in self.takers(ids, *ipi) {
+            mailbox.receive(ipi);
+            mailbox.kick();
         }
-        count
     }
 
     /// Nobody to be kicked yet.
@@ -317,14 +337,15 @@ impl Drop for Kicks<'_> {
 
 impl Flush for Mailboxes {
     fn flush_all(&self) {
+        // Interrupts that have been handled there: the guests were left after our requests. They are sent to all at once,
+        // and all are waited for together.
+        let mut cpus = ffi::CpusToInterrupt::new();
         for mailbox in self.all() {
             mailbox.leave_request(request::TLB_FLUSH);
-        }
-        for mailbox in self.all() {
-            // An interrupt that has been handled there: the guest was left after our request.
             if let Some(cpu) = mailbox.running_on() {
-                ffi::interrupt_and_wait(cpu);
+                cpus.add(cpu);
             }
         }
+        cpus.interrupt_and_wait();
     }
 }

@@ -26,7 +26,7 @@ use crate::steal;
 use crate::sync_regs;
 use crate::user_exit::{set_common, to_user};
 use crate::vcpu::{Inner, Vcpu};
-use crate::world::deferred;
+use crate::world::{deferred, send_ipi};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
@@ -209,6 +209,9 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
     };
     vcpu.mailbox.leave();
     ffi::irq_enable();
+    if inner.parts.deferred & deferred::IPI != 0 {
+        send_ipi(vcpu, &mut inner.parts);
+    }
     result
 }
 

@@ -182,6 +182,7 @@ impl Vcpu {
                 user_window: false,
                 clock_version: 0,
                 guest_stopped: false,
+                ipi: None,
                 host_error: None,
                 physical_bits: 36,
                 has_x2apic: false,

@@ -12,7 +12,7 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
-use irqchip::{DeliveryMode, Lapic, Now};
+use irqchip::{DeliveryMode, Destination, Lapic, Now};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use svm::dispatch::{FaultOutcome, Platform, Policy};
@@ -47,6 +47,8 @@ pub(crate) mod deferred {
     pub(crate) const EOI_PAGE: u32 = 1 << 9;
     /// Nothing but an end of the window: what it has put into the CPU has changed.
     pub(crate) const RELOAD: u32 = 1 << 10;
+    /// Send `ipi` in the parts, as soon as interrupts are on.
+    pub(crate) const IPI: u32 = 1 << 11;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -83,6 +85,8 @@ pub(crate) struct Parts {
     pub(crate) clock_version: u32,
     /// The next update of the clock tells that the guest was stopped.
     pub(crate) guest_stopped: bool,
+    /// A message to be sent as soon as interrupts are on.
+    pub(crate) ipi: Option<Ipi>,
     /// Why the guest's memory could not be had.
     pub(crate) host_error: Option<Error>,
     /// Width of the guest's physical addresses.
@@ -112,7 +116,36 @@ pub(crate) fn now(tsc_offset: u64) -> Now {
     }
 }
 
+/// A message to more than one vCPU, which is not sent with interrupts off: waking one takes some thousand instructions.
+#[derive(Clone, Copy)]
+pub(crate) enum Ipi {
+    /// By a write of the ICR.
+    To(Destination, Interrupt),
+    /// By a hypercall.
+    Set(IdSet, Interrupt),
+}
+
+/// Sends what a handler has put off. Interrupts are on.
+#[cold]
+pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut Parts) {
+    parts.deferred &= !deferred::IPI;
+    let mailboxes = &vcpu.vm.mailboxes;
+    match parts.ipi.take() {
+        Some(Ipi::To(to, interrupt)) => {
+            drop(mailboxes.deliver(&to, Some(vcpu.mailbox.id), &interrupt));
+        }
+        Some(Ipi::Set(ids, interrupt)) => mailboxes.deliver_set(ids, &interrupt),
+        None => {}
+    }
+}
+
 impl World<'_> {
+    #[cold]
+    fn send_later(&mut self, ipi: Ipi) {
+        self.parts.ipi = Some(ipi);
+        self.parts.deferred |= deferred::IPI;
+    }
+
     fn chips(&self) -> &Chips {
         &self.vm.chips
     }
@@ -132,8 +165,12 @@ impl World<'_> {
                     vector: ipi.vector,
                     level: ipi.level,
                 };
-                let mailboxes = &self.vm.mailboxes;
-                drop(mailboxes.deliver(&ipi.dest, Some(self.vcpu.mailbox.id), &interrupt));
+                let (mailboxes, source) = (&self.vm.mailboxes, Some(self.vcpu.mailbox.id));
+                if self.may_sleep || mailboxes.is_for_one(&ipi.dest, source) {
+                    drop(mailboxes.deliver(&ipi.dest, source, &interrupt));
+                } else {
+                    self.send_later(Ipi::To(ipi.dest, interrupt));
+                }
             }
             Effect::Timer => self.parts.deferred |= deferred::TIMER,
             Effect::Routing => {
@@ -432,7 +469,14 @@ impl Platform for World<'_> {
             level: message & ICR_LEVEL != 0,
         };
         let ids = IdSet { first, bits };
-        self.vm.mailboxes.deliver_set(ids, &interrupt)
+        let mailboxes = &self.vm.mailboxes;
+        let count = mailboxes.count_set(ids, &interrupt);
+        if self.may_sleep || bits.count_ones() <= 1 {
+            mailboxes.deliver_set(ids, &interrupt);
+        } else {
+            self.send_later(Ipi::Set(ids, interrupt));
+        }
+        count
     }
 
     fn pv_wall_clock(&mut self, _value: u64) {

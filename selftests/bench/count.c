@@ -2,11 +2,11 @@
 /*
  * A QEMU plugin that counts the instructions which the emulated machine executes, of host and guests
  * together, and those among them that switch worlds or cost far more than others on silicon:
- * -plugin count.so,out=FILE
+ * -plugin count.so,out=FILE[,own=on]
  *
  * When QEMU ends, the file has a line of numbers for the whole run, and one for each time that a
  * program executed the two marks (see `begin` and `end` of selftests/src/bin/measure/machine.rs).
- * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV.
+ * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV. With own=on, only what the CPU executed that met the marks.
  *
  * Debian's package has no header for plugins, so what is used of version 7 is declared here.
  */
@@ -50,6 +50,7 @@ static uint64_t cpus[64][16];
 static uint64_t spans[256][KINDS];
 static size_t ended_spans;
 static char out[4096];
+static int own;
 
 static void sum(uint64_t *all)
 {
@@ -59,13 +60,16 @@ static void sum(uint64_t *all)
 			all[kind] += cpus[i][kind];
 }
 
-static void mark(size_t kind)
+static void mark(unsigned cpu, size_t kind)
 {
 	uint64_t now[KINDS];
 
 	if (ended_spans == 256)
 		return;
-	sum(now);
+	if (own)
+		memcpy(now, cpus[cpu % 64], sizeof(now));
+	else
+		sum(now);
 	for (size_t i = 0; i < KINDS; i++)
 		spans[ended_spans][i] = kind == BEGIN ? now[i] : now[i] - spans[ended_spans][i];
 	ended_spans += kind == END;
@@ -81,7 +85,7 @@ static void special(unsigned cpu, void *kind)
 	if ((uintptr_t)kind < KINDS)
 		cpus[cpu % 64][(uintptr_t)kind]++;
 	else
-		mark((uintptr_t)kind);
+		mark(cpu, (uintptr_t)kind);
 }
 
 static void translated(struct qemu_plugin_tb *tb, void *unused)
@@ -120,7 +124,8 @@ static void ended(void *unused)
 
 int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
 {
-	if (argc != 1 || strncmp(argv[0], "out=", 4) || strlen(argv[0]) - 4 >= sizeof(out))
+	own = argc == 2 && !strcmp(argv[1], "own=on");
+	if (argc != 1 + own || strncmp(argv[0], "out=", 4) || strlen(argv[0]) - 4 >= sizeof(out))
 		return -1;
 	strcpy(out, argv[0] + 4);
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated, NULL);

@@ -10,6 +10,7 @@
 
 mod guests;
 mod host;
+mod invalidate;
 mod machine;
 mod pair;
 mod slots;
@@ -181,13 +182,14 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
 type Group = (&'static str, fn(&Handle) -> Rows);
 
 /// What can be asked for alone.
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
     ("guest_memory", touch::memory),
     ("slots", slots::slots),
     ("pair", pair::pair),
+    ("invalidate", invalidate::invalidate),
     ("machines", host::machines),
     ("memory", host::memory),
 ];
