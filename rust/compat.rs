@@ -7,9 +7,12 @@
 //! | the module's own structure | `THIS_MODULE` | `this_module::<M>()` |
 //! | enumerations of C | constants of an integer type | types of their own |
 //! | the value of a module parameter | by reference | by value |
+//! | `EHWPOISON` | only as a number of C | an error of Rust, too |
 
 use core::borrow::Borrow;
 use kernel::bindings;
+use kernel::ffi::c_int;
+use kernel::prelude::*;
 use kernel::types::Opaque;
 
 #[expect(improper_ctypes, reason = "kernel structures with empty lock classes")]
@@ -26,6 +29,11 @@ pub(crate) const fn this_module() -> *mut bindings::module {
 pub(crate) const fn timer_ends() -> bindings::hrtimer_restart {
     // SAFETY: HRTIMER_NORESTART is 0, and the type an integer or an enumeration with that value.
     unsafe { core::mem::zeroed() }
+}
+
+/// `EHWPOISON`: the hardware has lost this memory.
+pub(crate) fn is_poison(error: Error) -> bool {
+    error.to_errno() == -(bindings::EHWPOISON as c_int)
 }
 
 /// Whether a module parameter differs from 0.

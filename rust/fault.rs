@@ -3,6 +3,7 @@
 //! A nested page fault: from the guest-physical address to a mapped page.
 
 use crate::access::GuestAccess;
+use crate::compat::is_poison;
 use crate::dirty_ring::DirtyRing;
 use crate::memory::{Mmu, VmMemory};
 use crate::memory_ffi::{host_page_size, HostPages, MOST_PAGES};
@@ -161,7 +162,7 @@ impl VcpuMemory {
             Ok(Some(writable)) => fault.map(cache, pages, writable),
             Ok(None) => Outcome::WouldSleep,
             Err(error) if error == EAGAIN => Outcome::Stale,
-            Err(error) if error == EHWPOISON => {
+            Err(error) if is_poison(error) => {
                 self.poisoned.set(Some(fault.hva));
                 Outcome::HostFault(error)
             }

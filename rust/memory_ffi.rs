@@ -5,6 +5,7 @@
 //! Every declaration here has its twin in `helpers_memory.h`; the C functions are described in
 //! `helpers_memory.c`.
 
+use crate::compat::is_poison;
 use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
 use kernel::error::to_result;
@@ -248,7 +249,7 @@ pub(crate) fn report_poison(hva: u64) {
 /// Whether an access at `hva` failed because memory is poisoned. May sleep.
 #[cold]
 pub(crate) fn is_poisoned(hva: u64) -> bool {
-    HostPages::new().fetch(hva, false) == Err(EHWPOISON)
+    matches!(HostPages::new().fetch(hva, false), Err(error) if is_poison(error))
 }
 
 impl HostPages {
