@@ -82,7 +82,7 @@ impl From<WalkError> for Stop {
 /// Translates `linear` for `access`, and sets the accessed and dirty bits on the way.
 ///
 /// They are set only after the access was found to be permitted. Tables in read-only memory are
-/// used as they are. The caller checks that `linear` is canonical; if it is not, the upper bits
+/// used as they are; where there is no memory at all, nothing is present. The caller checks that `linear` is canonical; if it is not, the upper bits
 /// are ignored.
 pub fn walk<M: GuestMemory>(
     mem: &mut M,
@@ -163,7 +163,10 @@ impl Obstacle {
     #[cold]
     fn into_error(self, state: &PagingState, linear: u64, access: Access) -> WalkError {
         match self {
-            Obstacle::NotPresent => page_fault(state, linear, access, 0),
+            // Where no memory is there are no entries that are present.
+            Obstacle::NotPresent | Obstacle::Mem(MemError::Unbacked) => {
+                page_fault(state, linear, access, 0)
+            }
             Obstacle::Reserved => page_fault(state, linear, access, code::P | code::RSVD),
             Obstacle::Mem(error) => WalkError::Mem(error),
         }

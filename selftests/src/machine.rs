@@ -18,8 +18,12 @@ use crate::trace::{Next, Trace};
 pub const RAM: usize = 2 << 20;
 /// Where the guest's code is, and where it begins.
 pub const LOAD: usize = 0x8000;
-/// The read-only slot of guests that ask for one: one page of 0x90.
+/// The read-only slot of guests that ask for one: a page of 0x90, one with the descriptors, of which
+/// none was ever loaded, and the page tables twice: with accessed and dirty bits, and without.
 pub const ROM: u64 = 0xc000_0000;
+const ROM_PAGES: usize = 2 + 2 * TABLES;
+/// Pages of tables.
+const TABLES: usize = 6;
 
 /// The bit of CPUID leaf 8000_0001 ECX that guests here do not see.
 const SVM: u32 = 1 << 2;
@@ -149,8 +153,8 @@ impl Machine {
         let ram = Mapping::anonymous(RAM).map_err(|e| e.to_string())?;
         ram.write(LOAD, &guest.code);
         map(&vm, 0, 0, 0, &ram)?;
-        let rom = Mapping::anonymous(PAGE).map_err(|e| e.to_string())?;
-        rom.write(0, &[0x90; PAGE]);
+        let rom = Mapping::anonymous(ROM_PAGES * PAGE).map_err(|e| e.to_string())?;
+        write_rom(&rom);
         if guest.rom {
             map(&vm, 1, KVM_MEM_READONLY, ROM, &rom)?;
         }
@@ -535,11 +539,32 @@ fn segment(selector: u16, descriptor: u64) -> kvm_segment {
     }
 }
 
-/// Four GiB mapped to themselves, at every privilege.
-fn page_tables() -> Vec<u64> {
+/// See [`ROM`].
+fn write_rom(rom: &Mapping) {
+    /// Bits of a descriptor's type: accessed, or, of a TSS, busy.
+    const ACCESSED: u64 = 1 << 40;
+    const BUSY: u64 = 1 << 41;
+    const ACCESSED_DIRTY: u64 = 0x60;
+    rom.write(0, &[0x90; PAGE]);
+    let table = descriptors().map(|descriptor| match descriptor >> 44 & 1 {
+        0 => descriptor & !BUSY,
+        _ => descriptor & !ACCESSED,
+    });
+    rom.write_words(PAGE, &table);
+    for (first, marks) in [(2, ACCESSED_DIRTY), (2 + TABLES, 0)] {
+        let tables = page_tables(ROM + (first * PAGE) as u64);
+        let marked: Vec<u64> = tables
+            .iter()
+            .map(|entry| if *entry == 0 { 0 } else { entry | marks })
+            .collect();
+        rom.write_words(first * PAGE, &marked);
+    }
+}
+
+/// Four GiB mapped to themselves, at every privilege, by tables that lie at `start`.
+fn page_tables(start: u64) -> Vec<u64> {
     const TABLE: u64 = 0x7; // present, writable, user
     const LARGE: u64 = 0x80;
-    let start = PAGE_TABLES as u64;
     let mut words = vec![0; 2 * 512];
     words[0] = (start + 0x1000) | TABLE;
     for gigabyte in 0..4 {
@@ -580,7 +605,7 @@ pub fn set_up(vcpu: &Handle, ram: &Mapping, mode: Mode) -> Answer {
         sregs.cr0 = PE | MP_ET_NE_WP;
     }
     if mode == Mode::Long64 {
-        ram.write_words(PAGE_TABLES, &page_tables());
+        ram.write_words(PAGE_TABLES, &page_tables(PAGE_TABLES as u64));
         sregs.cr0 |= PG;
         sregs.cr3 = PAGE_TABLES as u64;
         sregs.cr4 = PAE | OSFXSR_OSXMMEXCPT;

@@ -103,9 +103,10 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Jump(offset))
     }
 
-    /// The target of a far JMP or CALL whose operand is in memory: at most 32 bits of offset.
+    /// The target of a far JMP or CALL whose operand is in memory. With REX.W the offset has 64 bits, which
+    /// the manual has not, but KVM and QEMU have.
     pub(super) fn far_target(&mut self) -> Result<(u64, u16)> {
-        self.far_pointer(self.insn.operand_size.min(4))
+        self.far_pointer(self.insn.operand_size)
     }
 
     /// Far RET; the immediate of `CA` is what it drops besides.

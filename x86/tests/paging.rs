@@ -322,13 +322,14 @@ fn read_only_tables_are_used_unmarked() {
 }
 
 #[test]
-fn missing_tables_are_no_page_fault() {
+fn nothing_is_present_in_missing_tables() {
     let state = PagingState {
         cr3: 1 << 39,
         ..long_mode()
     };
-    let result = walk(&mut Memory::zeroed(), &state, 0, Access::Read);
-    assert_eq!(result, Err(WalkError::Mem(MemError::Unbacked)));
+    let result = walk(&mut Memory::zeroed(), &state, 5, Access::Read);
+    let fault = Exception::page_fault(5, 0);
+    assert_eq!(result, Err(WalkError::Fault(fault)));
 }
 
 #[test]

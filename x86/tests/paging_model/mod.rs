@@ -301,9 +301,8 @@ pub fn model(
     let fault = |code: u32| Err(WalkError::Fault(fault(state, linear, access, code)));
     let (gpa, page_bits) = match found {
         Ok(page) => page,
-        Err(Failure::Absent) => return (fault(0), after.cells),
+        Err(Failure::Absent | Failure::Memory) => return (fault(0), after.cells),
         Err(Failure::Reserved) => return (fault(0b1001), after.cells),
-        Err(Failure::Memory) => return (Err(WalkError::Mem(MemError::Unbacked)), after.cells),
     };
     let all = |bit: u32| {
         hops.iter()
