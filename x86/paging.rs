@@ -134,6 +134,10 @@ pub fn inspect<M: GuestMemory>(
     state: &PagingState,
     linear: u64,
 ) -> Result<Translation, WalkError> {
+    // A VMM asks for an address, and gets it back as it is.
+    if !state.cr0.contains(Cr0::PG) {
+        return Ok(Page::unpaged(linear).translation);
+    }
     descend(mem, state, linear, &mut Untraced)
         .map(|page| page.translation)
         .map_err(|obstacle| obstacle.into_error(state, linear, Access::SystemRead))

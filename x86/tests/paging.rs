@@ -102,6 +102,12 @@ proptest! {
         prop_assert_eq!(probe(&mut mem, &state, linear, access), expected);
         prop_assert!(mem.cells == before, "probe must change nothing");
         if let Ok(translation) = expected {
+            // Without paging a VMM gets back the address that it has asked for.
+            let gpa = match state.cr0.contains(Cr0::PG) {
+                true => translation.gpa,
+                false => linear,
+            };
+            let translation = Translation { gpa, ..translation };
             prop_assert_eq!(inspect(&mut mem, &state, linear), Ok(translation));
             prop_assert!(mem.cells == before, "inspect must change nothing");
         }
@@ -489,5 +495,38 @@ fn protection_keys() {
                 assert!(walk(&mut mem, &off, 0, access).is_ok());
             }
         }
+    }
+}
+
+/// Bit 8 is G in the entry of a page. Of the entries that point to tables, those of the upper two levels
+/// must have it clear, and the lower two need not.
+#[test]
+fn bit_8_of_the_entries_above_a_page() {
+    const G: u64 = 1 << 8;
+    for level in 1..=5_u64 {
+        let mut state = long_mode();
+        state.cr4 |= Cr4::LA57;
+        let mut mem = Memory::zeroed();
+        for table in 1..=5 {
+            let bit = if table == 6 - level { G } else { 0 };
+            mem.put(table * 0x1000, ((table + 1) * 0x1000) | P | RW | bit);
+        }
+        let found = inspect(&mut mem, &state, 0x77);
+        assert_eq!(found.is_ok(), level < 4, "level {level}");
+    }
+}
+
+/// KVM_TRANSLATE without paging: an address is what it is.
+#[test]
+fn inspecting_without_paging() {
+    let state = PagingState {
+        cr0: Cr0::PE,
+        ..long_mode()
+    };
+    let mut state = state;
+    state.efer = Efer::empty();
+    for linear in [0, 0xffff_ffff, 0x1_0000_1000, u64::MAX] {
+        let found = inspect(&mut Memory::zeroed(), &state, linear);
+        assert_eq!(found.map(|page| page.gpa), Ok(linear));
     }
 }

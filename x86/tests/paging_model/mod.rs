@@ -426,7 +426,8 @@ fn long_mode(
         check(pdpe, common | span(13, 29))?;
         return Ok(((pdpe & FRAME & !span(12, 29)) + linear % (1 << 30), 30));
     }
-    check(pdpe, common | span(7, 8))?;
+    // Bit 8 of an entry that points to a table is reserved in the levels above only.
+    check(pdpe, common | span(7, 7))?;
     directory(mem, common, pdpe & FRAME, linear, hops)
 }
 
