@@ -79,6 +79,8 @@ struct Chip {
     fully_nested: bool,
     needs_icw4: bool,
     elcr: u8,
+    /// The inputs that can be level-triggered.
+    elcr_mask: u8,
     /// Inputs whose interrupt has ended since somebody asked.
     ended: u8,
     storms: Storms<8>,
@@ -101,9 +103,23 @@ impl Chip {
         fully_nested: false,
         needs_icw4: false,
         elcr: 0,
+        elcr_mask: 0,
         ended: 0,
         storms: Storms::NONE,
     };
+
+    /// A chip after power-up, of which these inputs can be level-triggered.
+    const fn reset(elcr_mask: u8) -> Self {
+        Self {
+            elcr_mask,
+            ..Self::RESET
+        }
+    }
+
+    /// The vector of `input`.
+    const fn vector(&self, input: u8) -> u8 {
+        self.base.wrapping_add(input)
+    }
 
     /// A new level of the inputs in `bits`. Requests of edges stay until they are acknowledged,
     /// also if the input falls: VMMs send an edge as a rise and a fall.
@@ -201,6 +217,7 @@ impl Chip {
             fully_nested: self.fully_nested && needs_icw4,
             needs_icw4,
             elcr: self.elcr,
+            elcr_mask: self.elcr_mask,
             // What was in service, or requested, will get no end of interrupt any more.
             ended: self.ended | self.isr | self.irr & !self.elcr,
             ..Self::RESET
@@ -289,13 +306,13 @@ impl Chip {
         }
     }
 
-    fn write_elcr(&mut self, value: u8, mask: u8) {
-        let becomes_level = value & mask & !self.elcr;
-        self.elcr = value & mask;
+    fn write_elcr(&mut self, value: u8) {
+        let becomes_level = value & self.elcr_mask & !self.elcr;
+        self.elcr = value & self.elcr_mask;
         self.irr = self.irr & !becomes_level | self.lines & becomes_level;
     }
 
-    fn put(&self, writer: &mut Writer<'_>, elcr_mask: u8) {
+    fn put(&self, writer: &mut Writer<'_>) {
         writer.put_u8(self.lines);
         writer.put_u8(self.irr);
         writer.put_u8(self.imr);
@@ -311,17 +328,18 @@ impl Chip {
         writer.put_bool(self.fully_nested);
         writer.put_bool(self.needs_icw4);
         writer.put_u8(self.elcr);
-        writer.put_u8(elcr_mask);
+        writer.put_u8(self.elcr_mask);
     }
 
-    fn get(reader: &mut Reader<'_>, elcr_mask: u8) -> Self {
+    /// What a VMM has saved, or made up: the base need not be one that the guest could set.
+    fn get(reader: &mut Reader<'_>) -> Self {
         Self {
             lines: reader.get_u8(),
             irr: reader.get_u8(),
             imr: reader.get_u8(),
             isr: reader.get_u8(),
             highest: reader.get_u8() & 7,
-            base: reader.get_u8() & !7,
+            base: reader.get_u8(),
             read_isr: reader.get_bool(),
             poll: reader.get_bool(),
             special_mask: reader.get_bool(),
@@ -335,7 +353,8 @@ impl Chip {
             rotate_on_auto_eoi: reader.get_bool(),
             fully_nested: reader.get_bool(),
             needs_icw4: reader.get_bool(),
-            elcr: reader.get_u8() & elcr_mask,
+            elcr: reader.get_u8(),
+            elcr_mask: reader.get_u8(),
             ended: 0,
             storms: Storms::NONE,
         }
@@ -369,8 +388,8 @@ impl Pic {
     /// The pair after power-up.
     pub const fn new() -> Self {
         Self {
-            master: Chip::RESET,
-            slave: Chip::RESET,
+            master: Chip::reset(ELCR_MASKS[0]),
+            slave: Chip::reset(ELCR_MASKS[1]),
             lines: Lines::LOW,
         }
     }
@@ -425,19 +444,19 @@ impl Pic {
     /// interrupt, for which there must be no EOI.
     pub fn acknowledge(&mut self) -> u8 {
         let Some(input) = self.master.pending(true) else {
-            return self.master.base | SPURIOUS;
+            return self.master.vector(SPURIOUS);
         };
         self.master.acknowledge(input);
         let vector = if input == CASCADE {
             match self.slave.pending(false) {
                 Some(input) => {
                     self.slave.acknowledge(input);
-                    self.slave.base | input
+                    self.slave.vector(input)
                 }
-                None => self.slave.base | SPURIOUS,
+                None => self.slave.vector(SPURIOUS),
             }
         } else {
-            self.master.base | input
+            self.master.vector(input)
         };
         self.update_cascade();
         vector
@@ -497,14 +516,13 @@ impl Pic {
         const MASTER_DATA: u16 = MASTER_PORT + 1;
         const SLAVE_DATA: u16 = SLAVE_PORT + 1;
         const SLAVE_ELCR: u16 = ELCR_PORT + 1;
-        let [master_mask, slave_mask] = ELCR_MASKS;
         match port {
             MASTER_PORT => self.master.write_command(value),
             MASTER_DATA => self.master.write_data(value),
             SLAVE_PORT => self.slave.write_command(value),
             SLAVE_DATA => self.slave.write_data(value),
-            ELCR_PORT => self.master.write_elcr(value, master_mask),
-            SLAVE_ELCR => self.slave.write_elcr(value, slave_mask),
+            ELCR_PORT => self.master.write_elcr(value),
+            SLAVE_ELCR => self.slave.write_elcr(value),
             _ => return false,
         }
         self.update_cascade();
@@ -513,26 +531,24 @@ impl Pic {
 
     /// Fills in `kvm_pic_state` of one chip.
     pub fn state(&self, which: Which, bytes: &mut [u8; STATE_SIZE]) {
-        let [master_mask, slave_mask] = ELCR_MASKS;
         let mut writer = Writer::new(bytes);
         match which {
-            Which::Master => self.master.put(&mut writer, master_mask),
-            Which::Slave => self.slave.put(&mut writer, slave_mask),
+            Which::Master => self.master.put(&mut writer),
+            Which::Slave => self.slave.put(&mut writer),
         }
     }
 
     /// Takes `kvm_pic_state` of one chip over. The levels hold until a source next drives its
     /// input.
     pub fn set_state(&mut self, which: Which, bytes: &[u8; STATE_SIZE]) {
-        let [master_mask, slave_mask] = ELCR_MASKS;
         let mut reader = Reader::new(bytes);
         match which {
             Which::Master => {
-                self.master = Chip::get(&mut reader, master_mask);
+                self.master = Chip::get(&mut reader);
                 self.lines.release(0..8);
             }
             Which::Slave => {
-                self.slave = Chip::get(&mut reader, slave_mask);
+                self.slave = Chip::get(&mut reader);
                 self.lines.release(8..16);
             }
         }

@@ -47,6 +47,7 @@ abi!(
     kvm_ioeventfd,
     kvm_reinject_control,
     kvm_coalesced_mmio_zone,
+    kvm_create_device,
     kvm_clock_data,
     kvm_enable_cap,
     kvm_translation,

@@ -83,6 +83,11 @@ extern "C" {
     fn pacifica_host_mitigations() -> u32;
     fn pacifica_cpuid(leaf: u32, subleaf: u32, regs: *mut u32);
     fn pacifica_machine_check();
+    fn pacifica_file_get(fd: c_int) -> *mut bindings::file;
+    fn pacifica_file_put(file: *mut bindings::file);
+    fn pacifica_is_vfio(file: *mut bindings::file) -> bool;
+    fn pacifica_is_coherent(file: *mut bindings::file) -> bool;
+    fn pacifica_wbinvd();
     fn pacifica_debug_enter(guest: *const u64, debugctl: u64, host: *mut u64);
     fn pacifica_debug_exit(host: *const u64, debugctl: u64, dr6: bool);
     fn pacifica_mxcsr_mask() -> u32;
@@ -527,5 +532,53 @@ impl Drop for DebugfsEntry {
     fn drop(&mut self) {
         // SAFETY: The entry is ours.
         unsafe { pacifica_debugfs_remove(self.0) };
+    }
+}
+
+/// Writes back and empties the caches of all CPUs. Interrupts are on.
+pub(crate) fn wbinvd() {
+    // SAFETY: It changes nothing that software could see. The caller has interrupts on.
+    unsafe { pacifica_wbinvd() };
+}
+
+/// An open file of the process, which stays open for it.
+pub(crate) struct OpenFile(NonNull<bindings::file>);
+
+// SAFETY: Files may be used and put by any thread.
+unsafe impl Send for OpenFile {}
+// SAFETY: Likewise.
+unsafe impl Sync for OpenFile {}
+
+impl OpenFile {
+    /// The file behind a descriptor.
+    pub(crate) fn get(fd: i32) -> Result<Self> {
+        // SAFETY: Any number may be asked for; the reference that comes with the file is kept.
+        NonNull::new(unsafe { pacifica_file_get(fd) })
+            .map(Self)
+            .ok_or(EBADF)
+    }
+
+    /// Whether both are the same file.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    /// Whether it is one of VFIO's: a group or a device.
+    pub(crate) fn is_vfio(&self) -> bool {
+        // SAFETY: The file is alive.
+        unsafe { pacifica_is_vfio(self.0.as_ptr()) }
+    }
+
+    /// Whether its devices always see what the CPUs have in their caches.
+    pub(crate) fn is_coherent(&self) -> bool {
+        // SAFETY: The file is alive.
+        unsafe { pacifica_is_coherent(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // SAFETY: The reference that `get` took.
+        unsafe { pacifica_file_put(self.0.as_ptr()) };
     }
 }

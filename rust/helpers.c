@@ -10,6 +10,7 @@
 #include <linux/debugfs.h>
 #include <linux/entry-virt.h>
 #include <linux/eventfd.h>
+#include <linux/file.h>
 #include <linux/gfp.h>
 #include <linux/hrtimer.h>
 #include <linux/hw_breakpoint.h>
@@ -26,6 +27,7 @@
 #include <linux/syscore_ops.h>
 #include <linux/clocksource_ids.h>
 #include <linux/timekeeping.h>
+#include <linux/vfio.h>
 #include <linux/wait.h>
 
 #include <trace/events/ipi.h>
@@ -794,4 +796,44 @@ void pacifica_eventfd_unwait(struct eventfd_ctx *ctx, wait_queue_entry_t *entry)
 void pacifica_eventfd_signal(struct eventfd_ctx *ctx)
 {
 	eventfd_signal(ctx);
+}
+
+/* ---- devices of VFIO ------------------------------------------------------------------------ */
+
+/* Asks VFIO about a file; "no" if VFIO is not loaded, and so has no files. */
+#define ASK_VFIO(question, file) ({			\
+	typeof(&question) ask = symbol_get(question);	\
+	bool answer = ask && ask(file);			\
+							\
+	if (ask)					\
+		symbol_put(question);			\
+	answer;						\
+})
+
+/* The file behind a descriptor, with a reference; NULL if there is none. */
+struct file *pacifica_file_get(int fd)
+{
+	return fget(fd);
+}
+
+void pacifica_file_put(struct file *file)
+{
+	fput(file);
+}
+
+bool pacifica_is_vfio(struct file *file)
+{
+	return ASK_VFIO(vfio_file_is_valid, file);
+}
+
+/* Whether the devices behind the file see what the CPUs have in their caches, always. */
+bool pacifica_is_coherent(struct file *file)
+{
+	return ASK_VFIO(vfio_file_enforced_coherent, file);
+}
+
+/* Writes back and empties the caches of all CPUs. */
+void pacifica_wbinvd(void)
+{
+	wbinvd_on_all_cpus();
 }

@@ -119,6 +119,11 @@ int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *e
 int pacifica_eventfd_take(struct eventfd_ctx *ctx, void *key);
 void pacifica_eventfd_unwait(struct eventfd_ctx *ctx, wait_queue_entry_t *entry);
 void pacifica_eventfd_signal(struct eventfd_ctx *ctx);
+struct file *pacifica_file_get(int fd);
+void pacifica_file_put(struct file *file);
+bool pacifica_is_vfio(struct file *file);
+bool pacifica_is_coherent(struct file *file);
+void pacifica_wbinvd(void);
 
 /* trace.c */
 bool pacifica_tracing(void);

@@ -16,6 +16,7 @@ enum pacifica_ioctl_nr {
 	NR(CHECK_EXTENSION),
 	NR(GET_VCPU_MMAP_SIZE),
 	NR(GET_SUPPORTED_CPUID),
+	NR(GET_EMULATED_CPUID),
 	NR(X86_GET_MCE_CAP_SUPPORTED),
 	/* a VM */
 	NR(CREATE_VCPU),
@@ -48,6 +49,7 @@ enum pacifica_ioctl_nr {
 	NR(REINJECT_CONTROL),
 	NR(REGISTER_COALESCED_MMIO),
 	NR(UNREGISTER_COALESCED_MMIO),
+	NR(CREATE_DEVICE),
 	/* a vCPU */
 	NR(RUN),
 	NR(GET_REGS),
@@ -92,6 +94,11 @@ enum pacifica_ioctl_nr {
 	NR(PRE_FAULT_MEMORY),
 	NR(GET_NESTED_STATE),
 	NR(SET_NESTED_STATE),
+};
+
+/* Members of enumerations that have a name of their own in 7.3. */
+enum pacifica_device_type {
+	PACIFICA_DEVICE_VFIO = KVM_DEV_TYPE_VFIO,
 };
 
 /* Flags that are shifts by a member of an enum, likewise. */

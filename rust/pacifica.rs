@@ -72,6 +72,7 @@ mod vcpu_events;
 mod vcpu_fpu;
 mod vcpu_sregs;
 mod vcpu_state;
+mod vfio;
 mod vm;
 mod world;
 

@@ -3,6 +3,7 @@
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
 use crate::clock;
+use crate::ffi;
 use crate::halt;
 use crate::host::host;
 use crate::kick::request;
@@ -169,6 +170,9 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
         clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+    }
+    if work & deferred::WBINVD != 0 {
+        ffi::wbinvd();
     }
     if work & deferred::EOI_PAGE != 0 {
         pv_eoi::fetch_page(inner);

@@ -38,6 +38,7 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
             }
         }
         abi::PACIFICA_GET_SUPPORTED_CPUID => vcpu_cpuid::get_supported(arg),
+        abi::PACIFICA_GET_EMULATED_CPUID => vcpu_cpuid::get_emulated(arg),
         abi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
         abi::PACIFICA_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
         abi::PACIFICA_GET_MSRS => get_feature_msrs(arg),
@@ -111,6 +112,8 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | abi::KVM_CAP_IRQFD_RESAMPLE
         | abi::KVM_CAP_REINJECT_CONTROL
         | abi::KVM_CAP_COALESCED_PIO
+        | abi::KVM_CAP_EXT_EMUL_CPUID
+        | abi::KVM_CAP_DEVICE_CTRL
         | abi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
         abi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::MANUAL_LOG_FLAGS as c_long,
         abi::KVM_CAP_DIRTY_LOG_RING | abi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {

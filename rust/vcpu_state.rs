@@ -195,11 +195,12 @@ fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
         paging::inspect(guest.platform, &paging, linear)
     });
     match result {
-        Ok(translation) => {
+        // KVM's word for "nowhere" is an address, too.
+        Ok(translation) if translation.gpa != u64::MAX => {
             t.physical_address = translation.gpa;
             t.valid = 1;
         }
-        Err(_) => {
+        _ => {
             t.physical_address = u64::MAX;
             t.valid = 0;
         }

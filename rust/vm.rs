@@ -19,6 +19,7 @@ use crate::stats::{StatsFile, VmStats};
 use crate::stats_fd::StatsFd;
 use crate::system;
 use crate::vcpu::Vcpu;
+use crate::vfio::{self, VfioState};
 use kernel::ffi::c_long;
 use kernel::fmt;
 use kernel::prelude::*;
@@ -40,6 +41,8 @@ pub(crate) struct Vm {
     pub(crate) chips: Arc<Chips>,
     #[pin]
     pub(crate) clock: VmClock,
+    /// The devices of the host that the guest has.
+    pub(crate) vfio: VfioState,
     /// Interrupt lines and doorbells; the former use `chips`.
     #[pin]
     pub(crate) eventfds: Eventfds,
@@ -98,6 +101,7 @@ impl Vm {
                 chips,
                 mailboxes,
                 clock <- VmClock::new(),
+                vfio: VfioState::new(),
                 eventfds <- Eventfds::new(),
                 coalesced <- coalesced,
                 setup <- kernel::new_mutex!(Setup { max_vcpu_id: None }),
@@ -258,6 +262,7 @@ impl FileObject for Vm {
             return Err(EIO);
         }
         match cmd {
+            abi::PACIFICA_CREATE_DEVICE => vfio::create(this, arg),
             abi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
             abi::PACIFICA_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
             abi::PACIFICA_SET_USER_MEMORY_REGION => {

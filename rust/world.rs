@@ -49,6 +49,8 @@ pub(crate) mod deferred {
     pub(crate) const RELOAD: u32 = 1 << 10;
     /// Send `ipi` in the parts, as soon as interrupts are on.
     pub(crate) const IPI: u32 = 1 << 11;
+    /// Write the caches back, for a device that reaches memory past them.
+    pub(crate) const WBINVD: u32 = 1 << 12;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -437,7 +439,9 @@ impl Platform for World<'_> {
     }
 
     fn wbinvd(&mut self) {
-        // No device reaches guest memory past the caches.
+        if self.vm.vfio.is_noncoherent() {
+            self.parts.deferred |= deferred::WBINVD;
+        }
     }
 
     fn stepped(&mut self) {

@@ -82,6 +82,7 @@ pub mod number {
     pub const CHECK_EXTENSION: Number = Number::plain(0x03);
     pub const GET_VCPU_MMAP_SIZE: Number = Number::plain(0x04);
     pub const GET_SUPPORTED_CPUID: Number = Number::exchange::<kvm_cpuid2>(0x05);
+    pub const GET_EMULATED_CPUID: Number = Number::exchange::<kvm_cpuid2>(0x09);
     pub const GET_MSR_FEATURE_INDEX_LIST: Number = Number::exchange::<kvm_msr_list>(0x0a);
     pub const CREATE_VCPU: Number = Number::plain(0x41);
     pub const GET_DIRTY_LOG: Number = Number::set::<kvm_dirty_log>(0x42);
@@ -144,6 +145,7 @@ pub mod number {
     pub const SET_XCRS: Number = Number::set::<kvm_xcrs>(0xa7);
     pub const X86_SET_MSR_FILTER: Number = Number::set::<kvm_msr_filter>(0xc6);
     pub const GET_STATS_FD: Number = Number::plain(0xce);
+    pub const CREATE_DEVICE: Number = Number::exchange::<kvm_create_device>(0xe0);
     pub const SET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe1);
     pub const GET_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe2);
     pub const HAS_DEVICE_ATTR: Number = Number::set::<kvm_device_attr>(0xe3);

@@ -161,7 +161,8 @@ fn irqchip_state(path: &str) -> Result<(), String> {
                 chip.chip.ioapic.redirtbl[5].bits = 0x0100_0000_0001_a055;
             } else {
                 chip.chip.pic.imr = 0x5a;
-                chip.chip.pic.irq_base = 0x40;
+                chip.chip.pic.irq_base = 10;
+                chip.chip.pic.elcr_mask = 0x7e;
             }
         }
         vm.exchange(number::SET_IRQCHIP, &mut chip)?;
@@ -181,8 +182,12 @@ fn irqchip_state(path: &str) -> Result<(), String> {
             } else {
                 equal(
                     "PIC",
-                    (got.chip.pic.imr, got.chip.pic.irq_base),
-                    (0x5a, 0x40),
+                    (
+                        got.chip.pic.imr,
+                        got.chip.pic.irq_base,
+                        got.chip.pic.elcr_mask,
+                    ),
+                    (0x5a, 10, 0x7e),
                 )?;
             }
         }

@@ -23,6 +23,7 @@ mod storm;
 mod sync;
 mod system;
 mod time;
+mod vfio;
 mod vm;
 mod vmms;
 mod xstate;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         system::TESTS,
         extensions::TESTS,
         vm::TESTS,
+        vfio::TESTS,
         vmms::TESTS,
         slots::TESTS,
         state::TESTS,

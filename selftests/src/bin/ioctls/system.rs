@@ -3,7 +3,7 @@
 //! The ioctls of the device itself.
 
 use kvm_bindings::*;
-use selftests::kvm::{number, supported_cpuid, Handle, Number};
+use selftests::kvm::{msrs, number, supported_cpuid, Handle, Number};
 use selftests::tap::equal;
 
 use crate::{refused, Test};
@@ -27,6 +27,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "KVM_GET_SUPPORTED_CPUID has the leaves that VMMs need",
         cpuid_leaves,
+    ),
+    (
+        "KVM_GET_EMULATED_CPUID has leaves, and needs room for them",
+        emulated,
+    ),
+    (
+        "KVM_GET_MSRS of the node has what describes features",
+        features,
     ),
     ("unknown ioctls are refused", unknown),
     ("the device opens many times", many),
@@ -162,5 +170,37 @@ fn many(path: &str) -> Result<(), String> {
     let vm = devices[199].open_with(number::CREATE_VM, 0)?;
     drop(devices);
     vm.open_with(number::CREATE_VCPU, 0)?;
+    Ok(())
+}
+
+fn emulated(path: &str) -> Result<(), String> {
+    let device = open(path)?;
+    let extension = device.extension(KVM_CAP_EXT_EMUL_CPUID);
+    equal("KVM_CAP_EXT_EMUL_CPUID", extension, 1)?;
+    let mut words = vec![0u64; 1 + 256 * 5];
+    let answer = device.array(number::GET_EMULATED_CPUID, &mut words, 8 + 256 * 40);
+    refused("no entries", answer, libc::E2BIG)?;
+    words[0] = 256;
+    device.array(number::GET_EMULATED_CPUID, &mut words, 8 + 256 * 40)?;
+    equal("some leaves", words[0] & 0xffff_ffff > 0, true)
+}
+
+fn features(path: &str) -> Result<(), String> {
+    let device = open(path)?;
+    let mut words = [256u64; 258];
+    device.array(number::GET_MSR_FEATURE_INDEX_LIST, &mut words, 8 * 258)?;
+    let count = (words[0] & 0xffff_ffff) as usize;
+    let index = |n: usize| (words[n / 2] >> (32 * (n % 2))) as u32;
+    let listed: Vec<u32> = (1..=count).map(index).collect();
+    for index in [0x8b, 0xce, 0x10a, 0x345, 0xc001_1029] {
+        let mut pair = [(index, 0)];
+        let answer = msrs(&device, number::GET_MSRS, &mut pair);
+        equal(&format!("{index:#x}"), answer, Ok(1))?;
+        equal(
+            &format!("{index:#x} is listed"),
+            listed.contains(&index),
+            true,
+        )?;
+    }
     Ok(())
 }
