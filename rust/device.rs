@@ -50,7 +50,8 @@ impl<T: FileObject> Operations<T> {
         // Without it the module could be unloaded under an open file.
         owner: this_module(),
         unlocked_ioctl: Some(Self::ioctl),
-        compat_ioctl: bindings::compat_ptr_ioctl,
+        // Programs of 32 bits get ENOTTY: some of their structures are laid out otherwise.
+        compat_ioctl: None,
         mmap: Some(Self::mmap),
         read: Some(Self::read),
         release: Some(Self::release),
@@ -130,7 +131,8 @@ pub(crate) fn new_fd<T: FileObject>(name: &CStr, object: Arc<T>) -> Result<c_lon
 static NODE_OPERATIONS: Table = Table(bindings::file_operations {
     owner: this_module(),
     unlocked_ioctl: Some(node_ioctl),
-    compat_ioctl: bindings::compat_ptr_ioctl,
+    // As above.
+    compat_ioctl: None,
     llseek: Some(bindings::noop_llseek),
     // SAFETY: All zeroes is a table without functions.
     ..unsafe { core::mem::zeroed() }

@@ -6,7 +6,9 @@
  *
  * When QEMU ends, the file has a line of numbers for the whole run, and one for each time that a
  * program executed the two marks (see `begin` and `end` of selftests/src/bin/measure/machine.rs).
- * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV. With own=on, only what the CPU executed that met the marks.
+ * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV. With own=on, only what the CPU executed that met the marks,
+ * without its waiting: what has a PAUSE, and what comes behind one, to look again. How often it looks is the emulator's
+ * choice, which runs its CPUs in turns.
  *
  * Debian's package has no header for plugins, so what is used of version 7 is declared here.
  */
@@ -50,7 +52,7 @@ static uint64_t cpus[64][16];
 static uint64_t spans[256][KINDS];
 static size_t ended_spans;
 static char out[4096];
-static int own;
+static int own, waits[64];
 
 static void sum(uint64_t *all)
 {
@@ -75,9 +77,14 @@ static void mark(unsigned cpu, size_t kind)
 	ended_spans += kind == END;
 }
 
-static void executed(unsigned cpu, void *instructions)
+/* block: twice the number of instructions, and one more if there is a PAUSE among them. */
+static void executed(unsigned cpu, void *block)
 {
-	cpus[cpu % 64][INSTRUCTIONS] += (uintptr_t)instructions;
+	int pauses = (uintptr_t)block & 1;
+
+	if (!own || (!pauses && !waits[cpu % 64]))
+		cpus[cpu % 64][INSTRUCTIONS] += (uintptr_t)block >> 1;
+	waits[cpu % 64] = pauses;
 }
 
 static void special(unsigned cpu, void *kind)
@@ -90,9 +97,8 @@ static void special(unsigned cpu, void *kind)
 
 static void translated(struct qemu_plugin_tb *tb, void *unused)
 {
-	size_t n = qemu_plugin_tb_n_insns(tb);
+	size_t n = qemu_plugin_tb_n_insns(tb), pauses = 0;
 
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, (void *)n);
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		uint8_t bytes[16];
@@ -102,7 +108,9 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 			if (code[kind].length && length == code[kind].length &&
 			    !memcmp(bytes, code[kind].bytes, length))
 				qemu_plugin_register_vcpu_insn_exec_cb(insn, special, 0, (void *)kind);
+		pauses |= length == 2 && bytes[0] == 0xf3 && bytes[1] == 0x90;
 	}
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, (void *)(2 * n + pauses));
 }
 
 static void ended(void *unused)

@@ -4,13 +4,14 @@
 
 use kvm_bindings::*;
 use selftests::kvm::{msrs, number, supported_cpuid, Handle, Number};
-use selftests::tap::equal;
+use selftests::tap::{equal, skipped};
 
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("KVM_GET_API_VERSION is 12", api_version),
     ("KVM_CREATE_VM takes type 0 only", create_vm),
+    ("programs of 32 bits are refused", narrow),
     ("KVM_CAP_NR_VCPUS is how many CPUs there are", recommended),
     (
         "KVM_GET_VCPU_MMAP_SIZE has room for run, port data and ring",
@@ -42,6 +43,39 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn open(path: &str) -> Result<Handle, String> {
     Handle::open(path).map_err(|e| format!("{path}: {e}"))
+}
+
+/// They have other structures. A system call by INT 80h is one of theirs, whoever makes it.
+fn narrow(path: &str) -> Result<(), String> {
+    const IOCTL: i64 = 54;
+    let device = Handle::open(path).map_err(|e| e.to_string())?;
+    let wide = device.call(number::GET_API_VERSION, 0);
+    equal("64 bits", wide.map_err(|e| e.0), Ok(12))?;
+    if path.ends_with("kvm") {
+        return skipped("KVM takes them");
+    }
+    let vm = device.open_with(number::CREATE_VM, 0)?;
+    for handle in [&device, &vm] {
+        let result: i64;
+        // SAFETY: The ioctl takes no pointer. The system call keeps all registers but RAX, and R8 to R11.
+        unsafe {
+            core::arch::asm!(
+                "xchg rbx, {fd}",
+                "int 0x80",
+                "xchg rbx, {fd}",
+                fd = inout(reg) i64::from(handle.fd()) => _,
+                inlateout("rax") IOCTL => result,
+                in("rcx") 0xae00_u64,
+                in("rdx") 0_u64,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        if result as i32 == -libc::ENOSYS {
+            return skipped("this kernel has no system calls of 32 bits");
+        }
+        equal("32 bits", result as i32, -libc::ENOTTY)?;
+    }
+    Ok(())
 }
 
 /// QEMU warns of more.
