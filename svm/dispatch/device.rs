@@ -209,10 +209,19 @@ fn read_code<P: Platform>(
 }
 
 /// Whether the instruction accesses memory in one place only: then the place of a nested fault is
-/// that of its operand. These do not: MOVS, CMPS, INS, OUTS, and PUSH, POP and CALL with an operand
-/// in memory.
+/// that of its operand. These do not: MOVS, CMPS, INS, OUTS; PUSH, POP and CALL with an operand in
+/// memory; ENTER; and what loads a segment, for which the CPU writes to the descriptor.
 fn has_one_operand(insn: &Insn) -> bool {
-    !(insn.map == Map::OneByte && matches!(insn.opcode, 0x6c..=0x6f | 0xa4..=0xa7 | 0x8f | 0xff))
+    let several = match insn.map {
+        Map::OneByte => matches!(
+            insn.opcode,
+            0x07 | 0x17 | 0x1f | 0x6c..=0x6f | 0x8e | 0x8f | 0x9a | 0xa4..=0xa7
+                | 0xc4 | 0xc5 | 0xc8 | 0xca | 0xcb | 0xcf | 0xea | 0xff
+        ),
+        Map::TwoByte => matches!(insn.opcode, 0x00 | 0xa1 | 0xa9 | 0xb2 | 0xb4 | 0xb5),
+        _ => false,
+    };
+    !several
 }
 
 /// MOV SS and POP SS.

@@ -95,3 +95,29 @@ fn descriptors_in_read_only_memory() {
     assert_eq!(machine.world.ram[0x5015], 0x89);
     assert!(!machine.vmcb.rflags().contains(Rflags::RF));
 }
+
+/// The fault tells where the descriptor is, not where the operand is, though both lie alike in their pages.
+#[test]
+fn the_fault_of_a_descriptor_is_not_the_operands() {
+    // mov ds, [rbx]; lret
+    for (code, register) in [(&[0x8e, 0x1b][..], gpr::RBX), (&[0x48, 0xcb], gpr::RSP)] {
+        let mut machine = rom(code);
+        let gdt: [u64; 2] = [0, 0x00af_9a00_0000_ffff];
+        for (index, descriptor) in gdt.iter().enumerate() {
+            let at = 0x5000 + 8 * index;
+            machine.world.ram[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+        }
+        machine.vmcb.set_gdtr(Segment {
+            base: 0x5000,
+            limit: 0xf,
+            ..Segment::default()
+        });
+        machine.state.regs.set(register, 0x3008);
+        machine.world.ram[0x3008] = 8;
+        machine.world.ram[0x3010] = 8;
+        let error = NestedError::FINAL | NestedError::WRITE | NestedError::PRESENT;
+        let action = machine.exit(ExitCode::NPF, error.bits(), 0x5008);
+        assert_eq!(action, Action::Resume);
+        assert_eq!(machine.exception(), None, "{code:02x?}");
+    }
+}
