@@ -241,7 +241,7 @@ impl Ioapic {
         }
     }
 
-    /// The line of `pin` rises again because somebody was told of the end of its interrupt, before the
+    /// The line of `pin` rises again because a resampler was told of the end of its interrupt, before the
     /// guest has run on.
     pub fn raised_at_end(&mut self, pin: u8) {
         self.storms.raised_at_end(usize::from(pin));

@@ -470,7 +470,7 @@ impl Pic {
         ended & !(1 << CASCADE)
     }
 
-    /// The line of input `irq` rises again because somebody was told of the end of its interrupt.
+    /// The line of input `irq` rises again because a resampler was told of the end of its interrupt.
     pub fn raised_at_end(&mut self, irq: u8) {
         let chip = if irq < 8 {
             &mut self.master

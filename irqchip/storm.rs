@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Level-triggered storms: a line that nobody lets fall, and a guest whose handler only ends the
+//! Level-triggered storms: a line that stays high, and a guest whose handler only ends the
 //! interrupt. It would come again before the guest has executed anything else, for ever.
 //!
 //! ```text
@@ -22,7 +22,7 @@ pub(crate) struct Storms<const N: usize> {
     /// One bit for each pin whose line rose again just because it was let fall at the end.
     again: u32,
     paused: u32,
-    /// A pause has begun since somebody asked.
+    /// A pause has begun since [`Self::take_begun`] was called.
     begun: bool,
 }
 
@@ -34,7 +34,7 @@ impl<const N: usize> Storms<N> {
         begun: false,
     };
 
-    /// The line of `pin` rises again because somebody was told of the end, before the guest runs on.
+    /// The line of `pin` rises again because a resampler was told of the end, before the guest runs on.
     pub(crate) fn raised_at_end(&mut self, pin: usize) {
         self.again |= bit(pin);
     }
@@ -60,7 +60,7 @@ impl<const N: usize> Storms<N> {
         true
     }
 
-    /// The line of `pin` has fallen, so somebody looks after it.
+    /// The line of `pin` has fallen, so the device was served.
     pub(crate) fn fell(&mut self, pin: usize) {
         if let Some(ends) = self.ends.get_mut(pin) {
             *ends = 0;

@@ -133,7 +133,7 @@ impl Chips {
             unsafe { Timer::new(target) },
             GFP_KERNEL_ACCOUNT,
         )?;
-        // A second one would be like the first.
+        // False if a first call has made one: it serves as well.
         self.storm_timer.populate(timer);
         let mut devices = self.devices.lock();
         if self.has_lapics() {
@@ -230,7 +230,7 @@ impl Chips {
         }
     }
 
-    /// Starts the pause of a pin whose line nobody lets fall, if there is one.
+    /// Starts the pause of a pin whose line stays high, if there is one.
     pub(crate) fn begin_pause(&self, devices: &mut Devices) {
         let (ioapic, pic) = (devices.ioapic.take_pause(), devices.pic.take_pause());
         if ioapic || pic {

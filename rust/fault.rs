@@ -162,11 +162,10 @@ impl VcpuMemory {
             Ok(Some(writable)) => fault.map(cache, pages, writable),
             Ok(None) => Outcome::WouldSleep,
             Err(error) if error == EAGAIN => Outcome::Stale,
-            Err(error) if is_poison(error) => {
-                self.poisoned.set(Some(fault.hva));
+            Err(error) => {
+                self.poisoned.set(is_poison(error).then_some(fault.hva));
                 Outcome::HostFault(error)
             }
-            Err(error) => Outcome::HostFault(error),
         };
         pages.put();
         outcome

@@ -293,7 +293,7 @@ pub(crate) struct CpuMasks(());
 impl CpuMasks {
     /// Once, before any [`CpusToInterrupt`].
     pub(crate) fn new() -> Result<Self> {
-        // SAFETY: Nobody uses the masks yet.
+        // SAFETY: No `CpusToInterrupt` exists yet.
         to_result(unsafe { pacifica_masks_alloc() })?;
         Ok(Self(()))
     }
@@ -301,7 +301,7 @@ impl CpuMasks {
 
 impl Drop for CpuMasks {
     fn drop(&mut self) {
-        // SAFETY: The module goes; nobody uses the masks any more.
+        // SAFETY: The module goes, and with it all that makes a `CpusToInterrupt`.
         unsafe { pacifica_masks_free() };
     }
 }

@@ -439,7 +439,7 @@ fn cpu_on() -> Result {
     local.asids.restart();
     local.last_guest = LastGuest::default();
     if host.features.contains(SvmFeatures::TSC_RATE_MSR) {
-        // Whoever had SVM before may have left another one (APM vol. 2, 15.30.5).
+        // Another hypervisor may have left its own (APM vol. 2, 15.30.5).
         // SAFETY: It acts on guests only.
         unsafe { ffi::wrmsr(MSR_TSC_RATIO, TSC_RATIO_ONE) }?;
     }

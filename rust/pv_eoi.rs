@@ -9,7 +9,7 @@
 //!   after #VMEXIT  byte is 0: the interrupt has ended; else byte := 0
 //! ```
 //!
-//! So the byte is 1 only while the guest is in the CPU: nobody else sees a local APIC that lags behind.
+//! So the byte is 1 only while the guest is in the CPU: no other vCPU and no ioctl sees a local APIC that lags behind.
 
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
@@ -63,7 +63,7 @@ fn take_byte(inner: &mut Inner, may_sleep: bool) -> bool {
         return false;
     }
     inner.pv_eoi_offered = false;
-    // Where the memory is gone nobody knows, and one that never ends would be worse.
+    // Without the memory the byte is lost. Then it counts as an EOI: an interrupt that never ends would be worse.
     if kept != Ok(true) {
         if let Some(lapic) = &mut inner.parts.lapic {
             lapic.end_of_interrupt();

@@ -272,7 +272,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         inject::after_exit(&mut inner.vmcb, &mut inner.state, features);
         if let Some(lapic) = &mut inner.parts.lapic {
             let cr8 = u64::from(inner.vmcb.v_tpr());
-            // SHUTDOWN leaves nobody knows what in the VMCB.
+            // After SHUTDOWN the VMCB's state is undefined (APM vol. 2, 15.14.3).
             if cr8 != lapic.cr8() && ExitCode(inner.vmcb.exit_code()) != ExitCode::SHUTDOWN {
                 lapic.set_cr8(cr8);
             }

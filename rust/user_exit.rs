@@ -3,6 +3,7 @@
 //! What KVM_RUN tells the VMM: `struct kvm_run`, filled from a [`UserExit`].
 
 use crate::abi;
+use crate::compat::is_poison;
 use crate::ffi;
 use crate::memory_ffi::report_poison;
 use crate::requests::ready_for_user_interrupt;
@@ -73,7 +74,9 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
 #[cold]
 fn no_memory(page: &RunPage, inner: &mut Inner) -> Error {
     let error = inner.parts.host_error.take();
-    if let Some(hva) = inner.parts.memory.poisoned.take() {
+    // An access that failed since may have left its address: what a nested fault says of itself counts.
+    let poisoned = inner.parts.memory.poisoned.take();
+    if let Some(hva) = poisoned.filter(|_| error.is_none_or(is_poison)) {
         report_poison(hva & !PageSize::Size4K.offset_mask());
         page.set_reason(abi::KVM_EXIT_INTR);
         return EINTR;

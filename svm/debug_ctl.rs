@@ -49,7 +49,7 @@ pub fn by_hand(vmcb: &Vmcb, debug: &GuestDebug) -> u64 {
     }
 }
 
-/// A single step of ours begins: it ends at the next instruction. Answers what [`end_step`] needs.
+/// A single step for the hypervisor itself begins: it ends at the next instruction. Answers what [`end_step`] needs.
 pub(crate) fn begin_step(vmcb: &mut Vmcb) -> u64 {
     let btf = vmcb.dbgctl() & BTF;
     debug_exception(vmcb);

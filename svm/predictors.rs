@@ -2,7 +2,7 @@
 
 //! Who has trained a CPU's branch predictors: one guest must not steer the speculation of another one.
 
-/// The guest CPU that ran last on a CPU. The default is nobody's: whoever comes first comes after programs of the host, or
+/// The guest CPU that ran last on a CPU. The default is none: the first vCPU comes after programs of the host, or
 /// after a guest of a time when SVM was on before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LastGuest(Option<u64>);

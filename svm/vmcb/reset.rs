@@ -82,7 +82,7 @@ impl Vmcb {
         self.set_all_dirty();
     }
 
-    /// All that #VMEXIT saves and INIT leaves alone, as after RESET: SHUTDOWN has left nobody knows what there
+    /// All that #VMEXIT saves and INIT leaves alone, as after RESET: what SHUTDOWN leaves there is undefined
     /// (APM vol. 2, 15.14.3).
     pub(crate) fn reset_after_shutdown(&mut self) {
         self.set_v_tpr(0);

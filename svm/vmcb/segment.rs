@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a segment register in the VMCB looks like to somebody who saves or compares the state.
+//! What a segment register in the VMCB looks like in a state that is saved or compared.
 //!
-//! The CPU keeps in the attributes what it needs, and not all of what was loaded (APM vol. 2, 15.5.1, 4.8). Whoever
-//! reads them gets the one form that is legal everywhere, VM entries of other vendors' CPUs included:
+//! The CPU keeps in the attributes what it needs, and not all of what was loaded (APM vol. 2, 15.5.1, 4.8). A
+//! reader gets the one form that is legal everywhere, VM entries of other vendors' CPUs included:
 //!
 //! | bit                     | what it is                                                            |
 //! |-------------------------|-----------------------------------------------------------------------|
