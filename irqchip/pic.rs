@@ -426,6 +426,8 @@ impl Pic {
     /// is not one of the master.
     fn update_cascade(&mut self) {
         let bit = 1 << CASCADE;
+        // Several devices hang on it: the slave knows which of them storms.
+        self.master.storms.fell(usize::from(CASCADE));
         self.master.lines &= !bit;
         self.master.irr &= !bit;
         if self.slave.pending(false).is_some() {

@@ -39,25 +39,23 @@ impl<const N: usize> Storms<N> {
         self.again |= bit(pin);
     }
 
-    /// An interrupt of `pin` has ended, and its line is `high`. Whether the pin pauses now.
-    pub(crate) fn ended(&mut self, pin: usize, high: bool) -> bool {
+    /// An interrupt of `pin` has ended, and its line is `high`.
+    pub(crate) fn ended(&mut self, pin: usize, high: bool) {
         let again = self.again & bit(pin) != 0;
         self.again &= !bit(pin);
         let Some(ends) = self.ends.get_mut(pin) else {
-            return false;
+            return;
         };
         *ends = if high || again {
             ends.saturating_add(1)
         } else {
             0
         };
-        if *ends < ENDS {
-            return false;
+        if *ends >= ENDS {
+            *ends = 0;
+            self.paused |= bit(pin);
+            self.begun = true;
         }
-        *ends = 0;
-        self.paused |= bit(pin);
-        self.begun = true;
-        true
     }
 
     /// The line of `pin` has fallen, so the device was served.

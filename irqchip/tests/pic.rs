@@ -536,3 +536,23 @@ fn a_storm_pauses() {
         assert!(!pic.take_pause());
     }
 }
+
+/// Devices of the slave that take turns are no storm, though the master's input 2 never falls.
+#[test]
+fn the_cascade_does_not_pause() {
+    use irqchip::storm::ENDS;
+    let mut pic = initialized();
+    // Level-triggered, all but those that cannot be.
+    pic.port_write(0x4d1, 0xde);
+    pic.set_irq(10, A, true);
+    for end in 0..3 * u32::from(ENDS) {
+        let (now, next) = if end % 2 == 0 { (10, 11) } else { (11, 10) };
+        assert_eq!(pic.acknowledge(), 0x38 + now - 8, "{end}");
+        pic.set_irq(next, A, true);
+        pic.set_irq(now, A, false);
+        pic.port_write(0xa0, 0x20);
+        pic.port_write(0x20, 0x20);
+        assert!(pic.output(), "{end}");
+    }
+    assert!(!pic.take_pause());
+}
