@@ -34,7 +34,7 @@ impl Insn {
     }
 
     fn special_move(&self, read: u8, write: u8) -> Option<CrAccess> {
-        if self.map != Map::TwoByte || (self.opcode != read && self.opcode != write) {
+        if !self.is_special_move() || (self.opcode != read && self.opcode != write) {
             return None;
         }
         Some(CrAccess {
@@ -46,7 +46,7 @@ impl Insn {
 
     /// MOV to or from CRn and DRn: ModRM.mod is ignored, and the operand size is fixed.
     pub(super) fn is_special_move(&self) -> bool {
-        self.map == Map::TwoByte && matches!(self.opcode, 0x20..=0x23)
+        self.vex.is_none() && self.map == Map::TwoByte && matches!(self.opcode, 0x20..=0x23)
     }
 
     /// Whether this is CLTS.

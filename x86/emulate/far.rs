@@ -125,27 +125,31 @@ impl<C: Cpu> Run<'_, C> {
         }
         let pointer = self.stack_value_at(taken, size)?;
         let stack = self.stack_value_at(taken.wrapping_add(u64::from(size)), size)? as u16;
-        self.return_outward(cs, pointer.wrapping_add(dropped), stack, size)?;
+        self.return_outward(cs, pointer.wrapping_add(dropped), stack)?;
         Ok(Flow::Jump(offset))
     }
 
-    /// Goes to a privilege level with a higher number, and its stack.
-    fn return_outward(&mut self, cs: Descriptor, pointer: u64, stack: u16, size: u8) -> Result<()> {
+    /// Goes to another stack, and to a privilege level with the same or a higher number.
+    fn return_outward(&mut self, cs: Descriptor, pointer: u64, stack: u16) -> Result<()> {
         let mut cs = cs;
         let cpl = rpl(cs.segment.selector);
+        let outward = cpl != self.privilege();
         let ss = self.data_segment(SegReg::Ss, stack, cpl)?;
         self.mark(&mut cs, SegAttr::ACCESSED)?;
         self.cpu.set_segment(SegReg::Cs, cs.segment);
         self.cpu.set_segment(SegReg::Ss, ss);
         self.cpu.set_cpl(cpl);
         let wide = cs.segment.attributes.contains(SegAttr::L);
+        // The width of the stack, not that of the operands.
         let width = match ss.attributes.contains(SegAttr::DB) {
-            _ if wide => size,
-            true => size.min(4),
+            _ if wide => 8,
+            true => 4,
             false => 2,
         };
         self.set_register(gpr::RSP, width, pointer);
-        self.drop_privileged_segments(cpl);
+        if outward {
+            self.drop_privileged_segments(cpl);
+        }
         Ok(())
     }
 
@@ -207,7 +211,7 @@ impl<C: Cpu> Run<'_, C> {
         } else {
             let pointer = self.stack_value(3, size)?;
             let stack = self.stack_value(4, size)? as u16;
-            self.return_outward(cs, pointer, stack, size)?;
+            self.return_outward(cs, pointer, stack)?;
         }
         self.cpu.set_pushed_flags(new);
         Ok(Flow::Jump(offset & mask(size)))

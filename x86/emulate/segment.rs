@@ -267,8 +267,10 @@ impl<C: Cpu> Run<'_, C> {
     pub(super) fn pop_segment(&mut self) -> Result {
         let register = self.pushed_segment();
         let selector = self.top_of_stack(2)? as u16;
-        self.load_data_segment(register, selector)?;
+        let segment = self.data_segment(register, selector, self.privilege())?;
+        // By the width of the old stack.
         self.drop_from_stack(u64::from(self.insn.operand_size));
+        self.cpu.set_segment(register, segment);
         self.shadow = register == SegReg::Ss;
         Ok(Flow::Next)
     }

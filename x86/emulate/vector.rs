@@ -149,6 +149,7 @@ impl<C: Cpu> Run<'_, C> {
         let general = if self.insn.rex_w() { 8 } else { 4 };
         let wide = self.insn.vex.is_some_and(|vex| vex.wide);
         let duplicated = if wide { 32 } else { 8 };
+        let doublewords = Move { aligned: self.insn.vex.is_none(), ..FULL };
         let operation = match (self.insn.map, opcode, self.mandatory_prefix()) {
             // MOVUPS, MOVUPD, MOVSS, MOVSD.
             (Map::TwoByte, 0x10 | 0x11, Plain | OperandSize) => FULL,
@@ -158,8 +159,8 @@ impl<C: Cpu> Run<'_, C> {
             (Map::TwoByte, 0x12 | 0x13, Plain | OperandSize) => HALF,
             (Map::TwoByte, 0x16 | 0x17, Plain | OperandSize) => Move { kind: Kind::Half { high: true }, ..HALF },
             // MOVSLDUP, MOVSHDUP, MOVDDUP.
-            (Map::TwoByte, 0x12, Rep) => Move { kind: Kind::Doublewords { odd: false }, ..ALIGNED },
-            (Map::TwoByte, 0x16, Rep) => Move { kind: Kind::Doublewords { odd: true }, ..ALIGNED },
+            (Map::TwoByte, 0x12, Rep) => Move { kind: Kind::Doublewords { odd: false }, ..doublewords },
+            (Map::TwoByte, 0x16, Rep) => Move { kind: Kind::Doublewords { odd: true }, ..doublewords },
             (Map::TwoByte, 0x12, Repne) => Move { kind: Kind::Quadwords, size: duplicated, ..FULL },
             // MOVAPS, MOVAPD, MOVNTPS, MOVNTPD, MOVNTSS, MOVNTSD.
             (Map::TwoByte, 0x28 | 0x29, Plain | OperandSize) => ALIGNED,

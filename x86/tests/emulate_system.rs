@@ -13,6 +13,7 @@ use x86::regs::Cr0;
 use x86::regs::Cr4;
 use x86::regs::Exception;
 use x86::regs::Rflags;
+use x86::regs::SegAttr;
 use x86::regs::SegReg;
 
 mod emulate_mock;
@@ -170,6 +171,13 @@ fn segment_registers() {
     mock.step().expect("no fault");
     assert_eq!(mock.events[0], Event::Read(0x3000, 2, Access::Read));
     assert_eq!(mock.state.gpr[RSP], 0x3004);
+    // pop ss: the stack that is left counts, here one of 16 bits.
+    let mut mock = with_gdt(cpu(Bits32, &[0x17], &[(RSP, 0x1_fffe)]));
+    mock.segments[SegReg::Ss as usize].attributes -= SegAttr::DB;
+    mock.poke(0xfffe, &[0x10, 0]);
+    mock.step().expect("a stack");
+    assert_eq!(mock.state.gpr[RSP], 0x1_0002);
+    assert!(mock.shadow);
 }
 
 #[test]
@@ -206,6 +214,20 @@ fn far_transfers() {
         assert_eq!(reads.count(), count);
         assert_eq!(mock.state.rflags.bits(), 0x202);
     }
+    // The stack pointer has the width of the new stack, whatever that of the operands.
+    let mut mock = with_gdt(cpu(Bits32, &[0x66, 0xcb], &[(RSP, 0x1_3000)]));
+    let frame: [u16; 4] = [0x5000, 0x1b, 0x8000, 0x23];
+    mock.poke(0x1_3000, &frame.map(u16::to_le_bytes).concat());
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0x5000, 0x8000));
+    // IRET of 64-bit code always changes stacks; segments go only with the privilege level.
+    let mut mock = with_gdt(cpu(Bits64, &[0x48, 0xcf], &[(RSP, 0x3000)]));
+    mock.cpl = 3;
+    let frame: [u64; 5] = [0x5000, 0x1b, 0x202, 0x8000, 0x23];
+    mock.poke(0x3000, &frame.map(u64::to_le_bytes).concat());
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.rip, mock.state.gpr[RSP]), (0x5000, 0x8000));
+    assert_eq!(mock.segments[SegReg::Ds as usize].selector, 8);
     // A data segment, a null one, and a call gate's place.
     let jump = |selector: u16| {
         let mut code = vec![0xea, 0, 0x40, 0, 0];

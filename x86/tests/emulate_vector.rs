@@ -162,6 +162,11 @@ fn avx_moves_that_fault() {
         Some(GP)
     );
     assert_eq!(attempt(&[0xc5, 0xfe, 0x6f, 0x47, 0x01], |_| {}), None);
+    // vmovsldup and vmovshdup take any address; their legacy forms do not.
+    assert_eq!(attempt(&[0xc5, 0xfe, 0x12, 0x47, 0x01], |_| {}), None);
+    assert_eq!(attempt(&[0xc5, 0xfe, 0x16, 0x47, 0x01], |_| {}), None);
+    assert_eq!(attempt(&[0xf3, 0x0f, 0x12, 0x47, 0x01], |_| {}), Some(GP));
+    assert_eq!(attempt(&[0xf3, 0x0f, 0x16, 0x47, 0x01], |_| {}), Some(GP));
     assert_eq!(attempt(&load, |mock| mock.cr4 -= Cr4::OSXSAVE), Some(UD));
     assert_eq!(attempt(&load, |mock| mock.xcr0 = 3), Some(UD));
     assert_eq!(
