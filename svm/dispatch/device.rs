@@ -230,6 +230,10 @@ fn loads_stack_segment(insn: &Insn) -> bool {
     insn.is(Map::OneByte, 0x17) || (insn.is(Map::OneByte, 0x8e) && insn.group() == SS)
 }
 
+fn is_iret(insn: &Insn) -> bool {
+    insn.is(Map::OneByte, 0xcf)
+}
+
 fn emulate_some<P: Platform>(
     guest: &mut Guest<'_, P>,
     fault: Option<(Fault, NestedError)>,
@@ -249,9 +253,9 @@ fn emulate_some<P: Platform>(
         let stepping = stepping && !loads_stack_segment(&insn);
         // What the VMM has answered already comes first.
         let stepping = stepping && (completed || !guest.state.io.has_elements());
-        if completed && guest.rflags().contains(Rflags::RF) {
-            let flags = guest.rflags().difference(Rflags::RF);
-            guest.set_rflags(flags);
+        if completed && is_iret(&insn) && guest.state.events.nmi_masked {
+            // As if the CPU were behind the intercept of IRET: NMIs are unmasked as soon as RIP is elsewhere.
+            guest.state.events.iret_at = Some(rip);
         }
         if stepping {
             single_step_trap(guest);

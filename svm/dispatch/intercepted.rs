@@ -10,15 +10,24 @@ use x86::cpu::{Cpu, Stop};
 use x86::decode::{Insn, Map, Prefixes};
 use x86::regs::Exception;
 
-/// Whether only privilege level 0 may execute it. The CPU looks before it intercepts; other handlers
-/// look themselves.
-const fn is_privileged(exit: &Exit) -> bool {
-    matches!(exit, Exit::Hlt | Exit::Invlpg | Exit::Monitor | Exit::Mwait)
+/// What the CPU makes of the instruction at a privilege level other than 0, before it looks at the
+/// intercept. Other handlers look themselves.
+fn refusal(exit: &Exit) -> Option<Exception> {
+    match exit {
+        Exit::Hlt | Exit::Invlpg => Some(Exception::GP0),
+        // HWCR.MonMwaitUserEn is clear (APM vol. 3, MONITOR).
+        Exit::Monitor | Exit::Mwait => Some(Exception::UD),
+        _ => None,
+    }
 }
 
 /// The exit that the CPU would make of the instruction, if it is one that is always intercepted, or
-/// whose handler does what the CPU would do.
+/// whose handler does what the CPU would do. With VEX it is another instruction, with LOCK it is none, but
+/// for the MOV CR that LOCK gives a fourth bit.
 fn exit_of(insn: &Insn) -> Option<Exit> {
+    if insn.vex.is_some() || (insn.has(Prefixes::LOCK) && insn.mov_cr_operand().is_none()) {
+        return None;
+    }
     // The handlers of these look at the instruction themselves.
     let register = RegAccess {
         register: 0,
@@ -27,7 +36,8 @@ fn exit_of(insn: &Insn) -> Option<Exit> {
     };
     Some(match (insn.map, insn.opcode, insn.modrm) {
         (Map::OneByte, 0xf4, _) => Exit::Hlt,
-        (Map::OneByte, 0x90, _) if insn.has(Prefixes::REP) => Exit::Pause,
+        // With REX.B it is an XCHG of R8.
+        (Map::OneByte, 0x90, _) if insn.has(Prefixes::REP) && insn.rm == 0 => Exit::Pause,
         (Map::OneByte, 0xf1, _) => Exit::Icebp,
         (Map::TwoByte, 0xa2, _) => Exit::Cpuid,
         (Map::TwoByte, 0x30 | 0x32, _) => Exit::Msr {
@@ -55,8 +65,8 @@ pub(super) fn intercepted<P: Platform>(
     insn: &Insn,
 ) -> Option<Result<Action, Stop>> {
     let exit = exit_of(insn)?;
-    if is_privileged(&exit) && guest.cpl() != 0 {
-        return Some(Err(Exception::GP0.into()));
+    if let (Some(exception), true) = (refusal(&exit), guest.cpl() != 0) {
+        return Some(Err(exception.into()));
     }
     // What the CPU has told is about another exit.
     guest.vmcb.set_next_rip(0);

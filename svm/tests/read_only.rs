@@ -65,6 +65,75 @@ fn intercepted_instructions() {
     assert_eq!(machine.exception(), Some(Exception::GP0));
 }
 
+/// VEX makes another instruction of the opcode, LOCK none at all; MONITOR is not there outside level 0.
+#[test]
+fn what_only_looks_intercepted() {
+    // The opcodes of RDTSC, CPUID and MOV CR with VEX.
+    for code in [
+        &[0xc5, 0xf8, 0x31][..],
+        &[0xc5, 0xf8, 0xa2],
+        &[0xc5, 0xf8, 0x20, 0xd8],
+    ] {
+        let mut machine = rom(code);
+        let action = walk_exit(&mut machine);
+        assert!(matches!(action, Action::User(_)), "{code:02x?} {action:?}");
+        assert_eq!(machine.vmcb.rip(), CODE);
+    }
+    for code in [
+        &[0xf0, 0x0f, 0xa2][..],
+        &[0xf0, 0xf4],
+        &[0xf0, 0x0f, 0x21, 0xc0],
+    ] {
+        let mut machine = rom(code);
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.exception(), Some(Exception::UD), "{code:02x?}");
+    }
+    // lock mov rax, cr0 is mov rax, cr8.
+    let mut machine = rom(&[0xf0, 0x0f, 0x20, 0xc0]);
+    assert_eq!(walk_exit(&mut machine), Action::Resume);
+    assert_eq!(machine.exception(), None);
+    for (code, exception) in [
+        (&[0x0f, 0x01, 0xc8][..], Exception::UD),
+        (&[0x0f, 0x01, 0xc9], Exception::UD),
+        (&[0x0f, 0x01, 0x3b], Exception::GP0),
+    ] {
+        let mut machine = rom(code);
+        machine.vmcb.set_cpl(3);
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.exception(), Some(exception), "{code:02x?}");
+    }
+}
+
+/// IRET that is emulated ends the masking of NMIs, and keeps the RF that it has loaded.
+#[test]
+fn an_emulated_iret() {
+    let mut machine = rom(&[0x48, 0xcf]);
+    let gdt: [u64; 4] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0];
+    for (index, descriptor) in gdt.iter().enumerate() {
+        let at = 0x5000 + 8 * index;
+        machine.world.ram[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+    }
+    machine.vmcb.set_gdtr(Segment {
+        base: 0x5000,
+        limit: 0x1f,
+        ..Segment::default()
+    });
+    let flags = (Rflags::RESERVED1 | Rflags::RF).bits();
+    for (index, value) in [CODE + 0x40, 8, flags, 0x3800, 16].iter().enumerate() {
+        let at = 0x3000 + 8 * index;
+        machine.world.ram[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    machine.state.regs.set(gpr::RSP, 0x3000);
+    machine.state.events.set_nmi_masked(true);
+    assert_eq!(walk_exit(&mut machine), Action::Resume);
+    assert_eq!(machine.exception(), None);
+    assert_eq!(machine.vmcb.rip(), CODE + 0x40);
+    assert!(machine.vmcb.rflags().contains(Rflags::RF));
+    machine.prepare();
+    machine.leave(ExitCode::INTR, 0, 0);
+    assert!(!machine.state.events.nmi_masked);
+}
+
 /// The accessed bit of a descriptor, and the busy bit of a TSS, are lost, and nobody hears of them.
 #[test]
 fn descriptors_in_read_only_memory() {
