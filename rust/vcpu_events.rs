@@ -166,7 +166,7 @@ fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_guest_debug) -
         }
         let db = control.contains(DebugControl::INJECT_DB);
         let vector = if db { vector::DB } else { vector::BP };
-        inner.state.events.raise(Exception::new(vector));
+        inner.state.events.raise_for_vmm(Exception::new(vector));
         inner.with_guest(vcpu, true, |guest| dispatch::events_set(guest));
     }
     let features = vcpu.vm.features;
@@ -198,7 +198,7 @@ fn set_mce(inner: &mut Inner, new: &abi::kvm_x86_mce) -> Result {
     let state = &mut inner.state;
     match state.msrs.mce.report(&report, enabled).ok_or(EINVAL)? {
         Reported::Quiet => {}
-        Reported::MachineCheck => state.events.raise(Exception::new(vector::MC)),
+        Reported::MachineCheck => state.events.raise_for_vmm(Exception::new(vector::MC)),
         Reported::Shutdown => state.events.triple_fault = true,
     }
     Ok(())

@@ -242,6 +242,12 @@ impl Events {
         });
     }
 
+    /// Queues an exception of the VMM's. It is no end of a delivery that was cut short: that goes on behind it.
+    pub fn raise_for_vmm(&mut self, exception: Exception) {
+        self.raise(exception);
+        (self.interrupt_cut_short, self.nmi_cut_short) = (false, false);
+    }
+
     /// Drops a pending exception: the VMM has given the registers other values than those that it was raised
     /// with. One whose delivery has begun stays.
     pub fn forget_pending(&mut self) {
@@ -299,8 +305,12 @@ impl Events {
             // moved, it was delivered, and the event that was cut short is a later one.
             Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
             Given::Soft(_) => {
-                (self.exception, self.interrupt) = (None, None);
                 self.behind_instruction = false;
+                if self.exception.take().is_some() {
+                    self.supersede();
+                } else {
+                    (self.interrupt, self.interrupt_cut_short) = (None, false);
+                }
             }
         }
         self.given = Given::Nothing;

@@ -284,6 +284,39 @@ fn an_injected_instruction_that_faults_is_executed_again() {
     }
 }
 
+/// What was in EVENTINJ is delivered, not what waits behind it.
+#[test]
+fn an_injected_int3_leaves_the_interrupt_behind_it() {
+    let mut machine = machine().code(&[0xcc]);
+    machine.state.events.raise(Exception::new(vector::BP));
+    events_set(&mut machine.guest());
+    machine.state.events.interrupt = Some(QueuedInterrupt {
+        vector: 0x31,
+        soft: false,
+    });
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(3, None)));
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+}
+
+/// The VMM's exception did not come of what is being delivered.
+#[test]
+fn an_exception_of_the_vmm_leaves_what_is_being_delivered() {
+    for event in [Event::Interrupt(0x31), Event::Nmi] {
+        let mut machine = machine();
+        exit_during(&mut machine, Some(event));
+        let machine_check = Exception::new(vector::MC);
+        machine.state.events.raise_for_vmm(machine_check);
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(Event::Exception(vector::MC, None)));
+        exit_during(&mut machine, None);
+        machine.prepare();
+        assert_eq!(injected(&machine), Some(event));
+    }
+}
+
 #[test]
 fn software_events_are_executed_again() {
     for event in [Event::Software(0x80), Event::Exception(3, None)] {
