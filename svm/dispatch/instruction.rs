@@ -126,13 +126,11 @@ pub(super) fn rdtsc<P: Platform>(guest: &mut Guest<'_, P>, with_aux: bool) -> Re
 
 /// RDPMC. The four counters that every AMD CPU has stand still, as do the two more of a guest whose CPUID has them.
 pub(super) fn rdpmc<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
-    /// Leaf 8000_0001, ECX: six counters.
-    const PERFCTR_CORE: u32 = 1 << 23;
     if guest.cpl() != 0 && !guest.cr4().contains(Cr4::PCE) {
         return Err(Exception::GP0.into());
     }
-    let [_, _, ecx, _] = guest.platform.cpuid(0x8000_0001, 0, &Dynamic::default());
-    let counters = if ecx & PERFCTR_CORE != 0 { 6 } else { 4 };
+    let six = guest.has(Feature::PERFCTR_CORE);
+    let counters = if six { 6 } else { 4 };
     if guest.state.regs.get(gpr::RCX) as u32 >= counters {
         return Err(Exception::GP0.into());
     }

@@ -389,6 +389,7 @@ fn hypercalls() {
 #[test]
 fn counters_stand_still() {
     everywhere(&[0x0f, 0x33], |machine| {
+        machine.state.features.set -= Feature::PERFCTR_CORE;
         set(machine, gpr::RAX, u64::MAX);
         set(machine, gpr::RCX, 3);
         assert_eq!(machine.exit(ExitCode::RDPMC, 0, 0), Action::Resume);
@@ -396,6 +397,17 @@ fn counters_stand_still() {
         assert_eq!(machine.state.regs.edx_eax(), 0);
         machine.vmcb.set_rip(CODE);
         set(machine, gpr::RCX, 4);
+        machine.exit(ExitCode::RDPMC, 0, 0);
+        raised(machine, Exception::GP0);
+    });
+    // The guest's CPUID has six.
+    everywhere(&[0x0f, 0x33], |machine| {
+        machine.state.features.set |= Feature::PERFCTR_CORE;
+        set(machine, gpr::RCX, 5);
+        assert_eq!(machine.exit(ExitCode::RDPMC, 0, 0), Action::Resume);
+        completed(machine, 2);
+        machine.vmcb.set_rip(CODE);
+        set(machine, gpr::RCX, 6);
         machine.exit(ExitCode::RDPMC, 0, 0);
         raised(machine, Exception::GP0);
     });
