@@ -61,6 +61,8 @@
 9:	testl	$SWITCH_PKRU, SWITCH_WHAT(%rbx)
 	jz	10f
 	mov	SWITCH_GUEST_PKRU(%rbx), %eax
+	cmp	SWITCH_HOST_PKRU(%rbx), %eax
+	je	10f
 	xor	%ecx, %ecx
 	xor	%edx, %edx
 	wrpkru
@@ -74,11 +76,11 @@
 	testl	$SWITCH_PKRU, SWITCH_WHAT(%rbx)
 	jz	12f
 	xor	%ecx, %ecx
-	test	%ebp, %ebp
-	jnz	11f
-	rdpkru
+	rdpkru				/* refused: anybody's, and the caller does not look */
 	mov	%eax, SWITCH_GUEST_PKRU(%rbx)
-11:	mov	SWITCH_HOST_PKRU(%rbx), %eax
+	cmp	SWITCH_HOST_PKRU(%rbx), %eax
+	je	12f
+	mov	SWITCH_HOST_PKRU(%rbx), %eax
 	xor	%edx, %edx
 	wrpkru
 12:	testl	$SWITCH_XSS, SWITCH_WHAT(%rbx)

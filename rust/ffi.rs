@@ -188,7 +188,6 @@ pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> Re
 /// # Safety
 ///
 /// As there; the CPU takes what `switch` holds.
-#[cold]
 pub(crate) unsafe fn enter_guest_switching(
     vmcb: u64,
     host_save: u64,

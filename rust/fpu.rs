@@ -182,7 +182,6 @@ pub(crate) fn switches(inner: &Inner) -> bool {
 /// # Safety
 ///
 /// As for [`ffi::enter_guest`].
-#[cold]
 pub(crate) unsafe fn enter_guest(inner: &mut Inner, vmcb: u64, save: u64) -> Result {
     let Inner { state, switch, .. } = inner;
     switch.guest_pkru = state.pkru;
