@@ -44,6 +44,8 @@ const MSR_TSC_RATIO: u32 = bindings::MSR_AMD64_TSC_RATIO;
 const TSC_RATIO_ONE: u64 = 1 << 32;
 /// TSC_AUX (APM vol. 2, 3.2.8).
 pub(crate) const MSR_TSC_AUX: u32 = bindings::MSR_TSC_AUX;
+/// DebugCtl.
+pub(crate) const MSR_DEBUG_CTL: u32 = bindings::MSR_IA32_DEBUGCTLMSR;
 /// EFER.SVME (APM vol. 2, 3.1.7).
 const EFER_SVME: u64 = 1 << 12;
 /// The SVM leaf of CPUID (APM vol. 3, E.4.9).

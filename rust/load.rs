@@ -4,7 +4,7 @@
 //!
 //! Interrupts are off from [`load`] to [`unload`].
 
-use crate::host::{Host, Local, MSR_TSC_AUX};
+use crate::host::{Host, Local, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::vcpu::{Inner, Vcpu};
 use crate::world::deferred;
 use crate::{ffi, fpu};
@@ -68,6 +68,24 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
     ffi::debug_enter(guest, inner.debug_ctl, &mut inner.host_breakpoints);
     ffi::guest_timing_enter();
     fpu::enter(inner, &host.fpu);
+}
+
+/// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it, a #DB has cleared
+/// a bit, or a step of ours has begun or ended.
+#[inline]
+pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
+    let wanted = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
+    if wanted != inner.debug_ctl {
+        set_debug_ctl(inner, wanted);
+    }
+}
+
+#[cold]
+fn set_debug_ctl(inner: &mut Inner, value: u64) {
+    inner.debug_ctl = value;
+    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here; `unload` brings the host's
+    // value back.
+    let _ = unsafe { ffi::wrmsr(MSR_DEBUG_CTL, value) };
 }
 
 /// Puts the host's own state back.

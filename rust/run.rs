@@ -17,7 +17,7 @@ use crate::ffi;
 use crate::fpu;
 use crate::halt;
 use crate::host::{host, Host};
-use crate::load::{is_stale, load, unload};
+use crate::load::{follow_debug_ctl, is_stale, load, unload};
 use crate::pv_eoi;
 use crate::requests::{
     do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
@@ -244,6 +244,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         let entry = inner.with_guest(vcpu, false, |guest| {
             inject::prepare(guest.vmcb, guest.state, guest.platform)
         });
+        follow_debug_ctl(inner);
         if entry != Entry::Run {
             if entry == Entry::Shutdown {
                 return Ok(Some(Action::User(UserExit::Shutdown)));

@@ -45,12 +45,10 @@ pub(crate) mod deferred {
     pub(crate) const YIELD: u32 = 1 << 8;
     /// Bring in the page of the guest's paravirtual EOI.
     pub(crate) const EOI_PAGE: u32 = 1 << 9;
-    /// Nothing but an end of the window: what it has put into the CPU has changed.
-    pub(crate) const RELOAD: u32 = 1 << 10;
     /// Send `ipi` in the parts, as soon as interrupts are on.
-    pub(crate) const IPI: u32 = 1 << 11;
+    pub(crate) const IPI: u32 = 1 << 10;
     /// Write the caches back, for a device that reaches memory past them.
-    pub(crate) const WBINVD: u32 = 1 << 12;
+    pub(crate) const WBINVD: u32 = 1 << 11;
     /// What KVM_RUN returns for.
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
@@ -424,10 +422,6 @@ impl Platform for World<'_> {
 
     fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
         self.vm.clock.sync_tsc(value, offset)
-    }
-
-    fn debug_ctl_written(&mut self) {
-        self.parts.deferred |= deferred::RELOAD;
     }
 
     fn tsc_changed(&mut self) {

@@ -143,9 +143,6 @@ pub trait Platform: GuestMemory + ExtendedState {
         offset
     }
 
-    /// DebugCtl was written: [`crate::debug_ctl::by_hand`] may be another.
-    fn debug_ctl_written(&mut self) {}
-
     /// The guest changed its TSC offset: timers are to be computed anew.
     fn tsc_changed(&mut self);
 

@@ -277,10 +277,7 @@ fn write_vmcb<P: Platform>(
         VmcbMsr::SysenterCs => vmcb.set_sysenter_cs(value),
         VmcbMsr::SysenterEsp => vmcb.set_sysenter_esp(value),
         VmcbMsr::SysenterEip => vmcb.set_sysenter_eip(value),
-        VmcbMsr::DebugCtl => {
-            debug_ctl::set(vmcb, &guest.state.debug, guest.host, value);
-            guest.platform.debug_ctl_written();
-        }
+        VmcbMsr::DebugCtl => debug_ctl::set(vmcb, &guest.state.debug, guest.host, value),
         VmcbMsr::LastBranchFrom => vmcb.set_br_from(value),
         VmcbMsr::LastBranchTo => vmcb.set_br_to(value),
         VmcbMsr::LastExceptionFrom => vmcb.set_last_excp_from(value),

@@ -46,7 +46,6 @@ pub struct World {
     pub pauses: u32,
     pub steps: u32,
     pub machine_checks: u32,
-    pub debug_ctl_writes: u32,
     pub woken: Option<u32>,
     pub yielded: Option<u32>,
     pub ipis: Option<(u32, u128, u32)>,
@@ -80,7 +79,6 @@ impl Default for World {
             pauses: 0,
             steps: 0,
             machine_checks: 0,
-            debug_ctl_writes: 0,
             woken: None,
             yielded: None,
             ipis: None,
@@ -274,9 +272,6 @@ impl Platform for World {
     }
     fn machine_check(&mut self) {
         self.machine_checks += 1;
-    }
-    fn debug_ctl_written(&mut self) {
-        self.debug_ctl_writes += 1;
     }
     fn pause(&mut self) {
         self.pauses += 1;
