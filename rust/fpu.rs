@@ -232,6 +232,21 @@ impl ExtendedState for World<'_> {
         valid
     }
 
+    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]) {
+        let mask = host().map_or(0, |host| host.fpu.mxcsr_mask);
+        fxsave::save(self.parts.fpu.bytes(), mask, image);
+    }
+
+    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool {
+        let mask = host().map_or(0, |host| host.fpu.mxcsr_mask);
+        let area = self.parts.fpu.bytes_mut();
+        let valid = fxsave::restore(area, mask, image);
+        if valid {
+            xsave::mark(area, xsave::LEGACY);
+        }
+        valid
+    }
+
     fn x87(&mut self) -> X87 {
         fxsave::x87(self.parts.fpu.bytes())
     }

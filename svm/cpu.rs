@@ -9,6 +9,7 @@ use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, ExtendedState, MemError, Stop, X87};
 use x86::features::Feature;
+use x86::fxsave;
 use x86::paging::{walk, PagingState};
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegReg, Segment};
 
@@ -162,15 +163,24 @@ impl<P: Platform> Guest<'_, P> {
                     *to = from;
                 }
             } else if self.platform.mmio_read(gpa, piece) {
-                self.state.io.record(Fragment::new(place, piece));
+                if !self.state.io.record(Fragment::new(place, piece)) {
+                    return Err(Stop::Unhandled);
+                }
             } else {
                 piece.fill(0);
-                self.state.io.ask(Fragment::new(place, piece), 1);
-                return Err(Stop::User);
+                return Err(self.ask(Fragment::new(place, piece), 1));
             }
             gpa = gpa.wrapping_add(piece.len() as u64);
         }
         Ok(())
+    }
+
+    /// The VMM must answer this read. An instruction that reads more than can be kept cannot be emulated.
+    fn ask(&mut self, fragment: Fragment, count: u16) -> Stop {
+        match self.state.io.ask(fragment, count) {
+            true => Stop::User,
+            false => Stop::Unhandled,
+        }
     }
 
     fn write_device(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
@@ -401,13 +411,14 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         if let Some(value) = value {
             let bytes = value.to_le_bytes();
             let bytes = bytes.get(..length).unwrap_or(&bytes);
-            self.state.io.record(Fragment::new(place, bytes));
+            if !self.state.io.record(Fragment::new(place, bytes)) {
+                return Err(Stop::Unhandled);
+            }
             return Ok(value);
         }
         let bytes = [0; 4];
         let bytes = bytes.get(..length).unwrap_or(&bytes);
-        self.state.io.ask(Fragment::new(place, bytes), count);
-        Err(Stop::User)
+        Err(self.ask(Fragment::new(place, bytes), count))
     }
 
     fn ports_in(&mut self, port: u16, size: u8, linear: u64, count: u16) -> Result<u16, Stop> {
@@ -487,6 +498,14 @@ impl<P: Platform> ExtendedState for Guest<'_, P> {
 
     fn set_mxcsr(&mut self, value: u32) -> bool {
         self.platform.set_mxcsr(value)
+    }
+
+    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]) {
+        self.platform.fxsave(image);
+    }
+
+    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool {
+        self.platform.fxrstor(image)
     }
 
     fn x87(&mut self) -> X87 {

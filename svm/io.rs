@@ -123,8 +123,9 @@ struct List {
 }
 
 impl List {
-    /// PUSHA writes, and POPA reads, eight times, and once of it over a page boundary.
-    const CAPACITY: usize = 12;
+    /// FXSAVE writes, and FXRSTOR reads, 416 bytes, eight at once. No other instruction has so many: ENTER
+    /// with 31 levels reads 30 times, writes 32 times, and once of it over a page boundary.
+    const CAPACITY: usize = 52;
 
     const EMPTY: Self = Self {
         items: [Fragment::NONE; Self::CAPACITY],
@@ -373,17 +374,26 @@ impl IoState {
         None
     }
 
-    /// Notes what a device answered to the next read.
-    pub(crate) fn record(&mut self, fragment: Fragment) {
+    /// Notes what a device answered to the next read; `false` if there is no room. Without its note the
+    /// instruction would ask again for ever.
+    #[must_use]
+    pub(crate) fn record(&mut self, fragment: Fragment) -> bool {
         self.answers.length = self.cursor;
-        if self.answers.push(fragment) {
+        let noted = self.answers.push(fragment);
+        if noted {
             self.cursor = self.cursor.wrapping_add(1);
         }
+        noted
     }
 
     /// The VMM must answer this read, of a port `count` times at once. The instruction may then make
-    /// as many iterations, and no more: the VMM may change it meanwhile.
-    pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) {
+    /// as many iterations, and no more: the VMM may change it meanwhile. `false` if there is no room for
+    /// the answer.
+    #[must_use]
+    pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) -> bool {
+        if usize::from(self.cursor) >= List::CAPACITY {
+            return false;
+        }
         let Fragment { place, size, .. } = fragment;
         // What a port has answered is not lost because the memory behind it is a device, too.
         if matches!(place, Place::Port(_)) {
@@ -396,6 +406,7 @@ impl IoState {
             });
         }
         self.phase = Phase::Read(fragment);
+        true
     }
 
     /// What is left of the last answer for this read: from which byte on, and how many elements.
@@ -432,7 +443,8 @@ impl IoState {
             return;
         }
         fragment.data = data;
-        self.record(fragment);
+        // `ask` has seen that there is room.
+        let _noted = self.record(fragment);
     }
 
     /// Queues a write; `false` if there is no room.

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::features::Feature;
+use crate::fxsave;
 use crate::regs::{Cr0, Cr4};
 use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
 
@@ -108,6 +109,11 @@ pub trait ExtendedState {
     fn mxcsr(&mut self) -> u32;
     /// Sets MXCSR; `false`, and nothing is done, if the CPU lacks one of the bits.
     fn set_mxcsr(&mut self, value: u32) -> bool;
+    /// Writes what FXSAVE saves in 64-bit mode with 64-bit operands, MXCSR_MASK included: [`crate::fxsave`].
+    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]);
+    /// Sets the registers to what FXSAVE has saved; `false`, and nothing is done, if the CPU lacks one of
+    /// the bits of MXCSR.
+    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool;
     /// Control, status and tags of the x87 unit.
     fn x87(&mut self) -> X87;
     /// Sets them.

@@ -53,6 +53,7 @@ mod alu;
 mod bits;
 mod far;
 mod flow;
+mod fxstate;
 mod integer;
 mod mmx;
 mod multiply;
@@ -294,6 +295,7 @@ impl<C: Cpu> Run<'_, C> {
             0x10..=0x17 | 0x28 | 0x29 | 0x2b | 0x6e | 0x6f => self.vector_move(),
             0x7e | 0x7f | 0xd6 | 0xe7 | 0xf0 => self.vector_move(),
             0xae if self.is_mxcsr() => self.mxcsr(),
+            0xae if self.is_fxstate() => self.fxstate(),
             0x40..=0x4f => self.move_on_condition(),
             0x80..=0x8f => self.branch(alu::condition(self.insn.opcode, self.flags())),
             0x90..=0x9f => self.set_on_condition(),

@@ -44,6 +44,7 @@ pub(crate) mod offset {
     pub(crate) const RIP: usize = 8;
     pub(crate) const RDP: usize = 16;
     pub(crate) const MXCSR: usize = 24;
+    pub(crate) const MXCSR_MASK: usize = 28;
     pub(crate) const ST0: usize = 32;
     pub(crate) const XMM0: usize = 160;
     pub(crate) const XMM_END: usize = 416;
@@ -146,6 +147,31 @@ pub fn use_mmx(image: &mut [u8], write: Option<(u8, u64)>) {
 /// Sets MXCSR, to bits that the CPU has.
 pub fn set_mxcsr(image: &mut [u8], value: u32) {
     put(image, offset::MXCSR, value.to_le_bytes());
+}
+
+/// Makes `saved` what FXSAVE saves of the image.
+pub fn save(image: &[u8], mxcsr_mask: u32, saved: &mut [u8; SIZE]) {
+    saved.fill(0);
+    for (to, from) in saved.iter_mut().zip(image).take(offset::XMM_END) {
+        *to = *from;
+    }
+    put(saved, offset::MXCSR_MASK, mxcsr_mask.to_le_bytes());
+}
+
+/// Makes the image what FXRSTOR restores from `saved`; `false`, and nothing is done, for an MXCSR with a bit
+/// outside of the mask.
+pub fn restore(image: &mut [u8], mxcsr_mask: u32, saved: &[u8; SIZE]) -> bool {
+    let valid = mxcsr(saved) & !mxcsr_mask == 0;
+    if valid {
+        let mut fpu = to_fpu(saved);
+        for register in &mut fpu.fpr {
+            // Ten bytes count.
+            let [.., r10, r11, r12, r13, r14, r15] = register;
+            [r10, r11, r12, r13, r14, r15].map(|reserved| *reserved = 0);
+        }
+        set_fpu(image, &fpu, mxcsr_mask);
+    }
+    valid
 }
 
 /// For `KVM_GET_FPU`.

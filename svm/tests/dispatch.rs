@@ -833,10 +833,10 @@ fn a_device_in_the_delivery_of_an_event() {
     assert_eq!((event, gpa), (0x8000_0020, 0xd000_0000));
 }
 
-/// FXSAVE to a device, in the guest's kernel and in a program.
+/// XSAVE to a device, in the guest's kernel and in a program.
 #[test]
 fn unknown_instructions() {
-    let code = [0x0f, 0xae, 0x00];
+    let code = [0x0f, 0xae, 0x20];
     let mut machine = Machine::real(SvmFeatures::empty()).code(&code);
     let action = machine.exit(ExitCode::NPF, 6, 0xd000_0000);
     let Action::User(UserExit::InternalError(InternalError::Emulation { length, bytes })) = action

@@ -291,6 +291,32 @@ fn suit_accumulator(random: &mut Random, insn: &Insn, mock: &mut Mock) {
     mock.poke(linear + half as u64, &upper[..half]);
 }
 
+fn is_fxstate(insn: &Insn, group: u8) -> bool {
+    insn.is(Map::TwoByte, 0xae) && insn.group() == group && insn.mem.is_some()
+}
+
+/// Makes what FXRSTOR reads such that it can be restored.
+fn suit_fxrstor(insn: &Insn, mock: &mut Mock) {
+    if !is_fxstate(insn, 1) {
+        return;
+    }
+    let Some(linear) = x86::emulate::linear_address(mock, insn) else {
+        return;
+    };
+    let status = mock.x87().status.to_le_bytes();
+    mock.poke(linear, &0x37f_u16.to_le_bytes());
+    mock.poke(linear + 2, &status);
+    mock.poke(linear + 24, &0x1fa0_u32.to_le_bytes());
+}
+
+/// Where FXSAVE saves the pointers to the last instruction, which are not compared.
+fn pointers(insn: &Insn, before: &Mock) -> std::ops::Range<u64> {
+    match x86::emulate::linear_address(before, insn) {
+        Some(linear) if is_fxstate(insn, 0) => linear + 6..linear + 24,
+        _ => 0..0,
+    }
+}
+
 /// The flags that the manual defines for the instruction; `None` if not even its result.
 fn defined_flags(insn: &Insn, before: &Mock) -> Option<Rflags> {
     let all = STATUS | Rflags::DF;
@@ -390,15 +416,14 @@ fn same_x87(native: &Mock, emulated: &Mock) -> bool {
 /// Executes one instruction on both. `Err` tells how they differ.
 fn compare(
     machine: &mut Machine,
-    bytes: &[u8],
+    insn: &Insn,
     before: &Mock,
     emulated: &Mock,
     flags: Rflags,
 ) -> Result<(), String> {
-    let code: Vec<u64> = (0..)
-        .map(|index| before.state.rip + index)
-        .take(bytes.len())
-        .collect();
+    let length = usize::from(insn.length);
+    let code = before.state.rip..before.state.rip + length as u64;
+    let bytes: Vec<u8> = code.clone().map(|at| before.peek(at, 1) as u8).collect();
     let untouched = Mock::new(CodeSize::Bits64);
     let data = |memory: &BTreeMap<u64, u8>| {
         let mut memory = memory.clone();
@@ -409,8 +434,12 @@ fn compare(
         machine.bytes(address, 1)[0] = byte;
     }
     let mut native = before.clone();
-    machine.execute(bytes, &mut native);
-    let same_memory = compare_memory(machine, &data(&emulated.state.memory), &untouched);
+    machine.execute(&bytes, &mut native);
+    let mut memory = data(&emulated.state.memory);
+    for address in pointers(insn, before) {
+        memory.insert(address, machine.bytes(address, 1)[0]);
+    }
+    let same_memory = compare_memory(machine, &memory, &untouched);
     let flags = (native.state.rflags ^ emulated.state.rflags) & flags;
     let same = native.state.gpr == emulated.state.gpr
         && native.state.ymm == emulated.state.ymm
@@ -436,6 +465,7 @@ fn random_case(random: &mut Random) -> Option<(Vec<u8>, Insn, Mock)> {
     before.state.rip = BASE + program(&[]).1 as u64;
     before.poke(before.state.rip, &bytes);
     suit_accumulator(random, &insn, &mut before);
+    suit_fxrstor(&insn, &mut before);
     Some((bytes, insn, before))
 }
 
@@ -470,7 +500,7 @@ fn agrees_with_this_cpu() {
             continue;
         }
         assert!(is_in_region(&emulated.events), "{bytes:02x?}");
-        if let Err(report) = compare(&mut machine, &bytes, &before, &emulated, flags) {
+        if let Err(report) = compare(&mut machine, &insn, &before, &emulated, flags) {
             failures.insert((insn.map as u8, insn.opcode, insn.group()), report);
         }
         kinds.insert((insn.map as u8, insn.opcode, insn.has(Prefixes::LOCK)));

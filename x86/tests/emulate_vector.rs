@@ -11,6 +11,7 @@ use x86::features::Feature;
 use x86::regs::vector;
 use x86::regs::Cr0;
 use x86::regs::Cr4;
+use x86::regs::Efer;
 use x86::regs::Exception;
 
 mod emulate_mock;
@@ -283,4 +284,70 @@ fn mxcsr() {
     };
     assert_eq!(load(0x9fc0), Ok(0x9fc0));
     assert_eq!(load(0x1_0000), Err(GP));
+}
+
+/// FXSAVE and FXRSTOR in pieces of 16 bytes; what is saved depends on the mode.
+#[test]
+fn fxsave_and_fxrstor() {
+    let saved = |mode, code: &[u8], change: fn(&mut Mock)| {
+        let mut mock = cpu(mode, code, &[(RDI, 0x2000)]);
+        mock.state.ymm[0][0] = 0x77;
+        change(&mut mock);
+        let result = mock.step();
+        let written = |event: &&Event| matches!(event, Event::Write(..));
+        let count = mock.events.iter().filter(written).count();
+        (result.err(), 16 * count, mock)
+    };
+    let (_, size, mock) = saved(Bits64, &[0x0f, 0xae, 0x07], |_| {});
+    assert_eq!((size, mock.events[0]), (416, Event::Probe(0x2000, 16)));
+    assert_eq!(mock.peek(0x2000, 2), 0x37f);
+    assert_eq!(mock.peek(0x2018, 8), 0xffff_0000_1f80);
+    assert_eq!(mock.peek(0x20a0, 8), 0x77);
+    // Without the upper registers; without any.
+    assert_eq!(saved(Bits32, &[0x0f, 0xae, 0x07], |_| {}).1, 288);
+    assert_eq!(saved(Bits16, &[0x0f, 0xae, 0x05], |_| {}).1, 288);
+    let fast = |mock: &mut Mock| mock.efer |= Efer::FFXSR;
+    assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], fast).1, 160);
+    let slow = |mock: &mut Mock| (mock.efer, mock.cpl) = (mock.efer | Efer::FFXSR, 3);
+    assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], slow).1, 416);
+    let none = |mock: &mut Mock| mock.cr4 = Cr4::empty();
+    assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], none).1, 160);
+    // Over a page boundary both pages are probed before the first write.
+    let (_, _, mock) = saved(Bits64, &[0x0f, 0xae, 0x87, 0xf0, 0x0f, 0, 0], |_| {});
+    let probes = [Event::Probe(0x2ff0, 16), Event::Probe(0x3000, 16)];
+    assert_eq!(mock.events[..2], probes);
+
+    for operation in [0x07, 0x0f] {
+        let code = [0x0f, 0xae, operation];
+        let ts = |mock: &mut Mock| (mock.cr0, mock.state.gpr[RDI]) = (mock.cr0 | Cr0::TS, 1);
+        assert_eq!(saved(Bits64, &code, ts).0, Some(NM));
+        let em = |mock: &mut Mock| mock.cr0 |= Cr0::EM;
+        assert_eq!(saved(Bits64, &code, em).0, Some(NM));
+        let odd = |mock: &mut Mock| mock.state.gpr[RDI] = 0x2008;
+        assert_eq!(saved(Bits64, &code, odd).0, Some(GP));
+    }
+
+    let code = [0x66, 0x0f, 0xae, 0x07];
+    assert_eq!(saved(Bits64, &code, |_| {}).0, Some(UD));
+
+    let restored = |mxcsr: u32| {
+        let mut mock = cpu(Bits64, &[0x0f, 0xae, 0x0f], &[(RDI, 0x2000)]);
+        mock.poke(0x2000, &0x27f_u16.to_le_bytes());
+        mock.poke(0x2018, &mxcsr.to_le_bytes());
+        let result = mock.step().err();
+        (result, mock)
+    };
+    let (result, mut mock) = restored(0x9fc0);
+    assert_eq!((result, mock.events.len()), (None, 26));
+    assert_eq!((mock.x87().control, mock.mxcsr()), (0x27f, 0x9fc0));
+    let last = u128::from(mock.peek(0x2198, 8)) << 64 | u128::from(mock.peek(0x2190, 8));
+    assert_eq!(mock.state.ymm[15][0], last);
+    let (result, mut mock) = restored(0x1_0000);
+    assert_eq!((result, mock.x87().control), (Some(GP), 0x37f));
+    // A legacy form keeps the upper registers.
+    let mut mock = cpu(Bits32, &[0x0f, 0xae, 0x0f], &[(RDI, 0x2000)]);
+    mock.poke(0x2018, &0x1f80_u32.to_le_bytes());
+    mock.state.ymm[8][0] = 5;
+    mock.step().expect("no fault");
+    assert_eq!((mock.state.ymm[8][0], mock.events.len()), (5, 18));
 }

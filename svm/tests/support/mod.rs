@@ -18,6 +18,7 @@ use svm::vmcb::Vmcb;
 use x86::cpu::{ExtendedState, GuestMemory, MemError, X87};
 use x86::cpuid::Dynamic;
 use x86::features::{Feature, Features};
+use x86::fxsave;
 use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, Exception, SegAttr, SegReg, Segment};
 
@@ -296,6 +297,20 @@ impl ExtendedState for World {
     }
     fn set_mxcsr(&mut self, value: u32) -> bool {
         self.mxcsr = value;
+        true
+    }
+    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]) {
+        image.fill(0);
+        fxsave::set_x87(image, self.x87);
+        fxsave::set_mxcsr(image, self.mxcsr);
+        for (index, value) in (0..).zip(self.xmm) {
+            fxsave::set_xmm(image, index, value);
+        }
+    }
+    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool {
+        self.x87 = fxsave::x87(image);
+        self.mxcsr = fxsave::mxcsr(image);
+        self.xmm = std::array::from_fn(|index| fxsave::xmm(image, index as u8));
         true
     }
     fn x87(&mut self) -> X87 {

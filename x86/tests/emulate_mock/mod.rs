@@ -108,6 +108,9 @@ pub const SS: Stop = Stop::Exception(Exception::with_code(vector::SS, 0));
 pub const DE: Stop = Stop::Exception(Exception::new(vector::DE));
 pub const NM: Stop = Stop::Exception(Exception::new(vector::NM));
 
+/// The bits that MXCSR has.
+const MXCSR_MASK: u32 = 0xffff;
+
 fn initial_x87() -> [u8; 160] {
     let mut image = [0; fxsave::SIZE];
     fxsave::reset(&mut image);
@@ -182,6 +185,16 @@ impl Mock {
         let mut mock = Self::new(mode);
         mock.poke(mock.state.rip, code);
         mock
+    }
+
+    /// All that FXSAVE knows of, as an image.
+    fn image(&self) -> [u8; fxsave::SIZE] {
+        let mut image = [0; fxsave::SIZE];
+        image[..self.state.x87.len()].copy_from_slice(&self.state.x87);
+        for index in 0..16 {
+            fxsave::set_xmm(&mut image, index, self.state.ymm[usize::from(index)][0]);
+        }
+        image
     }
 
     pub fn segment_mut(&mut self, register: SegReg) -> &mut Segment {
@@ -381,11 +394,26 @@ impl ExtendedState for Mock {
         fxsave::mxcsr(&self.state.x87)
     }
     fn set_mxcsr(&mut self, value: u32) -> bool {
-        let valid = value >> 16 == 0;
+        let valid = value & !MXCSR_MASK == 0;
         if valid {
             fxsave::set_mxcsr(&mut self.state.x87, value);
         }
         valid
+    }
+    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]) {
+        fxsave::save(&self.image(), MXCSR_MASK, image);
+    }
+    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool {
+        let mut whole = self.image();
+        if !fxsave::restore(&mut whole, MXCSR_MASK, image) {
+            return false;
+        }
+        let length = self.state.x87.len();
+        self.state.x87.copy_from_slice(&whole[..length]);
+        for index in 0..16 {
+            self.state.ymm[usize::from(index)][0] = fxsave::xmm(&whole, index);
+        }
+        true
     }
     fn x87(&mut self) -> X87 {
         fxsave::x87(&self.state.x87)
