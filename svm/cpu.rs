@@ -8,6 +8,7 @@ use crate::io::{Fragment, Known, Place};
 use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, ExtendedState, MemError, Stop, X87};
+use x86::descriptor::{with_type, TYPE_BYTE};
 use x86::features::Feature;
 use x86::fxsave;
 use x86::paging::{walk, PagingState};
@@ -355,8 +356,32 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         self.write_as(linear, data, Access::Write)
     }
 
-    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
-        self.write_as(linear, data, Access::SystemWrite)
+    fn set_descriptor_type(&mut self, linear: u64, old: u64, kind: u8) -> Result<bool, Stop> {
+        /// Bytes of a descriptor.
+        const SIZE: usize = 8;
+        let new = with_type(old, kind);
+        // One that is not aligned cannot be changed at once: then it is the byte alone that counts.
+        let whole = linear % SIZE as u64 == 0;
+        let (at, size) = if whole {
+            (linear, SIZE)
+        } else {
+            (linear.wrapping_add(TYPE_BYTE), 1)
+        };
+        let shift = if whole { 0 } else { 8 * TYPE_BYTE };
+        let part = self.translate(at, size, Access::SystemWrite)?;
+        let exchanged =
+            self.platform
+                .compare_exchange_gpa(part.gpa, size, old >> shift, new >> shift);
+        match exchanged {
+            Ok(result) => Ok(result.is_ok()),
+            Err(MemError::ReadOnly) => Ok(true),
+            Err(MemError::Unbacked) => {
+                let gpa = part.gpa.wrapping_add(if whole { TYPE_BYTE } else { 0 });
+                self.write_device(gpa, &[kind])?;
+                Ok(true)
+            }
+            Err(error) => Err(stop(error)),
+        }
     }
 
     fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop> {

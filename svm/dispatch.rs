@@ -379,6 +379,7 @@ fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
         }
         Stop::User => device::pending(guest),
         Stop::WouldSleep => Action::NeedSleep,
+        Stop::Again => Action::Resume,
         Stop::Fault => Action::User(UserExit::Fault),
         // A program of the guest must not be able to stop the guest.
         Stop::Unhandled

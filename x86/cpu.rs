@@ -76,6 +76,8 @@ pub enum Stop {
     Fault,
     /// The decoder or the emulator does not know this instruction.
     Unhandled,
+    /// Another CPU has changed a descriptor since it was read: run the instruction again.
+    Again,
 }
 
 impl From<Exception> for Stop {
@@ -182,8 +184,9 @@ pub trait Cpu: ExtendedState {
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop>;
     /// Writes memory at a linear address; may cross pages: then both are checked first.
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
-    /// Writes memory as the CPU itself does, to a descriptor: see [`Access::SystemWrite`].
-    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
+    /// The CPU's own change of a descriptor at `linear`, of which it has read the bytes `old`: its type becomes
+    /// `kind`. `false`, and nothing is done, if they are others by now. See [`Access::SystemWrite`].
+    fn set_descriptor_type(&mut self, linear: u64, old: u64, kind: u8) -> Result<bool, Stop>;
     /// Faults as a write would, and touches neither memory nor a device.
     fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop>;
     /// A locked read-modify-write of `size` (1, 2, 4 or 8) bytes: stores `new` if memory holds `old`.

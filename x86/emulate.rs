@@ -117,8 +117,8 @@ pub fn fetch_length<C: Cpu>(cpu: &mut C, opcode: &[u8]) -> Result<u8, Stop> {
 /// Executes one instruction, or one iteration of a repeated one, and advances RIP behind it.
 ///
 /// RIP stays at a REP instruction until its last iteration. It also stays, and nothing else
-/// changes, when a locked instruction lost its race for memory too often. The trap flag is left
-/// to the caller: when it was set before a call that returned `Ok`, a #DB is due.
+/// changes, when a locked instruction lost its race for memory too often, or another CPU has changed a descriptor.
+/// The trap flag is left to the caller: when it was set before a call that returned `Ok`, a #DB is due.
 ///
 /// IN, OUT, INS and OUTS are checked with [`io_allowed`], even if the CPU has done so before it
 /// intercepted them: the guest may have written another instruction there since.
@@ -128,10 +128,11 @@ pub fn emulate<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<(), Stop> {
         insn,
         shadow: false,
     };
-    let rip = match run.execute()? {
-        Flow::Next => insn.next_rip(run.cpu.rip()),
-        Flow::Jump(rip) => rip,
-        Flow::Stay => return Ok(()),
+    let rip = match run.execute() {
+        Ok(Flow::Next) => insn.next_rip(run.cpu.rip()),
+        Ok(Flow::Jump(rip)) => rip,
+        Ok(Flow::Stay) | Err(Stop::Again) => return Ok(()),
+        Err(stop) => return Err(stop),
     };
     let flags = run.flags();
     if flags.contains(Rflags::RF) && !insn.is(Map::OneByte, 0xcf) {

@@ -87,6 +87,20 @@ pub struct Segment {
     pub base: u64,
 }
 
+impl Segment {
+    /// DPL.
+    pub fn dpl(&self) -> u8 {
+        (self.attributes.intersection(SegAttr::DPL).bits() >> 5) as u8
+    }
+
+    /// Whether it is conforming code.
+    pub fn is_conforming(&self) -> bool {
+        // Of data this bit says "expand down".
+        self.attributes
+            .contains(SegAttr::CODE | SegAttr::EXPAND_DOWN)
+    }
+}
+
 bitflags! {
     /// Segment attributes in the VMCB's packed form (APM vol. 2, 15.5.1 and figure 4-14).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@
 pub mod cpu;
 pub mod cpuid;
 pub mod decode;
+pub mod descriptor;
 pub mod emulate;
 pub mod features;
 pub mod fxsave;

@@ -21,6 +21,7 @@ use crate::event::Event;
 use crate::exit::{TaskSwitch, TaskSwitchSource};
 use crate::state::{guest_cr0, set_guest_cr0};
 use x86::cpu::{Access, Cpu, Stop};
+use x86::descriptor::{self, Descriptor, BUSY};
 use x86::regs::{gpr, vector, Cr0, Efer, Exception, Rflags, SegAttr, SegReg, Segment};
 
 /// Where things are in a TSS (APM vol. 2, figures 12-6 and 12-7). The general-purpose and segment
@@ -75,12 +76,8 @@ impl Layout {
     }
 }
 
-/// In the type of a TSS descriptor: busy.
-const BUSY: SegAttr = SegAttr::WRITABLE;
 /// The type of an available 16-bit TSS; the other three differ in [`BUSY`] and bit 3.
 const AVAILABLE_TSS: SegAttr = SegAttr::ACCESSED;
-/// The byte of a descriptor with its type.
-const TYPE_BYTE: u64 = 5;
 /// The general-purpose registers of legacy mode.
 const GPRS: u8 = 8;
 /// The segment registers, in the order of their encoding. A 16-bit TSS has the first four.
@@ -161,10 +158,11 @@ impl<P: Platform> Switch<'_, '_, P> {
             false => next_rip(self.guest, Opcode::ANY)?,
         };
         let selector = Selector(exit.selector);
-        let (tss, entry) = self.new_tss(selector, exit.source)?;
+        let mut descriptor = self.new_tss(selector, exit.source)?;
+        let tss = descriptor.segment;
         let new = Layout::of(tss.attributes);
         self.save(exit, rip)?;
-        self.link(exit.source, tss.base, entry)?;
+        self.link(exit.source, &mut descriptor)?;
         if gate {
             self.taken(event);
         }
@@ -186,30 +184,30 @@ impl<P: Platform> Switch<'_, '_, P> {
         Ok(())
     }
 
-    /// The descriptor of the incoming TSS, as a segment, and where it is.
+    /// The descriptor of the incoming TSS.
     fn new_tss(
         &mut self,
         selector: Selector,
         source: TaskSwitchSource,
-    ) -> Result<(Segment, u64), Stop> {
+    ) -> Result<Descriptor, Stop> {
         let bad = self.fault(vector::TS, selector);
         if selector.local() || selector.is_null() {
             return Err(bad);
         }
-        let (tss, entry) = self.descriptor(selector)?;
-        let kind = tss.attributes & (SegAttr::TYPE | SegAttr::S);
+        let tss = self.descriptor(selector)?;
+        let kind = tss.kind();
         let busy = kind.contains(BUSY);
         let is_tss = kind.difference(BUSY | SegAttr::CODE) == AVAILABLE_TSS;
         if !is_tss || busy != (source == TaskSwitchSource::Iret) {
             return Err(bad);
         }
-        if !tss.attributes.contains(SegAttr::P) {
+        if !tss.has(SegAttr::P) {
             return Err(self.fault(vector::NP, selector));
         }
-        if tss.limit < Layout::of(tss.attributes).limit {
+        if tss.segment.limit < Layout::of(tss.segment.attributes).limit {
             return Err(bad);
         }
-        Ok((tss, entry))
+        Ok(tss)
     }
 
     /// Saves the registers in the outgoing TSS.
@@ -242,17 +240,17 @@ impl<P: Platform> Switch<'_, '_, P> {
     }
 
     /// The busy bits, and the way back. What could go wrong twice comes last.
-    fn link(&mut self, source: TaskSwitchSource, new: u64, entry: u64) -> Result<(), Stop> {
-        let old = Selector(self.guest.segment(SegReg::Tr).selector);
+    fn link(&mut self, source: TaskSwitchSource, new: &mut Descriptor) -> Result<(), Stop> {
+        let old = self.guest.segment(SegReg::Tr).selector;
         match source {
-            TaskSwitchSource::CallOrGate => self.write(new, 0, 2, u64::from(old.0))?,
+            TaskSwitchSource::CallOrGate => self.write(new.segment.base, 0, 2, u64::from(old))?,
             TaskSwitchSource::Jump | TaskSwitchSource::Iret => {
-                let (_, entry) = self.descriptor(old)?;
-                self.change_type(entry, |kind| kind & !BUSY.bits() as u8)?;
+                let released = descriptor::release(self.guest, old)?;
+                released.ok_or_else(|| self.fault(vector::TS, Selector(old)))?;
             }
         }
         if source != TaskSwitchSource::Iret {
-            self.change_type(entry, |kind| kind | BUSY.bits() as u8)?;
+            descriptor::mark(self.guest, new, BUSY)?;
         }
         Ok(())
     }
@@ -340,11 +338,6 @@ impl<P: Platform> Switch<'_, '_, P> {
         self.guest.write(ss.base.wrapping_add(top) & LOW, bytes)?;
         self.guest.set_gpr(gpr::RSP, (old & !mask) | top);
         Ok(())
-    }
-
-    fn change_type(&mut self, entry: u64, change: impl FnOnce(u8) -> u8) -> Result<(), Stop> {
-        let kind = self.read(entry, TYPE_BYTE, 1)? as u8;
-        self.write(entry, TYPE_BYTE, 1, u64::from(change(kind)))
     }
 
     /// Reads as the CPU itself does: a supervisor at any privilege level.

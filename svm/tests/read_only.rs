@@ -8,7 +8,7 @@ use support::{Machine, CODE};
 use svm::dispatch::{Action, FaultOutcome};
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
-use x86::regs::{gpr, Exception, Rflags, SegReg, Segment};
+use x86::regs::{gpr, vector, Exception, Rflags, SegReg, Segment};
 
 /// The exit of a CPU that would write into page tables in read-only memory: so it does nothing.
 fn walk_exit(machine: &mut Machine) -> Action {
@@ -163,6 +163,43 @@ fn descriptors_in_read_only_memory() {
     assert_eq!(machine.world.ram[0x500d], 0x92);
     assert_eq!(machine.world.ram[0x5015], 0x89);
     assert!(!machine.vmcb.rflags().contains(Rflags::RF));
+}
+
+/// Another CPU takes a descriptor away between its being read and its being marked: it is not written over, and
+/// what it has become counts.
+#[test]
+fn a_descriptor_that_another_cpu_changes() {
+    const GDT: usize = 0x5000;
+    // mov ds, eax; ltr cx
+    for (code, at, kind) in [
+        (&[0x8e, 0xd8][..], GDT + 8, 0x12),
+        (&[0x0f, 0x00, 0xd9], GDT + 16, 0x09),
+    ] {
+        for entry in [0, 1] {
+            let mut machine = Machine::long(SvmFeatures::NRIPS).code(code);
+            let gdt: [u64; 4] = [0, 0x00cf_9200_0000_ffff, 0x0000_8900_7100_0067, 0];
+            for (index, descriptor) in gdt.iter().enumerate() {
+                let at = GDT + entry + 8 * index;
+                machine.world.ram[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+            }
+            machine.vmcb.set_gdtr(Segment {
+                base: (GDT + entry) as u64,
+                limit: 0x1f,
+                ..Segment::default()
+            });
+            machine.state.regs.set(gpr::RAX, 8);
+            machine.state.regs.set(gpr::RCX, 16);
+            // It is absent from now on.
+            let byte = at + entry + 5;
+            machine.world.race = Some((byte, kind));
+            let error = NestedError::TABLE_WALK | NestedError::WRITE | NestedError::PRESENT;
+            let action = machine.exit(ExitCode::NPF, error.bits(), 0x8000);
+            assert_eq!(action, Action::Resume);
+            assert_eq!(machine.world.ram[byte], kind, "{code:02x?}");
+            let absent = Exception::with_code(vector::NP, (at - GDT) as u32);
+            assert_eq!(machine.exception(), Some(absent));
+        }
+    }
 }
 
 /// The fault tells where the descriptor is, not where the operand is, though both lie alike in their pages.

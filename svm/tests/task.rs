@@ -379,3 +379,21 @@ fn an_event_that_meets_a_bad_task_is_gone() {
         }
     }
 }
+
+/// Another CPU makes the TSS one that is not there before it is marked as busy: the switch begins anew. The accessed
+/// bit of the new task's segment likewise.
+#[test]
+fn a_descriptor_that_another_cpu_changes() {
+    let mut machine = machine();
+    let kind = GDT + usize::from(NEW_TSS) + 5;
+    machine.leave(ExitCode::TASK_SWITCH, u64::from(NEW_TSS), JUMP);
+    assert_eq!(machine.handle(), Action::NeedSleep);
+    // The first descriptor to be written is that of the old task, which is released.
+    let old = GDT + usize::from(OLD_TSS) + 6;
+    machine.world.race = Some((old, 0x10));
+    assert_eq!(machine.handle(), Action::Resume);
+    is_new(&machine);
+    assert!(!busy(&machine, OLD_TSS));
+    assert_eq!(machine.world.ram[old], 0x10, "what the other CPU wrote");
+    assert_eq!(machine.world.ram[kind], 0x8b);
+}

@@ -6,14 +6,14 @@
 
 use super::address::is_canonical;
 use super::address::mask;
-use super::segment::{fault, is_null, rpl, Descriptor};
+use super::segment::{fault, is_null, rpl};
 use super::Flow;
 use super::Run;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::descriptor::Descriptor;
 use crate::regs::gpr;
 use crate::regs::vector;
-use crate::regs::Efer;
 use crate::regs::Exception;
 use crate::regs::Rflags;
 use crate::regs::SegAttr;
@@ -39,10 +39,7 @@ impl<C: Cpu> Run<'_, C> {
             if offset > u64::from(segment.limit) {
                 return Err(Exception::GP0.into());
             }
-            return Ok(Descriptor {
-                segment,
-                mark: None,
-            });
+            return Ok(Descriptor::without(segment));
         }
         if is_null(selector) {
             return Err(Exception::GP0.into());
@@ -60,7 +57,7 @@ impl<C: Cpu> Run<'_, C> {
             (Transfer::Call, false) => rpl <= cpl && dpl == cpl,
             (Transfer::Return, false) => dpl == rpl,
         };
-        let long = self.cpu.efer().contains(Efer::LMA);
+        let long = self.is_long();
         let both_sizes = long && descriptor.has(SegAttr::L | SegAttr::DB);
         let is_code = descriptor.has(SegAttr::S | SegAttr::CODE);
         if !is_code || !legal || level < cpl || both_sizes {
@@ -183,9 +180,8 @@ impl<C: Cpu> Run<'_, C> {
         }
         let protected = !self.has_no_descriptors();
         if protected && self.flags().contains(Rflags::NT) {
-            let long = self.cpu.efer().contains(Efer::LMA);
             // To another task, or, in long mode, nowhere.
-            return Err(match long {
+            return Err(match self.is_long() {
                 true => Exception::GP0.into(),
                 false => Stop::Unhandled,
             });

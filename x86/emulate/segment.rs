@@ -8,6 +8,7 @@ use super::Run;
 use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::descriptor::{self, Descriptor};
 use crate::regs::vector;
 use crate::regs::Efer;
 use crate::regs::Exception;
@@ -24,37 +25,6 @@ const VIRTUAL_8086: SegAttr = SegAttr::P
     .union(SegAttr::WRITABLE)
     .union(SegAttr::ACCESSED);
 
-/// A descriptor that was read, and where it is.
-#[derive(Clone, Copy)]
-pub(super) struct Descriptor {
-    pub(super) segment: Segment,
-    /// The byte with the type, if it must be written back: accessed or busy.
-    pub(super) mark: Option<(u64, u8)>,
-}
-
-impl Descriptor {
-    pub(super) fn dpl(&self) -> u8 {
-        (self.segment.attributes.intersection(SegAttr::DPL).bits() >> 5) as u8
-    }
-
-    pub(super) fn has(&self, bits: SegAttr) -> bool {
-        self.segment.attributes.contains(bits)
-    }
-
-    /// Type and S.
-    pub(super) fn kind(&self) -> SegAttr {
-        self.segment.attributes & (SegAttr::TYPE | SegAttr::S)
-    }
-
-    /// For code this bit says "conforming".
-    pub(super) fn is_conforming(&self) -> bool {
-        self.has(SegAttr::CODE | SegAttr::EXPAND_DOWN)
-    }
-}
-
-/// The byte of a descriptor with its type.
-const TYPE_BYTE: u64 = 5;
-
 pub(super) fn rpl(selector: u16) -> u8 {
     (selector & 3) as u8
 }
@@ -69,70 +39,20 @@ pub(super) fn fault(number: u8, selector: u16) -> Stop {
 }
 
 impl<C: Cpu> Run<'_, C> {
-    /// Reads as the CPU itself does.
-    pub(super) fn read_system(&mut self, linear: u64, size: u8) -> Result<u64> {
-        let rest = u64::from(size).saturating_sub(1);
-        if linear.checked_add(rest).is_none() {
-            return Err(Stop::Unhandled);
-        }
-        self.read(linear, size, Access::SystemRead)
-    }
-
-    fn is_long(&self) -> bool {
+    /// Long mode is active.
+    pub(super) fn is_long(&self) -> bool {
         self.cpu.efer().contains(Efer::LMA)
     }
 
-    /// The descriptor that the selector names. Those of LDTs and TSSs have 16 bytes in long mode.
+    /// The descriptor that the selector names.
     pub(super) fn descriptor(&mut self, selector: u16) -> Result<Descriptor> {
-        let bad = fault(vector::GP, selector);
-        let table = if selector & 4 == 0 {
-            self.cpu.gdtr()
-        } else {
-            self.cpu.segment(SegReg::Ldtr)
-        };
-        let is_local = selector & 4 != 0;
-        let offset = u64::from(selector & !7);
-        let unusable = is_local && !table.attributes.contains(SegAttr::P);
-        if unusable || offset.wrapping_add(7) > u64::from(table.limit) {
-            return Err(bad);
-        }
-        let mut entry = table.base.wrapping_add(offset);
-        if !self.is_long() {
-            entry &= 0xffff_ffff;
-        }
-        let raw = self.read_system(entry, 8)?;
-        let attributes = SegAttr::from_bits_retain((raw >> 40 & 0xff | raw >> 44 & 0xf00) as u16);
-        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
-        let mut segment = Segment {
-            selector,
-            attributes,
-            limit: if attributes.contains(SegAttr::G) {
-                limit << 12 | 0xfff
-            } else {
-                limit
-            },
-            base: raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000,
-        };
-        if self.is_long() && !attributes.contains(SegAttr::S) {
-            if offset.wrapping_add(15) > u64::from(table.limit) {
-                return Err(bad);
-            }
-            let upper = self.read_system(entry.wrapping_add(8), 4)?;
-            segment.base |= upper << 32;
-        }
-        Ok(Descriptor {
-            segment,
-            mark: Some((entry.wrapping_add(TYPE_BYTE), (raw >> 40) as u8)),
-        })
+        let found = descriptor::read(self.cpu, selector)?;
+        found.ok_or_else(|| fault(vector::GP, selector))
     }
 
     /// Marks a code or data segment as accessed, or a TSS as busy. The last thing that can fail.
     pub(super) fn mark(&mut self, descriptor: &mut Descriptor, bit: SegAttr) -> Result<()> {
-        if let (Some((at, kind)), false) = (descriptor.mark, descriptor.has(bit)) {
-            descriptor.segment.attributes |= bit;
-            self.cpu.write_system(at, &[kind | bit.bits() as u8])?;
-        }
-        Ok(())
+        descriptor::mark(self.cpu, descriptor, bit)
     }
 
     /// A segment of real or virtual-8086 mode. Real mode leaves limit and attributes as they are.

@@ -10,6 +10,7 @@ use super::Run;
 use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::descriptor::BUSY;
 use crate::regs::vector;
 use crate::regs::Cr4;
 use crate::regs::Exception;
@@ -23,8 +24,6 @@ type Result<T = Flow> = core::result::Result<T, Stop>;
 const LDT: SegAttr = SegAttr::WRITABLE;
 const TSS: SegAttr = SegAttr::CODE.union(SegAttr::ACCESSED);
 const TSS_16: SegAttr = SegAttr::ACCESSED;
-/// In the type of a TSS: busy.
-const BUSY: SegAttr = SegAttr::WRITABLE;
 
 impl<C: Cpu> Run<'_, C> {
     /// What user mode may not see with CR4.UMIP.
@@ -86,7 +85,7 @@ impl<C: Cpu> Run<'_, C> {
         }
         let mut descriptor = self.descriptor(selector)?;
         let kind = descriptor.kind();
-        let long = self.cpu.efer().contains(crate::regs::Efer::LMA);
+        let long = self.is_long();
         let legal = match task {
             true => kind == TSS || (kind == TSS_16 && !long),
             false => kind == LDT,

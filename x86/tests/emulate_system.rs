@@ -148,6 +148,16 @@ fn segment_registers() {
     assert_eq!(load(0x28).map(|_| ()), gp(0x28).map(|_| ()));
     let absent = Exception::with_code(vector::NP, 0x38);
     assert_eq!(load(0x38).err(), Some(absent.into()));
+    // Another CPU gives it another base before it is marked: it is read again.
+    let mut mock = with_gdt(cpu(Bits32, &[0x8e, 0xd8], &[(RAX, 0x10)]));
+    mock.lost_races = 1;
+    mock.step().expect("a data segment");
+    let again = [
+        Event::Read(GDT + 0x10, 8, Access::SystemRead),
+        Event::Mark(marked, 1),
+    ];
+    assert_eq!(mock.events, [again, again].concat());
+    assert_eq!(mock.segments[SegReg::Ds as usize].base, 0x0100_1000);
     // mov ss, ax begins an interrupt shadow; mov cs, ax is undefined.
     let mut mock = with_gdt(cpu(Bits32, &[0x8e, 0xd0], &[(RAX, 0x10)]));
     mock.step().expect("a stack");

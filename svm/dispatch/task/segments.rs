@@ -2,8 +2,9 @@
 
 //! The segments of the incoming task (APM vol. 2, 12.3.3).
 
-use super::{Platform, Selector, Switch, LOW, SEGMENTS};
+use super::{Platform, Selector, Switch, SEGMENTS};
 use x86::cpu::{Cpu, Stop};
+use x86::descriptor::{self, Descriptor};
 use x86::regs::{vector, SegAttr, SegReg, Segment};
 
 /// A segment of virtual-8086 mode: present, DPL 3, writable data, accessed.
@@ -73,7 +74,7 @@ impl<P: Platform> Switch<'_, '_, P> {
         if selector.local() {
             return Err(self.fault(vector::TS, selector));
         }
-        (ldt, _) = self.descriptor(selector)?;
+        ldt = self.descriptor(selector)?.segment;
         let kind = ldt.attributes & (SegAttr::TYPE | SegAttr::S | SegAttr::P);
         if kind != LDT | SegAttr::P {
             return Err(self.fault(vector::TS, selector));
@@ -82,8 +83,21 @@ impl<P: Platform> Switch<'_, '_, P> {
         Ok(())
     }
 
-    /// Loads a code, stack or data segment, with the checks of APM vol. 2, 4.11 and 12.3.3.
+    /// Loads a code, stack or data segment. The switch cannot be begun anew if another CPU changes the descriptor
+    /// meanwhile; the segment can be.
     fn load_segment(&mut self, reg: SegReg, selector: Selector, cpl: u8) -> Result<(), Stop> {
+        const ATTEMPTS: usize = 16;
+        for _ in 0..ATTEMPTS {
+            match self.try_segment(reg, selector, cpl) {
+                Err(Stop::Again) => {}
+                result => return result,
+            }
+        }
+        Err(self.fault(vector::TS, selector))
+    }
+
+    /// The same, with the checks of APM vol. 2, 4.11 and 12.3.3.
+    fn try_segment(&mut self, reg: SegReg, selector: Selector, cpl: u8) -> Result<(), Stop> {
         let bad = self.fault(vector::TS, selector);
         if selector.is_null() {
             if matches!(reg, SegReg::Cs | SegReg::Ss) {
@@ -96,12 +110,10 @@ impl<P: Platform> Switch<'_, '_, P> {
             self.guest.vmcb.set_segment(reg, null);
             return Ok(());
         }
-        let (mut segment, entry) = self.descriptor(selector)?;
-        let has = |bits| segment.attributes.contains(bits);
-        let dpl = (segment.attributes.intersection(SegAttr::DPL).bits() >> 5) as u8;
-        let rpl = selector.rpl();
-        // For code this bit says "conforming", and the one below "readable".
-        let conforming = has(SegAttr::CODE | SegAttr::EXPAND_DOWN);
+        let mut descriptor = self.descriptor(selector)?;
+        let has = |bits| descriptor.has(bits);
+        let (dpl, rpl) = (descriptor.dpl(), selector.rpl());
+        let conforming = descriptor.is_conforming();
         let legal = has(SegAttr::S)
             && match reg {
                 SegReg::Cs if conforming => has(SegAttr::CODE) && dpl <= rpl,
@@ -123,39 +135,14 @@ impl<P: Platform> Switch<'_, '_, P> {
             };
             return Err(self.fault(number, selector));
         }
-        if !has(SegAttr::ACCESSED) {
-            segment.attributes |= SegAttr::ACCESSED;
-            self.change_type(entry, |kind| kind | SegAttr::ACCESSED.bits() as u8)?;
-        }
-        self.guest.vmcb.set_segment(reg, segment);
+        descriptor::mark(self.guest, &mut descriptor, SegAttr::ACCESSED)?;
+        self.guest.vmcb.set_segment(reg, descriptor.segment);
         Ok(())
     }
 
-    /// Reads a descriptor (APM vol. 2, 4.7): the segment that it describes, and where it is.
-    pub(super) fn descriptor(&mut self, selector: Selector) -> Result<(Segment, u64), Stop> {
-        let table = if selector.local() {
-            self.guest.segment(SegReg::Ldtr)
-        } else {
-            self.guest.vmcb.gdtr()
-        };
-        let offset = u64::from(selector.0 & !7);
-        if offset.wrapping_add(7) > u64::from(table.limit) {
-            return Err(self.fault(vector::TS, selector));
-        }
-        let entry = table.base.wrapping_add(offset) & LOW;
-        let raw = self.read(entry, 0, 8)?;
-        let attributes = SegAttr::from_bits_retain((raw >> 40 & 0xff | raw >> 44 & 0xf00) as u16);
-        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
-        let segment = Segment {
-            selector: selector.0,
-            attributes,
-            limit: if attributes.contains(SegAttr::G) {
-                limit << 12 | 0xfff
-            } else {
-                limit
-            },
-            base: raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000,
-        };
-        Ok((segment, entry))
+    /// The descriptor of a selector.
+    pub(super) fn descriptor(&mut self, selector: Selector) -> Result<Descriptor, Stop> {
+        let found = descriptor::read(self.guest, selector.0)?;
+        found.ok_or_else(|| self.fault(vector::TS, selector))
     }
 }

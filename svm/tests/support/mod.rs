@@ -41,6 +41,8 @@ pub struct World {
     pub now: Option<(u64, u64)>,
     pub would_sleep: bool,
     pub read_only: bool,
+    /// Another CPU writes this byte before the next write near to it.
+    pub race: Option<(usize, u8)>,
     pub fault: FaultOutcome,
     pub flushes: u32,
     pub wbinvds: u32,
@@ -74,6 +76,7 @@ impl Default for World {
             now: None,
             would_sleep: false,
             read_only: false,
+            race: None,
             fault: FaultOutcome::Mmio,
             flushes: 0,
             wbinvds: 0,
@@ -115,6 +118,15 @@ impl World {
     }
 }
 
+impl World {
+    fn lose_race(&mut self, gpa: u64) {
+        if let Some((at, byte)) = self.race.filter(|(at, _)| gpa.abs_diff(*at as u64) < 8) {
+            self.ram[at] = byte;
+            self.race = None;
+        }
+    }
+}
+
 impl GuestMemory for World {
     fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), MemError> {
         self.reads += 1;
@@ -128,6 +140,7 @@ impl GuestMemory for World {
         if self.read_only {
             return Err(MemError::ReadOnly);
         }
+        self.lose_race(gpa);
         self.ram[range].copy_from_slice(data);
         Ok(())
     }
@@ -140,6 +153,7 @@ impl GuestMemory for World {
         new: u64,
     ) -> Result<Result<(), u64>, MemError> {
         assert!(gpa % size as u64 == 0);
+        self.lose_race(gpa);
         let mut bytes = [0; 8];
         self.read_gpa(gpa, &mut bytes[..size])?;
         let current = u64::from_le_bytes(bytes);

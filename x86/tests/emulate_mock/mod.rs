@@ -73,7 +73,7 @@ pub struct Mock {
     pub events: Vec<Event>,
     /// The access with this number, counted from 0 in `events`, stops.
     pub stop_at: Option<(usize, Stop)>,
-    /// So many locked accesses find memory changed by another CPU.
+    /// So many locked accesses find memory changed by another CPU; of a descriptor the base.
     pub lost_races: usize,
 }
 
@@ -322,11 +322,19 @@ impl Cpu for Mock {
         Ok(())
     }
 
-    fn write_system(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
-        assert!(linear.checked_add(data.len() as u64 - 1).is_some());
-        self.log(Event::Mark(linear, data.len()))?;
-        self.poke(linear, data);
-        Ok(())
+    fn set_descriptor_type(&mut self, linear: u64, old: u64, kind: u8) -> Result<bool, Stop> {
+        assert!(linear.checked_add(7).is_some());
+        self.log(Event::Mark(linear + 5, 1))?;
+        if self.lost_races > 0 {
+            self.lost_races -= 1;
+            let base = (self.peek(linear + 7, 1) as u8).wrapping_add(1);
+            self.poke(linear + 7, &[base]);
+        }
+        let same = self.peek(linear, 8) == old;
+        if same {
+            self.poke(linear + 5, &[kind]);
+        }
+        Ok(same)
     }
 
     fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop> {
