@@ -54,7 +54,8 @@ fn long(code: &[u8]) -> Machine {
 fn enter_with_all_levels() {
     // enter 16, 31
     let mut machine = long(&[0xc8, 16, 0, 31]);
-    let (writes, reads, action) = run(&mut machine, USER_MMIO + 0x7f0);
+    machine.state.regs.set(gpr::RBP, USER_MMIO + 0x900);
+    let (writes, reads, action) = run(&mut machine, USER_MMIO + 0x8f8);
     assert_eq!(action, Action::Resume);
     assert_eq!((reads, writes.len()), (30, 32));
     let (last, frame) = writes.last().expect("written");
@@ -69,9 +70,8 @@ fn enter_with_all_levels() {
 
     // The same over a page boundary, which one read and one write cross.
     let mut machine = long(&[0xc8, 16, 0, 31]);
-    for register in [gpr::RSP, gpr::RBP] {
-        machine.state.regs.set(register, USER_MMIO + 0x1044);
-    }
+    machine.state.regs.set(gpr::RBP, USER_MMIO + 0x1044);
+    machine.state.regs.set(gpr::RSP, USER_MMIO + 0x2044);
     let (writes, reads, action) = run(&mut machine, USER_MMIO + 0x103c);
     assert_eq!((action, reads, writes.len()), (Action::Resume, 31, 33));
 }

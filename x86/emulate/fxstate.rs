@@ -2,7 +2,6 @@
 
 //! FXSAVE and FXRSTOR (APM vol. 2, 11.4.4; vol. 5).
 
-use super::address::PAGE_SIZE;
 use super::operand::Place;
 use super::vector::Mandatory;
 use super::Flow;
@@ -78,9 +77,7 @@ impl<C: Cpu> Run<'_, C> {
         let size = self.image_size();
         for at in (0..size).step_by(PIECE) {
             let linear = self.image_place(at, Access::Write)?;
-            if at == 0 || linear % PAGE_SIZE == 0 {
-                self.cpu.probe_write(linear, PIECE)?;
-            }
+            self.cpu.probe_write(linear, PIECE)?;
         }
         for (piece, at) in image.chunks_exact(PIECE).zip((0..size).step_by(PIECE)) {
             let linear = self.image_place(at, Access::Write)?;

@@ -267,6 +267,9 @@ impl<C: Cpu> Run<'_, C> {
         let address_size = self.stack_address_size();
         let level = usize::from(self.insn.immediate2 & 31);
         let frame = self.cpu.gpr(gpr::RSP).wrapping_sub(u64::from(size)) & mask(address_size);
+        if self.pushes_over_display(level as u64) {
+            return Err(Stop::Unhandled);
+        }
         let mut values = [0; MOST];
         let mut count = 0;
         for (number, value) in values.iter_mut().take(level.wrapping_add(1)).enumerate() {
@@ -282,6 +285,18 @@ impl<C: Cpu> Run<'_, C> {
         self.set_register(gpr::RBP, size, frame);
         self.drop_from_stack(self.insn.immediate.wrapping_neg());
         Ok(Flow::Next)
+    }
+
+    /// Whether ENTER reads what it has written itself, so that it could not be run again: no compiler's code does.
+    fn pushes_over_display(&self, level: u64) -> bool {
+        let size = u64::from(self.insn.operand_size);
+        let read = level.saturating_sub(1).wrapping_mul(size);
+        let written = level.wrapping_add(1).wrapping_mul(size);
+        let display = self.cpu.gpr(gpr::RBP).wrapping_sub(read);
+        let pushes = self.cpu.gpr(gpr::RSP).wrapping_sub(written);
+        let mask = mask(self.stack_address_size());
+        let (above, below) = (display.wrapping_sub(pushes), pushes.wrapping_sub(display));
+        read != 0 && (above & mask < written || below & mask < read)
     }
 
     /// The pointer of an outer frame, from the display of the current one.

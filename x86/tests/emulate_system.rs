@@ -118,6 +118,16 @@ fn nested_enter() {
     assert_eq!(mock.peek(0x2fe0, 8), 0x2ff8);
     assert_eq!(mock.state.gpr[RBP], 0x2ff8);
     assert_eq!(mock.state.gpr[RSP], 0x2fe0 - 16);
+    // What it would read from a place where it has just pushed something.
+    for (rbp, result) in [
+        (0x2fe0, None),
+        (0x2fe8, Some(Stop::Unhandled)),
+        (0x3008, Some(Stop::Unhandled)),
+        (0x3010, None),
+    ] {
+        let mut mock = cpu(Bits64, &[0xc8, 0, 0, 3], &[(RSP, 0x3000), (RBP, rbp)]);
+        assert_eq!(mock.step().err(), result, "{rbp:x}");
+    }
 }
 
 #[test]
