@@ -14,7 +14,7 @@ const COMPLAINTS: &[&str] = &[
 ];
 
 /// What a program of the guest says that found a fault.
-const FAILURE: &str = "load: FAILED";
+const FAILURE: &str = ": FAILED: ";
 
 /// What this kernel says at every start on this CPU, `harmless` of selftests/lab/check-log.
 const HARMLESS: &str = "Speculative Return Stack Overflow: WARNING: See https://";

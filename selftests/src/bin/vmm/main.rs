@@ -8,6 +8,7 @@
 mod console;
 mod machines;
 mod models;
+mod moves;
 mod qemu;
 mod systems;
 
@@ -29,10 +30,25 @@ const TESTS: &[Test] = &[
     ("a virtio disk is read and written", disk),
     (
         "a guest under load moves, its log by write protection",
-        by_log,
+        moves::by_log,
     ),
-    ("a guest under load moves, its log in dirty rings", by_ring),
-    ("a guest is kept in a file, and goes on twice", file),
+    (
+        "a guest under load moves, its log in dirty rings",
+        moves::by_ring,
+    ),
+    ("a guest is kept in a file, and goes on twice", moves::file),
+    (
+        "a guest full of timers moves and moves: TSC deadlines",
+        moves::deadline,
+    ),
+    (
+        "a guest full of timers moves and moves: one-shot timers",
+        moves::oneshot,
+    ),
+    (
+        "a guest full of timers moves and moves: periodic timers",
+        moves::periodic,
+    ),
     (
         "`-cpu MODEL,enforce` misses nothing that it has on KVM",
         models::enforced,
@@ -51,11 +67,14 @@ const TESTS: &[Test] = &[
     ("OVMF starts a kernel by UEFI", systems::ovmf),
 ];
 
-/// What the guest runs, besides `load`, the load of the soak.
+/// What the guest runs, besides `load`, the load of the soak, and `timers`.
 const PROGRAMS: &[(&str, &str)] = &[
     ("rest", "while :; do sleep 1; done"),
     // For ever: how long it takes to move a guest depends on the machine.
     ("work", "while load 2; do :; done"),
+    ("timers-deadline", "timers deadline"),
+    ("timers-oneshot", "timers oneshot"),
+    ("timers-periodic", "timers periodic"),
     (
         "disk",
         "insmod /lib/virtio_blk.ko; sha256sum </dev/vda; dd if=/dev/vda of=/dev/vda bs=1M count=4 seek=4; sync",
@@ -89,7 +108,7 @@ fn shell(script: &str) -> Result<String, String> {
 
 /// The initial RAM disk of the lab's guest with these programs.
 fn prepare() -> Result<(), String> {
-    shell("mkdir -p /tmp/more/bin /tmp/more/lib; cp /selftests/bin/load /tmp/more/bin/; cp /lab/virtio_blk.ko /tmp/more/lib/; cp -r /lab/net /tmp/more/lib/net")?;
+    shell("mkdir -p /tmp/more/bin /tmp/more/lib; cp /selftests/bin/load /selftests/bin/timers /tmp/more/bin/; cp /lab/virtio_blk.ko /tmp/more/lib/; cp -r /lab/net /tmp/more/lib/net")?;
     for (name, script) in PROGRAMS {
         let text = format!("#!/bin/sh\n{script}\n");
         fs::write(format!("/tmp/more/bin/{name}"), text).map_err(|e| e.to_string())?;
@@ -129,51 +148,4 @@ fn disk() -> Result<(), String> {
         shell("for skip in 0 4; do dd if=/tmp/disk bs=1M count=4 skip=$skip | sha256sum; done")?;
     let halves: Vec<_> = halves.lines().collect();
     equal("what the guest wrote", halves[1], halves[0])
-}
-
-fn by_log() -> Result<(), String> {
-    moved("log", "")
-}
-
-fn by_ring() -> Result<(), String> {
-    moved("ring", ",dirty-ring-size=4096")
-}
-
-fn moved(name: &str, accel: &str) -> Result<(), String> {
-    let uri = format!("unix:/tmp/{name}.migration");
-    let mut from = Qemu::start(&format!("{name}-from"), accel, "/bin/work", &[])?;
-    from.wait_for("load: 2 s", 1)?;
-    let to = Qemu::start(
-        &format!("{name}-to"),
-        accel,
-        "/bin/work",
-        &["-incoming", &uri],
-    )?;
-    let how = from.migrate(&uri)?;
-    let (sent, again) = (&how["ram"]["normal"], &how["ram"]["dirty-sync-count"]);
-    println!(
-        "# {sent} pages in {again} rounds, {} ms at rest",
-        how["downtime"]
-    );
-    drop(from);
-    done(to)
-}
-
-/// What it was doing it ends well, and what it does next, too.
-fn done(mut qemu: Qemu) -> Result<(), String> {
-    qemu.wait_for("load: done", 2)?;
-    qemu.ask("quit", json!({}))?;
-    qemu.finish()
-}
-
-fn file() -> Result<(), String> {
-    let mut from = Qemu::start("file-from", "", "/bin/work", &[])?;
-    from.wait_for("load: 2 s", 1)?;
-    from.migrate("file:/tmp/state")?;
-    drop(from);
-    for name in ["file-first", "file-second"] {
-        let to = Qemu::start(name, "", "/bin/work", &["-incoming", "file:/tmp/state"])?;
-        done(to)?;
-    }
-    fs::remove_file("/tmp/state").map_err(|e| e.to_string())
 }

@@ -21,6 +21,12 @@ const PASSES: u64 = 5;
 /// How long QEMU lets a guest rest at most, in milliseconds.
 const LONGEST_REST: u64 = 2_000_000;
 
+/// The same in one line.
+pub(crate) fn watchdogs() -> String {
+    let words = WATCHDOGS.lines().filter(|line| !line.starts_with('#'));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The process. One that is dropped is killed.
 pub(crate) struct Qemu {
     name: String,
@@ -29,17 +35,15 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts one with two virtual CPUs and the guest kernel, whose init runs `program`. `accel` and
-    /// `more` are more words of its command line.
+    /// Starts one with two virtual CPUs and the guest kernel, whose init runs `program`, behind which more
+    /// words for the kernel may stand. `accel` and `more` are more words of QEMU's command line.
     pub(crate) fn start(
         name: &str,
         accel: &str,
         program: &str,
         more: &[&str],
     ) -> Result<Self, String> {
-        let watchdogs = WATCHDOGS.lines().filter(|line| !line.starts_with('#'));
-        let watchdogs = watchdogs.collect::<Vec<_>>().join(" ");
-        let append = format!("console=ttyS0 pacifica.run={program} {watchdogs}");
+        let append = format!("console=ttyS0 pacifica.run={program} {}", watchdogs());
         let mut words = vec!["-kernel", "/guest/vmlinuz", "-initrd", "/tmp/initrd"];
         words.extend(["-append", &append]);
         words.extend(more);
@@ -202,10 +206,15 @@ impl Qemu {
         match ended {
             Ok(status) if !status.success() => Err(self.explain(&status.to_string())),
             Err(error) => Err(self.explain(&error)),
-            Ok(_) => match self.console().complaint() {
-                Some(complaint) => Err(self.explain(&complaint)),
-                None => Ok(()),
-            },
+            Ok(_) => self.healthy(),
+        }
+    }
+
+    /// Fails if the guest has complained.
+    pub(crate) fn healthy(&self) -> Result<(), String> {
+        match self.console().complaint() {
+            Some(complaint) => Err(self.explain(&complaint)),
+            None => Ok(()),
         }
     }
 
