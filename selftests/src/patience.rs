@@ -5,16 +5,26 @@
 //! A test waits for a condition, never for a time that should be enough: the machine may be busy. Only
 //! what hangs is given up, and that late. `LAB_PATIENCE`, a whole number, multiplies the time.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// After so long what should take milliseconds, or a guest's start, hangs.
 const USUAL: Duration = Duration::from_secs(300);
 
+/// By how much this program multiplies it.
+static FACTOR: AtomicU32 = AtomicU32::new(1);
+
+/// From now on any wait may take so many times as long: what is waited for is slow.
+pub fn multiply(factor: u32) {
+    FACTOR.store(factor, Relaxed);
+}
+
 /// How long any one wait may take.
 pub fn limit() -> Duration {
     let factor = std::env::var("LAB_PATIENCE").ok();
     USUAL
+        * FACTOR.load(Relaxed)
         * factor
             .and_then(|text| text.parse().ok())
             .unwrap_or(1)

@@ -3,18 +3,24 @@
 //! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
 //! resets them, gives them a disk and a network whose doorbells and interrupts are eventfds, moves them under load
 //! to another QEMU, keeps them in files, and adds a CPU and memory while they run.
-//! Some guests begin with their firmware.
+//! Some guests begin with their firmware, and some are other systems.
+//!
+//! usage: vmm [--long] [WORD]..., the tests whose names contain a word
 
 mod console;
+mod installer;
 mod machines;
 mod models;
 mod moves;
+mod picture;
 mod qemu;
 mod systems;
+mod xen;
 
 use std::fs;
 use std::process::{Command, ExitCode};
 
+use selftests::patience;
 use selftests::tap::{equal, Tap};
 use serde_json::json;
 
@@ -65,6 +71,24 @@ const TESTS: &[Test] = &[
     ("SeaBIOS and GRUB start a kernel from a disk", systems::grub),
     ("SeaBIOS starts memtest86+ from a CD", systems::memtest),
     ("OVMF starts a kernel by UEFI", systems::ovmf),
+    ("Xen starts, up to its first domain", xen::alone),
+    (
+        "Debian's installer starts, in its text form",
+        installer::text,
+    ),
+];
+
+/// So many times as long as others may a test of [`LONG`] wait for anything.
+const LONGER: u32 = 4;
+
+/// Those that take minutes, for `vmm --long`.
+const LONG: &[Test] = &[
+    ("guests full of timers move ten times each", moves::often),
+    ("Xen's domain 0 boots and powers off", xen::dom0),
+    (
+        "Debian's installer asks in a graphical screen",
+        installer::graphic,
+    ),
 ];
 
 /// What the guest runs, besides `load`, the load of the soak, and `timers`.
@@ -85,10 +109,16 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let long = wanted.first().is_some_and(|word| word == "--long");
+    let tests = if long { LONG } else { TESTS };
+    wanted.drain(..usize::from(long));
+    if long {
+        patience::multiply(LONGER);
+    }
     let mut tap = Tap::start();
     let prepared = prepare();
-    for (name, test) in TESTS {
+    for (name, test) in tests {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
             tap.result(name, prepared.clone().and_then(|()| test()));
         }

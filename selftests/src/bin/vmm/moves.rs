@@ -56,28 +56,38 @@ pub(crate) fn file() -> Result<(), String> {
 }
 
 pub(crate) fn deadline() -> Result<(), String> {
-    timers("deadline", "")
+    timers("deadline", 2)
 }
 
 pub(crate) fn oneshot() -> Result<(), String> {
-    timers("oneshot", "lapic=notscdeadline")
+    timers("oneshot", 2)
 }
 
 pub(crate) fn periodic() -> Result<(), String> {
-    timers("periodic", "lapic=notscdeadline highres=off nohz=off")
+    timers("periodic", 2)
+}
+
+pub(crate) fn often() -> Result<(), String> {
+    const OFTEN: usize = 10;
+    let modes = ["deadline", "oneshot", "periodic"];
+    modes.into_iter().try_for_each(|mode| timers(mode, OFTEN))
 }
 
 /// All timers of the guest are those of its local APICs. It moves while they are armed, expire, and wait to be
 /// delivered; the guest itself finds what is lost, early, or goes back.
-fn timers(mode: &str, words: &str) -> Result<(), String> {
-    const MOVES: usize = 4;
+fn timers(mode: &str, moves: usize) -> Result<(), String> {
     /// Each is some dozens of timers of each kind on each CPU.
     const ROUNDS: usize = 3;
+    let words = match mode {
+        "periodic" => "lapic=notscdeadline highres=off nohz=off",
+        "oneshot" => "lapic=notscdeadline",
+        _ => "",
+    };
     let program = format!("/bin/timers-{mode} {words}");
     let alone = ["-M", "q35,hpet=off,pit=off"];
     let mut qemu = Qemu::start(&format!("{mode}-0"), "", &program, &alone)?;
     qemu.wait_for(&format!("timers: {mode}"), 1)?;
-    for number in 1..=MOVES {
+    for number in 1..=moves {
         qemu.wait_for("timers: round", ROUNDS)?;
         let uri = format!("unix:/tmp/{mode}-{number}.migration");
         let more = [&alone[..], &["-incoming", &uri]].concat();

@@ -6,11 +6,14 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::Duration;
 
 use selftests::patience::{limit, wait};
 use serde_json::{json, Value};
 
 use crate::console::Console;
+use crate::picture::Picture;
 
 /// Words on the guest kernel's command line that make its watchdogs patient.
 const WATCHDOGS: &str = include_str!("../../../lab/watchdogs");
@@ -181,6 +184,25 @@ impl Qemu {
             Ok(()) => Ok(last),
             Err(error) => Err(format!("{error}; the screen:\n{}", last.join("\n"))),
         }
+    }
+
+    /// Waits until the screen is a picture that this holds of; answers it.
+    pub(crate) fn wait_for_picture(
+        &mut self,
+        what: &str,
+        holds: impl Fn(&Picture) -> bool,
+    ) -> Result<Picture, String> {
+        let file = format!("/tmp/{}.ppm", self.name);
+        let mut last = ((0, 0), 0);
+        let outcome = wait(what, || {
+            // To take and to look at one is much work for an emulated host.
+            sleep(Duration::from_secs(1));
+            self.exchange("screendump", json!({ "filename": file }))?;
+            let picture = Picture::new(&fs::read(&file).map_err(|e| e.to_string())?)?;
+            last = (picture.size(), picture.colours());
+            Ok(holds(&picture).then_some(picture))
+        });
+        outcome.map_err(|error| self.explain(&format!("{error}; its size and colours: {last:?}")))
     }
 
     /// Waits until programs of the guest have said so many whole lines with `text`; answers these.
