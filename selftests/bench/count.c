@@ -9,27 +9,10 @@
  * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV. With own=on, only what the CPU executed that met the marks,
  * without its waiting: what has a PAUSE, and what comes behind one, to look again. How often it looks is the emulator's
  * choice, which runs its CPUs in turns.
- *
- * Debian's package has no header for plugins, so what is used of version 7 is declared here.
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "../lab/plugin.h"
 #include <stdio.h>
 #include <string.h>
-
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-
-void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, void (*call)(struct qemu_plugin_tb *, void *),
-					   void *data);
-void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, void (*call)(unsigned, void *),
-					  int flags, void *data);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, void (*call)(unsigned, void *),
-					    int flags, void *data);
-void qemu_plugin_register_atexit_cb(uint64_t id, void (*call)(void *), void *data);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *insn, void *dest, size_t length);
 
 int qemu_plugin_version = 7;
 
