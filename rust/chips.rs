@@ -16,6 +16,7 @@
 //! happens when an interrupt ends is in `ended.rs`.
 
 use crate::abi;
+use crate::broadcast::Broadcasts;
 use crate::ended::Resampler;
 use crate::ffi::{self, Expire, IrqLock, Timer};
 use crate::kick::{request, Interrupt};
@@ -24,7 +25,7 @@ use core::ops::{Deref, DerefMut};
 use irqchip::lines::{Delivery, Source};
 use irqchip::message::Message;
 use irqchip::routing::{self, Chip, Route, Target};
-use irqchip::{ioapic, storm, Ioapic, Pic, Pit};
+use irqchip::{ioapic, storm, Destination, Ioapic, Pic, Pit};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
@@ -66,6 +67,9 @@ pub(crate) struct Chips {
     pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
     /// Runs until the end of a pause in a storm of interrupts. Likewise.
     storm_timer: SetOnce<Pin<KBox<Timer<StormEnd>>>>,
+    /// What is for many vCPUs. After the timers, which send.
+    #[pin]
+    pub(crate) broadcasts: Broadcasts,
     #[pin]
     devices: IrqLock<Devices>,
     /// Who waits for the end of interrupts. Taken after `devices`.
@@ -108,6 +112,7 @@ impl Chips {
             pin_init!(Self {
                 pit_timer: SetOnce::new(),
                 storm_timer: SetOnce::new(),
+                broadcasts <- Broadcasts::new(mailboxes.clone()),
                 devices <- IrqLock::new(devices, c"pacifica_devices", kernel::static_lock_class!()),
                 resamplers <- IrqLock::new(KVec::new(), c"pacifica_resamplers", kernel::static_lock_class!()),
                 created: Atomic::new(NONE),
@@ -135,6 +140,7 @@ impl Chips {
         )?;
         // False if a first call has made one: it serves as well.
         self.storm_timer.populate(timer);
+        self.broadcasts.start()?;
         let mut devices = self.devices.lock();
         if self.has_lapics() {
             return Err(EEXIST);
@@ -146,6 +152,7 @@ impl Chips {
 
     /// KVM_CAP_SPLIT_IRQCHIP: a LAPIC in each vCPU to come; the IOAPIC is the VMM's.
     pub(crate) fn create_split(&self, reserved_pins: u32) -> Result<c_long> {
+        self.broadcasts.start()?;
         let _devices = self.devices.lock();
         if self.has_lapics() {
             return Err(EEXIST);
@@ -246,12 +253,27 @@ impl Chips {
         held: &'h mut Held<'a>,
     ) -> (&'h mut Ioapic, impl FnMut(Message) -> bool + use<'a, 'h>) {
         let kicks = &mut held.kicks;
-        let send = |message| kicks.merge(self.send(message));
+        let send = |message| self.bring(kicks, message);
         (&mut held.devices.ioapic, send)
     }
 
-    /// Sends a message to the LAPICs.
+    /// Sends a message to the LAPICs. Interrupts are on.
     pub(crate) fn send(&self, message: Message) -> Kicks<'_> {
+        let (to, interrupt) = self.addressed(message);
+        self.mailboxes.deliver(&to, None, &interrupt)
+    }
+
+    /// Sends a message while the devices are held, or leaves it to the worker; whether somebody takes
+    /// it.
+    fn bring<'a>(&'a self, kicks: &mut Kicks<'a>, message: Message) -> bool {
+        let (to, interrupt) = self.addressed(message);
+        if self.mailboxes.is_for_few(&to) || !self.broadcasts.put(&to, &interrupt) {
+            return kicks.merge(self.mailboxes.deliver(&to, None, &interrupt));
+        }
+        self.mailboxes.may_be_taken(&to, &interrupt)
+    }
+
+    fn addressed(&self, message: Message) -> (Destination, Interrupt) {
         let interrupt = Interrupt {
             mode: message.delivery_mode,
             vector: message.vector,
@@ -259,8 +281,7 @@ impl Chips {
         };
         let no_quirk = abi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
         let wide_broadcast = self.x2apic_api.load(Relaxed) & no_quirk != 0;
-        self.mailboxes
-            .deliver(&message.destination(wide_broadcast), None, &interrupt)
+        (message.destination(wide_broadcast), interrupt)
     }
 
     /// The PIC's output may have changed: the vCPUs that listen to it look at it.
@@ -268,8 +289,10 @@ impl Chips {
     /// One that begins to listen says so before it looks, and the devices are held here: either it
     /// is seen here, or it sees the change.
     pub(crate) fn pic_changed<'a>(&'a self, kicks: &mut Kicks<'a>) {
-        let listeners = self.mailboxes.all();
-        for mailbox in listeners.filter(|mailbox| mailbox.apic().takes_pic()) {
+        if !self.mailboxes.has_few_pic_listeners() && self.broadcasts.put_pic() {
+            return;
+        }
+        for mailbox in self.mailboxes.pic_listeners() {
             mailbox.leave_request(request::CHIPS);
             kicks.add(mailbox);
         }
@@ -316,7 +339,7 @@ impl Chips {
                     chip: Chip::Ioapic,
                     pin,
                 } => ioapic.set_pin(pin, source, level, &mut |message| {
-                    kicks.merge(self.send(message))
+                    self.bring(kicks, message)
                 }),
                 Target::Pin { chip, pin } => {
                     let irq = if chip == Chip::PicSlave { pin + 8 } else { pin };
@@ -332,7 +355,7 @@ impl Chips {
                         && route
                             .target
                             .message(self.has_wide_ids())
-                            .is_some_and(|message| kicks.merge(self.send(message)));
+                            .is_some_and(|message| self.bring(kicks, message));
                     if sent {
                         Delivery::Delivered
                     } else {

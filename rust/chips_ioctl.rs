@@ -57,6 +57,7 @@ fn irq_line(chips: &Chips, arg: Arg, with_status: bool) -> Result<c_long> {
     // SAFETY: All variants of the union are the same integer.
     let gsi = unsafe { line.__bindgen_anon_1.irq };
     let delivery = chips.set_gsi(gsi, Source::USER, line.level != 0);
+    chips.broadcasts.finish();
     if with_status {
         line.__bindgen_anon_1.status = match delivery {
             Some(Delivery::Delivered) => 1,

@@ -11,7 +11,7 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Runner, Sleeper, Timer};
+pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Runner, Sleeper, Timer, Work};
 
 use crate::fpu::Switch;
 use core::ptr::NonNull;
@@ -117,6 +117,12 @@ extern "C" {
     );
     fn pacifica_timer_start(timer: *mut bindings::hrtimer, ns: u64);
     fn pacifica_timer_cancel(timer: *mut bindings::hrtimer);
+    fn pacifica_work_setup(
+        work: *mut bindings::work_struct,
+        call: unsafe extern "C" fn(*mut bindings::work_struct),
+    );
+    fn pacifica_work_start(work: *mut bindings::work_struct);
+    fn pacifica_work_cancel(work: *mut bindings::work_struct);
     fn pacifica_now() -> u64;
     fn pacifica_boot_ns() -> u64;
     fn pacifica_real_time(sec: *mut u64, nsec: *mut u32);

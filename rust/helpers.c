@@ -637,6 +637,23 @@ void pacifica_timer_cancel(struct hrtimer *timer)
 	hrtimer_cancel(timer);
 }
 
+/* ---- work that a thread of the kernel does ---------------------------------------------------- */
+
+void pacifica_work_setup(struct work_struct *work, work_func_t call)
+{
+	INIT_WORK(work, call);
+}
+
+void pacifica_work_start(struct work_struct *work)
+{
+	schedule_work(work);
+}
+
+void pacifica_work_cancel(struct work_struct *work)
+{
+	cancel_work_sync(work);
+}
+
 u64 pacifica_now(void)
 {
 	return ktime_get_ns();

@@ -5,6 +5,7 @@
 
 #include <linux/types.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 struct eventfd_ctx;
 struct file;
@@ -105,6 +106,9 @@ int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages,
 void pacifica_timer_setup(struct hrtimer *timer, enum hrtimer_restart (*call)(struct hrtimer *));
 void pacifica_timer_start(struct hrtimer *timer, u64 ns);
 void pacifica_timer_cancel(struct hrtimer *timer);
+void pacifica_work_setup(struct work_struct *work, work_func_t call);
+void pacifica_work_start(struct work_struct *work);
+void pacifica_work_cancel(struct work_struct *work);
 u64 pacifica_now(void);
 u64 pacifica_boot_ns(void);
 void pacifica_real_time(u64 *sec, u32 *nsec);

@@ -239,7 +239,7 @@ impl Expire for Mailbox {
 }
 
 /// What a message brings to the processors that it is for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Interrupt {
     pub(crate) mode: DeliveryMode,
     pub(crate) vector: u8,

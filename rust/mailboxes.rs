@@ -23,6 +23,9 @@ use kernel::sync::{Arc, SetOnce};
 
 /// Most vCPUs that a VM can have.
 pub(crate) const MAX_VCPUS: usize = 1024;
+/// So many are reached at once where interrupts are off. To wake a thread costs a thousand
+/// instructions and more.
+const FEW: usize = 8;
 /// One more than the highest number of a vCPU.
 pub(crate) const MAX_VCPU_ID: u32 = 64 * WORDS;
 const WORDS: u32 = 64;
@@ -43,6 +46,9 @@ pub(crate) struct Mailboxes {
     xapics: AtomicU32,
     /// How many present APICs have another ID than their vCPU's number.
     renumbered: AtomicU32,
+    /// How many listen to the PIC, and a bit for each.
+    listening: AtomicU32,
+    listeners: [AtomicU64; WORDS as usize],
     /// The vCPU that was last given another's CPU.
     last_yield: AtomicU32,
     boxes: [SetOnce<KBox<Boxes>>; WORDS as usize],
@@ -56,6 +62,8 @@ impl Mailboxes {
             words: AtomicU32::new(0),
             xapics: AtomicU32::new(0),
             renumbered: AtomicU32::new(0),
+            listening: AtomicU32::new(0),
+            listeners: [const { AtomicU64::new(0) }; WORDS as usize],
             last_yield: AtomicU32::new(0),
             boxes: [const { SetOnce::new() }; WORDS as usize],
         };
@@ -105,14 +113,23 @@ impl Mailboxes {
 
     /// Publishes how a LAPIC is addressed. For the vCPU's own thread.
     pub(crate) fn publish_apic(&self, mailbox: &Mailbox, apic: Snapshot) {
-        let counts = |apic: Snapshot| (apic.is_xapic(), apic.is_renumbered(mailbox.id));
-        let (was, is) = (counts(mailbox.apic()), counts(apic));
+        let (was, is) = (mailbox.apic(), apic);
+        let (word, bit) = place(mailbox.id);
         // It is counted for longer than others can see it.
-        self.xapics.fetch_add(is.0.into(), SeqCst);
-        self.renumbered.fetch_add(is.1.into(), SeqCst);
+        self.xapics.fetch_add(is.is_xapic().into(), SeqCst);
+        let renumbered = |apic: Snapshot| u32::from(apic.is_renumbered(mailbox.id));
+        self.renumbered.fetch_add(renumbered(is), SeqCst);
+        self.listening.fetch_add(is.takes_pic().into(), SeqCst);
+        if is.takes_pic() {
+            self.listeners[word].fetch_or(bit, SeqCst);
+        }
         mailbox.set_apic(apic);
-        self.xapics.fetch_sub(was.0.into(), SeqCst);
-        self.renumbered.fetch_sub(was.1.into(), SeqCst);
+        if !is.takes_pic() {
+            self.listeners[word].fetch_and(!bit, SeqCst);
+        }
+        self.listening.fetch_sub(was.takes_pic().into(), SeqCst);
+        self.xapics.fetch_sub(was.is_xapic().into(), SeqCst);
+        self.renumbered.fetch_sub(renumbered(was), SeqCst);
     }
 
     fn census(&self) -> Census {
@@ -136,7 +153,7 @@ impl Mailboxes {
 
     /// How many vCPUs there are.
     pub(crate) fn count(&self) -> usize {
-        let each = self.present.iter();
+        let each = self.present.iter().take(self.words.load(Relaxed) as usize);
         each.fold(0, |sum, word| {
             sum + word.load(Relaxed).count_ones() as usize
         })
@@ -151,11 +168,25 @@ impl Mailboxes {
     pub(crate) fn all(&self) -> Found<'_> {
         Found {
             table: self,
+            among: &self.present,
             set: None,
             next: 0,
             end: self.words.load(Relaxed),
             bits: 0,
         }
+    }
+
+    /// Those that listen to the PIC.
+    pub(crate) fn pic_listeners(&self) -> Found<'_> {
+        Found {
+            among: &self.listeners,
+            ..self.all()
+        }
+    }
+
+    /// Whether they are few enough for a place with interrupts off.
+    pub(crate) fn has_few_pic_listeners(&self) -> bool {
+        self.listening.load(Relaxed) as usize <= FEW
     }
 
     /// Those of `set`, if there is one, else all.
@@ -195,7 +226,22 @@ impl Mailboxes {
         candidates.is_some_and(|ids| ids.bits.count_ones() <= 1)
     }
 
-    /// Sends a message to those it is for. Any context; with interrupts off only what is for one.
+    /// Whether so few can be meant by a message that it may be sent with interrupts off.
+    pub(crate) fn is_for_few(&self, to: &Destination) -> bool {
+        let candidates = self.candidates(to, None);
+        candidates.is_some_and(|ids| ids.bits.count_ones() as usize <= FEW) || self.count() <= FEW
+    }
+
+    /// Whether somebody takes a message, as far as the first few can tell: if none of these does,
+    /// and there are more, somebody may.
+    pub(crate) fn may_be_taken(&self, to: &Destination, ipi: &Interrupt) -> bool {
+        let mut found = self.find(self.candidates(to, None));
+        let first = found.by_ref().take(FEW);
+        let taken = first.into_iter().any(|one| takes(one, to, None, ipi));
+        taken || found.next().is_some()
+    }
+
+    /// Sends a message to those it is for. Any context; with interrupts off only what is for few.
     pub(crate) fn deliver(
         &self,
         to: &Destination,
@@ -203,12 +249,7 @@ impl Mailboxes {
         ipi: &Interrupt,
     ) -> Kicks<'_> {
         let found = self.find(self.candidates(to, source));
-        let matching = found.filter(|mailbox| {
-            let apic = mailbox.apic();
-            // An APIC that software has not enabled refuses vectors, and takes the rest.
-            apic.matches(to, source == Some(mailbox.id))
-                && (apic.is_enabled() || !ipi.mode.has_vector())
-        });
+        let matching = found.filter(|one| takes(one, to, source, ipi));
         let mut kicks = self.kicks();
         let mut bring = |one| {
             Mailbox::receive(one, ipi);
@@ -245,15 +286,24 @@ impl Mailboxes {
     pub(crate) fn kicks(&self) -> Kicks<'_> {
         Kicks {
             table: self,
-            whom: Whom::Nobody,
+            few: [None; FEW],
+            count: 0,
         }
     }
+}
+
+/// Whether a vCPU takes a message. An APIC that software has not enabled refuses vectors, and takes the
+/// rest.
+fn takes(one: &Mailbox, to: &Destination, source: Option<u32>, ipi: &Interrupt) -> bool {
+    let apic = one.apic();
+    apic.matches(to, source == Some(one.id)) && (apic.is_enabled() || !ipi.mode.has_vector())
 }
 
 /// The vCPUs that exist, or some of them, in the order of their numbers.
 #[derive(Clone)]
 pub(crate) struct Found<'a> {
     table: &'a Mailboxes,
+    among: &'a [AtomicU64; WORDS as usize],
     set: Option<IdSet>,
     next: u32,
     end: u32,
@@ -269,8 +319,8 @@ impl<'a> Iterator for Found<'a> {
             if self.next >= self.end {
                 return None;
             }
-            let present = self.table.present.get(self.next as usize)?.load(SeqCst);
-            self.bits = present & self.set.map_or(u64::MAX, |set| set.word(self.next));
+            let among = self.among.get(self.next as usize)?.load(SeqCst);
+            self.bits = among & self.set.map_or(u64::MAX, |set| set.word(self.next));
             self.next += 1;
         }
         let bit = self.bits.trailing_zeros();
@@ -284,53 +334,53 @@ impl<'a> Iterator for Found<'a> {
 #[must_use]
 pub(crate) struct Kicks<'a> {
     table: &'a Mailboxes,
-    whom: Whom<'a>,
-}
-
-#[derive(Clone, Copy)]
-enum Whom<'a> {
-    Nobody,
-    One(&'a Mailbox),
-    /// All who are asked for something: a kick too many does no harm.
-    Asked,
+    few: [Option<&'a Mailbox>; FEW],
+    /// How many there are; if they are more than few, all who are asked for something are meant. A
+    /// kick too many does no harm.
+    count: usize,
 }
 
 impl<'a> Kicks<'a> {
     /// Another one.
     pub(crate) fn add(&mut self, mailbox: &'a Mailbox) {
-        self.whom = match self.whom {
-            Whom::Nobody => Whom::One(mailbox),
-            Whom::One(other) if core::ptr::eq(other, mailbox) => Whom::One(other),
-            _ => Whom::Asked,
-        };
+        if self.few().any(|one| core::ptr::eq(one, mailbox)) {
+            return;
+        }
+        if let Some(place) = self.few.get_mut(self.count) {
+            *place = Some(mailbox);
+        }
+        self.count += 1;
+    }
+
+    fn few(&self) -> impl Iterator<Item = &'a Mailbox> + use<'a, '_> {
+        self.few.iter().take(self.count).flatten().copied()
     }
 
     /// Those of another message, too; whether there are any.
     pub(crate) fn merge(&mut self, mut other: Kicks<'a>) -> bool {
-        match core::mem::replace(&mut other.whom, Whom::Nobody) {
-            Whom::Nobody => return false,
-            Whom::One(one) => self.add(one),
-            Whom::Asked => self.whom = Whom::Asked,
+        let count = core::mem::take(&mut other.count);
+        if count > FEW {
+            self.count = self.count.max(count);
+        } else {
+            let few = other.few.iter().take(count).flatten();
+            few.for_each(|one| self.add(one));
         }
-        true
+        count > 0
     }
 
     /// Whether anybody took the message.
     pub(crate) fn is_any(&self) -> bool {
-        !matches!(self.whom, Whom::Nobody)
+        self.count > 0
     }
 }
 
 impl Drop for Kicks<'_> {
     fn drop(&mut self) {
-        match self.whom {
-            Whom::Nobody => {}
-            Whom::One(one) => one.kick(),
-            Whom::Asked => self
-                .table
-                .all()
-                .filter(|one| one.is_asked())
-                .for_each(Mailbox::kick),
+        if self.count <= FEW {
+            self.few().for_each(Mailbox::kick);
+        } else {
+            let asked = self.table.all().filter(|one| one.is_asked());
+            asked.for_each(Mailbox::kick);
         }
     }
 }

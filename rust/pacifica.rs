@@ -29,6 +29,7 @@ use kernel::prelude::*;
 mod abi;
 mod access;
 mod backing;
+mod broadcast;
 mod chips;
 mod chips_ioctl;
 mod choices;

@@ -246,6 +246,9 @@ impl Vcpu {
         if inner.resumes != resumes() {
             clock::after_suspend(inner);
         }
+        if cmd != abi::PACIFICA_RUN {
+            self.vm.chips.broadcasts.finish();
+        }
         match cmd {
             abi::PACIFICA_RUN => {
                 if arg.0 != 0 {

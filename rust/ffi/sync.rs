@@ -218,7 +218,7 @@ impl Runner {
     }
 }
 
-/// What a [`Timer`] calls, in interrupt context.
+/// What a [`Timer`] calls, in interrupt context, or a [`Work`], where it may sleep.
 pub(crate) trait Expire: Sync {
     /// The time has come.
     fn expire(&self);
@@ -282,5 +282,59 @@ impl<T: Expire> Timer<T> {
 impl<T: Expire> PinnedDrop for Timer<T> {
     fn drop(self: Pin<&mut Self>) {
         self.cancel();
+    }
+}
+
+/// Something that a thread of the kernel does soon.
+///
+/// # Invariants
+///
+/// `target` points to a `T` that outlives the work.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Work<T: Expire> {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+    target: *const T,
+}
+
+// SAFETY: The kernel's work items may be used by all threads, and `T` is `Sync`.
+unsafe impl<T: Expire> Sync for Work<T> {}
+// SAFETY: Likewise.
+unsafe impl<T: Expire> Send for Work<T> {}
+
+impl<T: Expire> Work<T> {
+    /// Work that calls `target`.
+    ///
+    /// # Safety
+    ///
+    /// `target` must outlive the work.
+    pub(crate) unsafe fn new(target: *const T) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The C function initialises the work.
+            work <- Opaque::ffi_init(|p| unsafe { pacifica_work_setup(p, Self::call) }),
+            // INVARIANT: As promised by the caller.
+            target: target,
+        })
+    }
+
+    unsafe extern "C" fn call(work: *mut bindings::work_struct) {
+        // SAFETY: Only work inside a `Work<T>` has this function, at that field.
+        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(work), Self, work) };
+        // SAFETY: By the invariant the target is alive.
+        unsafe { &*this.target }.expire();
+    }
+
+    /// Asks for a call. Any context; a call that has not begun serves for this one, too.
+    pub(crate) fn start(&self) {
+        // SAFETY: The work was initialised.
+        unsafe { pacifica_work_start(self.work.get()) };
+    }
+}
+
+#[pinned_drop]
+impl<T: Expire> PinnedDrop for Work<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The work was initialised. Waits for a running call.
+        unsafe { pacifica_work_cancel(self.work.get()) };
     }
 }
