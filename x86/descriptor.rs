@@ -50,6 +50,11 @@ impl Descriptor {
     pub fn is_conforming(&self) -> bool {
         self.segment.is_conforming()
     }
+
+    /// The second doubleword.
+    pub(crate) fn upper(&self) -> u32 {
+        self.place.map_or(0, |(_, raw)| (raw >> 32) as u32)
+    }
 }
 
 /// Reads the descriptor that the selector names; nothing if its table has no such. Those of system segments have 16

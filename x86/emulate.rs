@@ -27,7 +27,7 @@
 //!
 //! # What is left out
 //!
-//! Call gates, task switches, interrupts by software, numbers of the x87 unit, and what computes with vectors:
+//! Call gates, task switches, interrupts by software in protected mode, numbers of the x87 unit, and what computes with vectors:
 //! [`Stop::Unhandled`]. So is what the hypervisor intercepts (CPUID, MSRs, control registers). Alignment checks
 //! (#AC) and breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
 //! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
@@ -51,10 +51,12 @@ use operand::Place;
 mod address;
 mod alu;
 mod bits;
+mod decimal;
 mod far;
 mod flow;
 mod fxstate;
 mod integer;
+mod lanes;
 mod mmx;
 mod multiply;
 mod operand;
@@ -64,6 +66,7 @@ mod stack;
 mod string;
 mod system;
 mod vector;
+mod verify;
 
 pub use address::checked_address;
 pub use address::code_size;
@@ -145,16 +148,6 @@ pub fn emulate<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The 16-bit operand of LMSW.
-pub fn lmsw_value<C: Cpu>(cpu: &mut C, insn: &Insn) -> Result<u16, Stop> {
-    let mut run = Run {
-        cpu,
-        insn,
-        shadow: false,
-    };
-    run.load_rm(2).map(|value| value as u16)
-}
-
 /// Where the CPU goes after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
@@ -186,7 +179,7 @@ impl<C: Cpu> Run<'_, C> {
             Map::OneByte => self.one_byte(),
             Map::TwoByte => self.two_byte(),
             Map::ThreeByte38 => self.three_byte(),
-            Map::ThreeByte3a => Err(Stop::Unhandled),
+            Map::ThreeByte3a => self.lane_move(),
         }
     }
 
@@ -220,6 +213,8 @@ impl<C: Cpu> Run<'_, C> {
                 let place = Place::Register(opcode & 7);
                 self.increment(place, opcode & 8 != 0, operand_size)
             }
+            0x27 | 0x2f => self.adjust_packed(),
+            0x37 | 0x3f => self.adjust_digit(),
             0x50..=0x57 => {
                 self.push(self.register(insn.rm, operand_size), operand_size)?;
                 Ok(Flow::Next)
@@ -228,6 +223,8 @@ impl<C: Cpu> Run<'_, C> {
             0x60 => self.push_registers(),
             0x61 => self.pop_registers(),
             0x63 if insn.is_64_bit() => self.load_extended(operand_size.min(4), operand_size, true),
+            0x62 => self.check_bounds(),
+            0x63 => self.adjust_rpl(),
             0x68 | 0x6a => {
                 self.push(insn.immediate, operand_size)?;
                 Ok(Flow::Next)
@@ -267,8 +264,10 @@ impl<C: Cpu> Run<'_, C> {
             0xc8 => self.enter(),
             0xc9 => self.leave(),
             0xca | 0xcb => self.return_far(),
+            0xcc..=0xce => self.software_interrupt(),
             0xcf => self.interrupt_return(),
             0xd4 | 0xd5 => self.adjust_product(),
+            0xd6 => self.set_al_on_carry(),
             0xd7 => self.translate(),
             0xd8..=0xdf => self.x87(),
             0xe0..=0xe3 => self.count_and_branch(),
@@ -289,6 +288,7 @@ impl<C: Cpu> Run<'_, C> {
         match self.insn.opcode {
             0x00 => self.group6(),
             0x01 => self.group7(),
+            0x02 | 0x03 => self.load_rights_or_limit(),
             // PREFETCH has no register form; the hints have one.
             0x0d if self.insn.mem.is_none() => Err(Exception::UD.into()),
             0x0d | 0x18..=0x1f => Ok(Flow::Next),
@@ -318,6 +318,7 @@ impl<C: Cpu> Run<'_, C> {
             0xbe | 0xbf => self.load_extended(size.min(2), operand_size, true),
             0xc0 | 0xc1 => self.exchange_add(),
             0xc3 => self.store_direct(),
+            0xc4 | 0xc5 => self.lane_move(),
             0xc7 => self.compare_exchange_pair(),
             0xc8..=0xcf => self.swap_bytes(),
             _ => Err(Stop::Unhandled),
@@ -329,6 +330,7 @@ impl<C: Cpu> Run<'_, C> {
         match (self.insn.map, self.insn.opcode) {
             (Map::TwoByte, 0xae) if self.is_mxcsr() => self.mxcsr(),
             (Map::ThreeByte38, 0xf2..=0xf7) | (Map::ThreeByte3a, 0xf0) => self.vex_bits(),
+            (Map::TwoByte, 0xc4 | 0xc5) | (Map::ThreeByte3a, _) => self.lane_move(),
             _ => self.vector_move(),
         }
     }

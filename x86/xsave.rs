@@ -157,9 +157,7 @@ impl Layout {
             u32::from_le_bytes(get(image, offset))
         }))
     }
-}
 
-impl Layout {
     /// Where the part of vector register `index` is that this component has, if it is switched.
     fn register(&self, component: u64, index: u8, size: usize) -> Option<usize> {
         let (_, offset, whole) = self.places_of(component).next()?;

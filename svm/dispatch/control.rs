@@ -2,6 +2,7 @@
 
 //! Control and debug registers (APM vol. 2, 15.8.1, 15.9).
 
+use super::device::emulate;
 use super::rip::{advance, next_rip, Opcode};
 use super::{Action, Platform, UserExit};
 use crate::cpu::Guest;
@@ -10,7 +11,7 @@ use crate::features::SvmFeatures;
 use crate::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use x86::cpu::{Cpu, Stop};
 use x86::decode::CodeSize;
-use x86::emulate::{code_size, emulate, fetch, lmsw_value};
+use x86::emulate::{code_size, fetch};
 use x86::regs::{vector, Cr0, Cr4, Efer, Exception, SegAttr, SegReg};
 use x86::sregs::{write_cr0, write_cr3, write_cr4, ControlRegs};
 
@@ -93,27 +94,16 @@ pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
             },
         );
     }
-    if insn.is_smsw() {
-        emulate(guest, &insn)?;
-        return Ok(Action::Resume);
+    if insn.is_smsw() || insn.is_lmsw() {
+        return emulate(guest, None);
     }
-    let cr0 = guest_cr0(guest.vmcb, guest.state);
-    let value = if insn.is_clts() {
-        cr0.difference(Cr0::TS)
-    } else if insn.is_lmsw() {
-        if guest.cpl() != 0 {
-            return Err(Exception::GP0.into());
-        }
-        let value = lmsw_value(guest, &insn)?;
-        load_machine_status_word(guest, value)?;
-        advance(guest, next);
-        return Ok(Action::Resume);
-    } else {
+    if !insn.is_clts() {
         return Err(Stop::Unhandled);
-    };
+    }
     if guest.cpl() != 0 {
         return Err(Exception::GP0.into());
     }
+    let value = guest_cr0(guest.vmcb, guest.state).difference(Cr0::TS);
     let regs = write_cr0(&control_regs(guest), value.bits())?;
     set_control_regs(guest, &regs);
     advance(guest, next);

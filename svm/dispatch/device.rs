@@ -251,6 +251,9 @@ fn emulate_some<P: Platform>(
         let completed = guest.vmcb.rip() != rip;
         // Nothing comes between the two instructions that switch stacks (APM vol. 2, 13.1.4).
         let stepping = stepping && !loads_stack_segment(&insn);
+        // An interrupt clears TF on its way.
+        let stepping = stepping
+            && (insn.software_interrupt().is_none() || guest.rflags().contains(Rflags::TF));
         // What the VMM has answered already comes first.
         let stepping = stepping && (completed || !guest.state.io.has_elements());
         if completed && is_iret(&insn) && guest.state.events.nmi_masked {

@@ -4,8 +4,8 @@
 
 mod support;
 
-use support::{bytes, poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP};
-use svm::dispatch::{finish_msr, Action, FaultOutcome, InternalError, Policy, UserExit};
+use support::{bytes, poke, Machine, CODE, EXITINTINFO, KERNEL_PORT, NRIP, USER_MMIO};
+use svm::dispatch::{finish_io, finish_msr, Action, FaultOutcome, InternalError, Policy, UserExit};
 use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
@@ -674,6 +674,39 @@ fn clts_and_lmsw() {
         let low = Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS;
         assert_eq!(machine.vmcb.cr0() & low, pe | Cr0::MP | Cr0::EM | Cr0::TS);
     });
+}
+
+/// SMSW and LMSW on a device, and with TF: as any instruction that is emulated.
+#[test]
+fn smsw_and_lmsw_are_emulated() {
+    let device = |write, data: u64| {
+        Action::User(UserExit::Io(UserIo::Mmio {
+            gpa: USER_MMIO,
+            size: 2,
+            write,
+            data: data.to_le_bytes(),
+        }))
+    };
+    // smsw [rbx]; lmsw [rbx]
+    for (code, exit) in [
+        ([0x0f, 0x01, 0x23], ExitCode::CR0_READ),
+        ([0x0f, 0x01, 0x33], ExitCode::CR0_SEL_WRITE),
+    ] {
+        let write = exit == ExitCode::CR0_READ;
+        let mut machine = Machine::long(SvmFeatures::empty()).code(&code);
+        set(&mut machine, gpr::RBX, USER_MMIO);
+        let flags = machine.vmcb.rflags();
+        machine.vmcb.set_rflags(flags | Rflags::TF);
+        let cr0 = guest_cr0(&machine.vmcb, &machine.state).bits() & 0xffff;
+        let data = if write { cr0 } else { 0 };
+        assert_eq!(machine.exit(exit, 0, 0), device(write, data));
+        let answer = Cr0::TS.bits().to_le_bytes();
+        assert_eq!(finish_io(&mut machine.guest(), answer), Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + 3);
+        let trap = machine.exception().map(|exception| exception.vector);
+        assert_eq!(trap, Some(vector::DB));
+        assert_eq!(machine.vmcb.cr0().contains(Cr0::TS), !write);
+    }
 }
 
 #[test]

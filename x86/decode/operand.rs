@@ -54,7 +54,7 @@ impl Insn {
         self.is(Map::TwoByte, 0x06)
     }
 
-    /// Whether this is LMSW. Its operand is what [`crate::emulate::lmsw_value`] reads.
+    /// Whether this is LMSW. [`crate::emulate::emulate`] executes it.
     pub fn is_lmsw(&self) -> bool {
         self.is(Map::TwoByte, 0x01) && self.group() == 6
     }

@@ -57,7 +57,7 @@ impl Arithmetic {
 }
 
 /// The flags that additions and logic set.
-const STATUS: Rflags = Rflags::CF
+pub(super) const STATUS: Rflags = Rflags::CF
     .union(Rflags::PF)
     .union(Rflags::AF)
     .union(Rflags::ZF)

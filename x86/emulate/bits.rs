@@ -70,7 +70,8 @@ fn crc32(crc: u32, data: u64, size: u8) -> u32 {
 }
 
 impl<C: Cpu> Run<'_, C> {
-    fn require(&self, feature: Feature) -> Result<()> {
+    /// #UD without the feature.
+    pub(super) fn require(&self, feature: Feature) -> Result<()> {
         if self.cpu.has(feature) {
             Ok(())
         } else {
@@ -86,13 +87,7 @@ impl<C: Cpu> Run<'_, C> {
         self.require(Feature::POPCNT)?;
         let size = self.insn.operand_size;
         let value = self.load_rm(size)?;
-        const STATUS: Rflags = Rflags::CF
-            .union(Rflags::PF)
-            .union(Rflags::AF)
-            .union(Rflags::ZF)
-            .union(Rflags::SF)
-            .union(Rflags::OF);
-        let mut flags = self.flags().difference(STATUS);
+        let mut flags = self.flags().difference(alu::STATUS);
         flags.set(Rflags::ZF, value == 0);
         self.cpu.set_rflags(flags);
         self.set_register(self.insn.reg, size, u64::from(value.count_ones()));
@@ -176,7 +171,7 @@ impl<C: Cpu> Run<'_, C> {
         };
         let no_group = self.insn.opcode == 0xf3 && !matches!(self.insn.group(), 1..=3);
         let unused = self.insn.opcode == 0xf0 && vex.source != 0;
-        if vex.wide || unused || no_group || !self.may_use_vex() {
+        if vex.wide || unused || no_group || self.has_no_descriptors() {
             return Err(Exception::UD.into());
         }
         self.require(feature)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Far JMP, CALL and RET, and IRET (APM vol. 2, 4.7 and 8.7; vol. 3).
+//! Far JMP, CALL and RET, INT n and IRET (APM vol. 2, 4.7 and 8.7; vol. 3).
 //!
 //! Gates, task switches and the way into virtual-8086 mode are left out.
 
@@ -9,6 +9,7 @@ use super::address::mask;
 use super::segment::{fault, is_null, rpl};
 use super::Flow;
 use super::Run;
+use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
 use crate::descriptor::Descriptor;
@@ -98,12 +99,6 @@ impl<C: Cpu> Run<'_, C> {
         self.push_probed(&values, size)?;
         self.cpu.set_segment(SegReg::Cs, cs.segment);
         Ok(Flow::Jump(offset))
-    }
-
-    /// The target of a far JMP or CALL whose operand is in memory. With REX.W the offset has 64 bits, which
-    /// the manual has not, but KVM and QEMU have.
-    pub(super) fn far_target(&mut self) -> Result<(u64, u16)> {
-        self.far_pointer(self.insn.operand_size)
     }
 
     /// Far RET; the immediate of `CA` is what it drops besides.
@@ -211,5 +206,33 @@ impl<C: Cpu> Run<'_, C> {
         }
         self.cpu.set_pushed_flags(new);
         Ok(Flow::Jump(offset & mask(size)))
+    }
+
+    /// INT n, INT3 and INTO in real mode (APM vol. 2, 8.6). Through the gates of protected mode the CPU itself must go.
+    pub(super) fn software_interrupt(&mut self) -> Result {
+        let vector = self.insn.software_interrupt().ok_or(Stop::Unhandled)?;
+        if vector == vector::OF && self.insn.opcode == 0xce && !self.flags().contains(Rflags::OF) {
+            return Ok(Flow::Next);
+        }
+        if !self.is_real() {
+            return Err(Stop::Unhandled);
+        }
+        let table = self.cpu.idtr();
+        let entry = u64::from(vector).wrapping_mul(4);
+        if entry.wrapping_add(3) > u64::from(table.limit) {
+            return Err(Exception::GP0.into());
+        }
+        let entry = table.base.wrapping_add(entry) & mask(4);
+        let target = self.read(entry, 4, Access::SystemRead)?;
+        let (offset, selector) = (target & mask(2), (target >> 16) as u16);
+        let cs = self.code_segment(selector, offset, Transfer::Call)?;
+        let old = u64::from(self.cpu.segment(SegReg::Cs).selector);
+        let next = self.insn.next_rip(self.cpu.rip());
+        let flags = self.cpu.pushed_flags();
+        self.push_all(&[flags.bits(), old, next], 2)?;
+        self.cpu.set_segment(SegReg::Cs, cs.segment);
+        let cleared = Rflags::IF | Rflags::TF | Rflags::RF | Rflags::AC;
+        self.cpu.set_pushed_flags(flags.difference(cleared));
+        Ok(Flow::Jump(offset))
     }
 }

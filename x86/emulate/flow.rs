@@ -10,7 +10,6 @@ use super::Run;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
 use crate::regs::gpr;
-use crate::regs::vector;
 use crate::regs::Cr4;
 use crate::regs::Exception;
 use crate::regs::Rflags;
@@ -23,7 +22,7 @@ impl<C: Cpu> Run<'_, C> {
         if !taken {
             return Ok(Flow::Next);
         }
-        // In 64-bit mode near branches have 64 bits, whatever the prefix (APM vol. 3, table B-5).
+        // In 64-bit mode `operand_size` is 8 unless there is the prefix, which AMD's CPUs obey (APM vol. 3, table B-5).
         let size = self.insn.operand_size;
         let next = self.insn.next_rip(self.cpu.rip());
         self.jump(next.wrapping_add(self.insn.immediate) & mask(size))
@@ -110,11 +109,7 @@ impl<C: Cpu> Run<'_, C> {
 
     /// SAHF and LAHF.
     pub(super) fn flags_and_ah(&mut self) -> Result {
-        const STATUS: Rflags = Rflags::CF
-            .union(Rflags::PF)
-            .union(Rflags::AF)
-            .union(Rflags::ZF)
-            .union(Rflags::SF);
+        const STATUS: Rflags = alu::STATUS.difference(Rflags::OF);
         let flags = self.flags();
         let rax = self.cpu.gpr(gpr::RAX);
         if self.insn.opcode & 1 == 0 {
@@ -124,22 +119,6 @@ impl<C: Cpu> Run<'_, C> {
             let ah = (flags & STATUS | Rflags::RESERVED1).bits();
             self.cpu.set_gpr(gpr::RAX, rax & !0xff00 | ah << 8);
         }
-        Ok(Flow::Next)
-    }
-
-    /// AAM, and AAD.
-    pub(super) fn adjust_product(&mut self) -> Result {
-        let base = self.insn.immediate & 0xff;
-        let (al, ah) = (self.register(gpr::RAX, 1), self.register(gpr::RAX, 2) >> 8);
-        let result = if self.insn.opcode & 1 == 0 {
-            let quotient = al.checked_div(base).ok_or(Exception::new(vector::DE))?;
-            quotient << 8 | al.checked_rem(base).unwrap_or(0)
-        } else {
-            al.wrapping_add(ah.wrapping_mul(base)) & 0xff
-        };
-        self.set_register(gpr::RAX, 2, result);
-        let (_, flags) = alu::logic(result & 0xff, 1, self.flags());
-        self.cpu.set_rflags(flags);
         Ok(Flow::Next)
     }
 

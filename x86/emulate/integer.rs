@@ -139,7 +139,7 @@ impl<C: Cpu> Run<'_, C> {
                 self.jump(target)
             }
             (3 | 5, 0xff) => {
-                let (offset, selector) = self.far_target()?;
+                let (offset, selector) = self.far_pointer(size)?;
                 if self.insn.group() == 3 {
                     self.call_far(offset, selector)
                 } else {
@@ -407,9 +407,7 @@ impl<C: Cpu> Run<'_, C> {
 
     /// MOVBE.
     pub(super) fn move_big_endian(&mut self) -> Result {
-        if !self.cpu.has(Feature::MOVBE) {
-            return Err(Exception::UD.into());
-        }
+        self.require(Feature::MOVBE)?;
         let size = self.insn.operand_size;
         let unused = 64u32.wrapping_sub(u32::from(size) * 8);
         let swap = |value: u64| value.swap_bytes().wrapping_shr(unused);

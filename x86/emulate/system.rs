@@ -41,7 +41,7 @@ impl<C: Cpu> Run<'_, C> {
         Ok(())
     }
 
-    /// SLDT, STR, LLDT and LTR.
+    /// SLDT, STR, LLDT, LTR, VERR and VERW.
     pub(super) fn group6(&mut self) -> Result {
         if self.has_no_descriptors() {
             return Err(Exception::UD.into());
@@ -62,6 +62,7 @@ impl<C: Cpu> Run<'_, C> {
                 let selector = self.load_rm(2)? as u16;
                 self.load_system_segment(register, selector)
             }
+            4 | 5 => self.verify(),
             _ => Err(Stop::Unhandled),
         }
     }

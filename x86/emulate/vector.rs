@@ -15,7 +15,6 @@ use crate::regs::vector;
 use crate::regs::Cr0;
 use crate::regs::Cr4;
 use crate::regs::Exception;
-use crate::regs::Rflags;
 use crate::xsave;
 
 type Result<T = Flow> = core::result::Result<T, Stop>;
@@ -101,7 +100,7 @@ const BROADCAST: Move = Move {
 };
 
 /// The registers' 32 bytes: XMM, and the upper half that AVX adds.
-type Ymm = [u128; 2];
+pub(super) type Ymm = [u128; 2];
 
 fn low_bytes(value: u128, size: u8) -> u128 {
     let unused = 128u32.wrapping_sub(u32::from(size).wrapping_mul(8));
@@ -312,7 +311,7 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    fn ymm(&mut self, index: u8) -> Ymm {
+    pub(super) fn ymm(&mut self, index: u8) -> Ymm {
         let high = match self.insn.vex {
             Some(vex) if vex.wide => self.cpu.ymm_high(index),
             _ => 0,
@@ -321,7 +320,7 @@ impl<C: Cpu> Run<'_, C> {
     }
 
     /// Writes a register. A VEX instruction leaves nothing of what was in it before.
-    fn set_vector(&mut self, index: u8, value: Ymm) {
+    pub(super) fn set_vector(&mut self, index: u8, value: Ymm) {
         let [low, high] = value;
         self.cpu.set_xmm(index, low);
         if self.insn.vex.is_some() {
@@ -364,16 +363,12 @@ impl<C: Cpu> Run<'_, C> {
     /// Whether AVX instructions may be used now (APM vol. 2, 11.3.2; vol. 4, table 2-2).
     pub(super) fn check_avx(&self, feature: Feature) -> Result<()> {
         const NEEDED: u64 = xsave::SSE | xsave::AVX;
+        // VEX is for protected mode; elsewhere its bytes are LES and LDS of a register.
         let enabled = self.cpu.cr4().contains(Cr4::OSXSAVE) && self.cpu.xcr0() & NEEDED == NEEDED;
-        if !enabled || !self.may_use_vex() || !self.cpu.has(feature) {
+        if !enabled || self.has_no_descriptors() || !self.cpu.has(feature) {
             return Err(Exception::UD.into());
         }
         self.check_switched()
-    }
-
-    /// VEX is for protected mode; elsewhere its bytes are LES and LDS of a register.
-    pub(super) fn may_use_vex(&self) -> bool {
-        self.cpu.cr0().contains(Cr0::PE) && !self.flags().contains(Rflags::VM)
     }
 
     /// #NM while another task's registers may be in the CPU.

@@ -21,7 +21,6 @@ use x86::decode::CodeSize::Bits32;
 use x86::decode::CodeSize::Bits64;
 use x86::emulate::emulate;
 use x86::emulate::fetch;
-use x86::emulate::lmsw_value;
 use x86::regs::Cr0;
 use x86::regs::Cr4;
 use x86::regs::Rflags;
@@ -340,11 +339,11 @@ fn machine_status_word() {
     assert_eq!(mock.step(), Err(GP));
     let mut mock = cpu(Bits64, &[0x0f, 0x01, 0x33], &[(RBX, 0x2000)]);
     mock.poke(0x2000, &[0x0b, 0x00]);
-    let insn = fetch(&mut mock, &[]).expect("an instruction");
-    assert_eq!(lmsw_value(&mut mock, &insn), Ok(0x0b));
+    mock.step().expect("no fault");
+    assert_eq!(mock.cr0.bits(), 0x0b);
     let mut mock = cpu(Bits64, &[0x0f, 0x01, 0xf0], &[(RAX, 0x1_000e)]);
-    let insn = fetch(&mut mock, &[]).expect("an instruction");
-    assert_eq!(lmsw_value(&mut mock, &insn), Ok(0x0e));
+    mock.step().expect("no fault");
+    assert_eq!(mock.cr0.bits(), 0x0f);
 }
 
 #[test]

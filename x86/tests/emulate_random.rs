@@ -16,7 +16,6 @@ use x86::emulate::emulate;
 use x86::emulate::fetch;
 use x86::emulate::io_allowed;
 use x86::emulate::linear_address;
-use x86::emulate::lmsw_value;
 use x86::regs::Cr0;
 use x86::regs::Cr4;
 use x86::regs::Efer;
@@ -161,7 +160,6 @@ proptest! {
         if let Ok(insn) = decode(&bytes, mode) {
             let _ = linear_address(&mock, &insn);
             let _ = checked_address(&mock, &insn, bytes[2], Access::Read);
-            let _ = lmsw_value(&mut mock.clone(), &insn);
             let _ = emulate(&mut mock, &insn);
         }
     }
