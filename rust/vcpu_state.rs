@@ -179,7 +179,7 @@ pub(crate) fn set_regs(inner: &mut Inner, regs: &abi::kvm_regs) {
         regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
     if regs.rip != inner.vmcb.rip() {
-        inner.state.events.behind_instruction = false;
+        inner.state.events.rip_set();
         inner.vmcb.set_rip(regs.rip);
     }
     let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;

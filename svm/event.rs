@@ -146,9 +146,7 @@ pub struct Events {
     pub nmi_masked: bool,
     /// `triple_fault.pending`.
     pub triple_fault: bool,
-    /// RIP is behind the INT3 or INT n that `exception` or `interrupt` comes from.
-    pub behind_instruction: bool,
-    /// The instruction that `behind_instruction` speaks of.
+    /// The INT3 or INT n that `exception` or `interrupt` comes from, if RIP is behind it.
     pub(crate) instruction: Option<Instruction>,
     /// The delivery of `interrupt` has begun and was cut short: an exception that comes now takes its place.
     pub(crate) interrupt_cut_short: bool,
@@ -254,6 +252,16 @@ impl Events {
         self.exception = self.exception.filter(|queued| queued.injected);
     }
 
+    /// Whether RIP is behind the INT3 or INT n that an event comes from.
+    pub fn behind_instruction(&self) -> bool {
+        self.instruction.is_some()
+    }
+
+    /// RIP is elsewhere now: the VMM has set it.
+    pub fn rip_set(&mut self) {
+        self.instruction = None;
+    }
+
     /// Queues an NMI. While one is being handled, one more is kept, as the CPU does.
     pub fn raise_nmi(&mut self) {
         let limit = if self.nmi_masked || self.nmi_injected {
@@ -305,7 +313,7 @@ impl Events {
             // moved, it was delivered, and the event that was cut short is a later one.
             Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
             Given::Soft(_) => {
-                self.behind_instruction = false;
+                self.instruction = None;
                 if self.exception.take().is_some() {
                     self.supersede();
                 } else {

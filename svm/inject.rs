@@ -22,7 +22,7 @@
 
 use crate::debug::GuestDebug;
 use crate::debug_ctl;
-use crate::event::{Event, Events, Given, QueuedInterrupt, Step};
+use crate::event::{Event, Events, Given, Instruction, QueuedInterrupt, Step};
 use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
 use crate::intercept::{CrIntercepts, Word3};
@@ -150,11 +150,11 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
         let Exception {
             vector, error_code, ..
         } = queued.exception;
-        if events.behind_instruction {
+        if let Some(instruction) = events.instruction {
             if vector == vector::BP {
                 return (soft(vmcb), Some(Event::Exception(vector, None)));
             }
-            go_back(vmcb, events);
+            go_back(vmcb, events, instruction);
         }
         if matches!(vector, vector::BP | vector::OF) {
             vmcb.set_next_rip(vmcb.rip());
@@ -171,7 +171,7 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
             vector,
             soft: false,
         }) => (Given::Interrupt, Some(Event::Interrupt(vector))),
-        Some(QueuedInterrupt { vector, soft: true }) if events.behind_instruction => {
+        Some(QueuedInterrupt { vector, soft: true }) if events.instruction.is_some() => {
             (soft(vmcb), Some(Event::Software(vector)))
         }
         // RIP is at the INT n: it is executed again.
@@ -182,13 +182,11 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
 
 /// The delivery of an INT3 or INT n has ended in an exception, whose handler returns to that instruction.
 #[cold]
-fn go_back(vmcb: &mut Vmcb, events: &mut Events) {
-    events.behind_instruction = false;
+fn go_back(vmcb: &mut Vmcb, events: &mut Events, instruction: Instruction) {
+    events.instruction = None;
     events.interrupt = events.interrupt.filter(|interrupt| !interrupt.soft);
-    if let Some(instruction) = events.instruction.take() {
-        if vmcb.rip() == instruction.next {
-            vmcb.set_rip(instruction.rip);
-        }
+    if vmcb.rip() == instruction.next {
+        vmcb.set_rip(instruction.rip);
     }
 }
 

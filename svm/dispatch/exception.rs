@@ -99,8 +99,8 @@ pub fn events_set<P: Platform>(guest: &mut Guest<'_, P>) {
     let bp = matches!(&events.exception, Some(queued) if queued.exception.vector == vector::BP);
     let soft = matches!(&events.interrupt, Some(interrupt) if interrupt.soft);
     if !bp && !soft {
-        events.behind_instruction = false;
-    } else if bp && !events.behind_instruction {
+        events.instruction = None;
+    } else if bp && events.instruction.is_none() {
         if let Ok(insn) = fetch(guest, &[]) {
             if is_int3(&insn) {
                 go_behind(guest, &insn);
@@ -119,6 +119,5 @@ fn go_behind<P: Platform>(guest: &mut Guest<'_, P>, insn: &Insn) {
     let next = insn.next_rip(rip);
     guest.vmcb.set_rip(next);
     let events = &mut guest.state.events;
-    events.behind_instruction = true;
     events.instruction = Some(Instruction { rip, next });
 }

@@ -258,6 +258,7 @@ impl<P: Platform> Switch<'_, '_, P> {
     /// The event that went through the gate has been delivered by the switch.
     fn taken(&mut self, event: Option<Event>) {
         let events = &mut self.guest.state.events;
+        events.instruction = None;
         match event {
             Some(Event::Nmi) => (events.nmi_injected, events.nmi_cut_short) = (false, false),
             Some(Event::Interrupt(_) | Event::Software(_)) => {

@@ -178,7 +178,7 @@ fn software_interrupts() {
     machine.leave(ExitCode::INTR, 0, 0);
     machine.prepare();
     assert_eq!(machine.vmcb.event_inj(), 0);
-    assert!(!machine.state.events.behind_instruction);
+    assert!(!machine.state.events.behind_instruction());
 }
 
 /// Another event's delivery is cut short in the same turn, after that of the software interrupt.
@@ -194,7 +194,7 @@ fn a_software_interrupt_and_then_another_event() {
         Event::Interrupt(0x31).encode(),
     );
     machine.leave(ExitCode::INTR, 0, 0);
-    assert!(!machine.state.events.behind_instruction);
+    assert!(!machine.state.events.behind_instruction());
     machine.prepare();
     assert_eq!(machine.vmcb.event_inj(), Event::Interrupt(0x31).encode());
 }
