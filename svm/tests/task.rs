@@ -397,3 +397,21 @@ fn a_descriptor_that_another_cpu_changes() {
     assert_eq!(machine.world.ram[old], 0x10, "what the other CPU wrote");
     assert_eq!(machine.world.ram[kind], 0x8b);
 }
+
+/// Descriptors and both TSSs in read-only memory: what the CPU itself writes is dropped, and the new task runs.
+#[test]
+fn a_switch_in_read_only_memory() {
+    for info2 in [JUMP, 0] {
+        let mut machine = machine();
+        machine.world.read_only = true;
+        let before = machine.world.ram.clone();
+        switch(&mut machine, NEW_TSS, info2);
+        assert_eq!(machine.exception(), None);
+        assert_eq!((machine.vmcb.rip(), machine.vmcb.cpl()), (0x1234, 3));
+        let tr = machine.vmcb.segment(SegReg::Tr);
+        assert_eq!((tr.selector, tr.attributes.bits()), (NEW_TSS, 0x8b));
+        let ss = machine.vmcb.segment(SegReg::Ss);
+        assert_eq!(ss.attributes.bits(), 0xcf3, "accessed");
+        assert!(machine.world.ram == before);
+    }
+}
