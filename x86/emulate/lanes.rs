@@ -99,13 +99,13 @@ impl<C: Cpu> Run<'_, C> {
             Some(_) => self.load_rm(SINGLE)?,
             None => lane(
                 self.cpu.xmm(self.insn.rm),
-                (immediate >> 6 & 3) * 32,
+                (immediate >> 6 & 3).wrapping_mul(32),
                 SINGLE,
             ),
         };
-        let mut value = self.set_with_lane(value, (immediate >> 4 & 3) * 32, SINGLE);
-        for number in (0..4).filter(|number| immediate >> number & 1 != 0) {
-            value &= !u128::from(ones(SINGLE)).wrapping_shl(32 * number);
+        let mut value = self.set_with_lane(value, (immediate >> 4 & 3).wrapping_mul(32), SINGLE);
+        for number in (0..4u32).filter(|number| immediate.wrapping_shr(*number) & 1 != 0) {
+            value &= !u128::from(ones(SINGLE)).wrapping_shl(number.wrapping_mul(32));
         }
         self.set_vector(self.insn.reg, [value, 0]);
         Ok(())
