@@ -7,8 +7,9 @@
  * When QEMU ends, the file has a line of numbers for the whole run, and one for each time that a
  * program executed the two marks (see `begin` and `end` of selftests/src/bin/measure/machine.rs).
  * A line is: instructions VMRUN VMLOAD VMSAVE WRMSR XSETBV. With own=on, only what the CPU executed that met the marks,
- * without its waiting: what has a PAUSE, and what comes behind one, to look again. How often it looks is the emulator's
- * choice, which runs its CPUs in turns.
+ * without its waiting: what has a PAUSE, and the few blocks behind one, which look again; and without the interrupts that
+ * come meanwhile. That needs a machine without -icount: with it, QEMU takes the CPU that translated a block for the one that
+ * executes it.
  */
 #include "../lab/plugin.h"
 #include <stdio.h>
@@ -16,7 +17,7 @@
 
 int qemu_plugin_version = 7;
 
-enum { INSTRUCTIONS, VMRUN, VMLOAD, VMSAVE, WRMSR, XSETBV, KINDS, BEGIN = KINDS, END, ALL };
+enum { INSTRUCTIONS, VMRUN, VMLOAD, VMSAVE, WRMSR, XSETBV, KINDS, BEGIN = KINDS, END, IRETQ, ALL };
 
 static const struct {
 	uint8_t length, bytes[8];
@@ -27,6 +28,7 @@ static const struct {
 	[WRMSR] = { 2, { 0x0f, 0x30 } },
 	[XSETBV] = { 3, { 0x0f, 0x01, 0xd1 } },
 	[BEGIN] = { 8, { 0x0f, 0x1f, 0x84, 0x00, 0x01, 0x00, 0x4d, 0x4d } },
+	[IRETQ] = { 2, { 0x48, 0xcf } },
 	[END] = { 8, { 0x0f, 0x1f, 0x84, 0x00, 0x02, 0x00, 0x4d, 0x4d } },
 };
 
@@ -35,7 +37,12 @@ static uint64_t cpus[64][16];
 static uint64_t spans[256][KINDS];
 static size_t ended_spans;
 static char out[4096];
-static int own, waits[64];
+static int own;
+
+/* So many blocks look whether the waiting is over. */
+enum { LOOK = 3 };
+/* Of each CPU: the blocks that look still, and how many interrupts since the last mark it has not returned from. */
+static unsigned int waits[64], interrupts[64];
 
 static void sum(uint64_t *all)
 {
@@ -51,6 +58,7 @@ static void mark(unsigned cpu, size_t kind)
 
 	if (ended_spans == 256)
 		return;
+	interrupts[cpu % 64] = 0;
 	if (own)
 		memcpy(now, cpus[cpu % 64], sizeof(now));
 	else
@@ -63,16 +71,26 @@ static void mark(unsigned cpu, size_t kind)
 /* block: twice the number of instructions, and one more if there is a PAUSE among them. */
 static void executed(unsigned cpu, void *block)
 {
-	int pauses = (uintptr_t)block & 1;
+	unsigned int *wait = &waits[cpu % 64];
 
-	if (!own || (!pauses && !waits[cpu % 64]))
+	if (own && (uintptr_t)block & 1)
+		*wait = LOOK;
+	else if (own && *wait)
+		--*wait;
+	else if (!own || !interrupts[cpu % 64])
 		cpus[cpu % 64][INSTRUCTIONS] += (uintptr_t)block >> 1;
-	waits[cpu % 64] = pauses;
+}
+
+static void interrupted(unsigned cpu, int type, uint64_t from, uint64_t to, void *unused)
+{
+	interrupts[cpu % 64]++;
 }
 
 static void special(unsigned cpu, void *kind)
 {
-	if ((uintptr_t)kind < KINDS)
+	if ((uintptr_t)kind == IRETQ)
+		interrupts[cpu % 64] -= interrupts[cpu % 64] > 0;
+	else if ((uintptr_t)kind < KINDS)
 		cpus[cpu % 64][(uintptr_t)kind]++;
 	else
 		mark(cpu, (uintptr_t)kind);
@@ -120,6 +138,8 @@ int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
 		return -1;
 	strcpy(out, argv[0] + 4);
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated, NULL);
+	if (own)
+		qemu_plugin_register_vcpu_discon_cb(id, DISCON_INTERRUPT | DISCON_EXCEPTION, interrupted, NULL);
 	qemu_plugin_register_atexit_cb(id, ended, NULL);
 	return 0;
 }
