@@ -12,7 +12,7 @@ use crate::vcpu_state::touch_time;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use x86::cpu::GuestMemory;
-use x86::pvclock::{PvClock, Scale, WallClock};
+use x86::pvclock::{next_version, PvClock, Scale, WallClock};
 
 /// Bit 0 of the MSR that places the vCPU's clock: it is on.
 const SYSTEM_TIME_ON: u64 = 1;
@@ -263,28 +263,50 @@ pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
     }
     let at = inner.state.msrs.pv_system_time;
     if at & SYSTEM_TIME_ON != 0 {
-        inner.parts.clock_version = inner.parts.clock_version.wrapping_add(2) & !1;
-        let version = inner.parts.clock_version;
+        let at = at & !SYSTEM_TIME_ON;
+        let old: [u8; PvClock::SIZE] = read(inner, at);
+        let version = next_version(version_of(&old));
         let clock = PvClock {
             tsc: base.tsc.wrapping_add(inner.vmcb.tsc_offset()),
             system_time: base.ns,
             scale: Scale::new(ffi::tsc_khz()),
             stable: ffi::tsc_stable(),
-            guest_stopped: core::mem::take(&mut inner.parts.guest_stopped),
+            guest_stopped: core::mem::take(&mut inner.parts.guest_stopped)
+                || PvClock::tells_stop(&old),
         };
         // Odd while the rest changes, then even (msr.rst).
-        write(inner, at & !SYSTEM_TIME_ON, &clock.bytes(version | 1));
-        write(inner, at & !SYSTEM_TIME_ON, &clock.bytes(version));
+        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
+        write(inner, at, &clock.bytes(version));
     }
     if wall {
         let clock = WallClock::at_boot(real_ns(), vcpu.vm.clock.now());
         let at = inner.state.msrs.pv_wall_clock;
-        write(inner, at, &clock.bytes(1));
-        write(inner, at, &clock.bytes(2));
+        let version = next_version(version_of(&read::<4>(inner, at)));
+        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
+        write(inner, at, &clock.bytes(version));
     }
 }
 
 const NS_PER_SEC: u64 = 1_000_000_000;
+
+/// The version with which both records begin.
+fn version_of(record: &[u8]) -> u32 {
+    let version = record.first_chunk().copied();
+    u32::from_le_bytes(version.unwrap_or_default())
+}
+
+/// Reads guest memory, page by page; zeros where there is none.
+fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
+    let mut data = [0; N];
+    let mut memory = inner.parts.memory.access(true);
+    let first = N.min((0x1000 - (gpa & 0xfff)) as usize);
+    let (head, tail) = data.split_at_mut(first);
+    let _ = memory.read_gpa(gpa, head);
+    if !tail.is_empty() {
+        let _ = memory.read_gpa(gpa.wrapping_add(first as u64), tail);
+    }
+    data
+}
 
 /// Writes guest memory, page by page.
 fn write(inner: &mut Inner, gpa: u64, data: &[u8]) {

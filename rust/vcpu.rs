@@ -180,7 +180,6 @@ impl Vcpu {
                 yield_to: None,
                 ended: 0,
                 user_window: false,
-                clock_version: 0,
                 guest_stopped: false,
                 ipi: None,
                 host_error: None,

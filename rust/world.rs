@@ -81,8 +81,6 @@ pub(crate) struct Parts {
     pub(crate) ended: u8,
     /// The VMM waits for an interrupt window (`request_interrupt_window`).
     pub(crate) user_window: bool,
-    /// Version of the paravirtual clock's page; even.
-    pub(crate) clock_version: u32,
     /// The next update of the clock tells that the guest was stopped.
     pub(crate) guest_stopped: bool,
     /// A message to be sent as soon as interrupts are on.

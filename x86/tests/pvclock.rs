@@ -3,7 +3,7 @@
 //! The paravirtual clock, read as a guest reads it.
 
 use proptest::prelude::*;
-use x86::pvclock::{PvClock, Scale, WallClock};
+use x86::pvclock::{next_version, PvClock, Scale, WallClock};
 
 /// The arithmetic of the guest, from the kernel's Documentation/virt/kvm/x86/msr.rst.
 fn guest_clock(page: &[u8; 32], tsc: u64) -> u64 {
@@ -92,4 +92,16 @@ proptest! {
         prop_assert!(truth - read <= error, "{} ns late", truth - read);
         prop_assert_eq!(clock.scale.ns(ticks) + 5_000, read);
     }
+}
+
+#[test]
+fn a_record_goes_on_from_what_is_there() {
+    for (old, next) in [(0, 2), (2, 4), (3, 6), (u32::MAX - 1, 0), (u32::MAX, 2)] {
+        assert_eq!(next_version(old), next, "{old}");
+        assert_ne!(next_version(old).wrapping_sub(1), old);
+    }
+    let mut old = [0; PvClock::SIZE];
+    assert!(!PvClock::tells_stop(&old));
+    old[29] = 3;
+    assert!(PvClock::tells_stop(&old));
 }

@@ -4,7 +4,7 @@
 //! host's time with the TSC of the same instant.
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, supported_cpuid, Handle};
+use selftests::kvm::{msrs, number, supported_cpuid, Handle, Number};
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, OUT};
@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "KVM_HC_CLOCK_PAIRING tells the time and the TSC of it",
         pairing,
+    ),
+    (
+        "the records of clocks go on from what the guest's memory has",
+        records,
     ),
 ];
 
@@ -182,4 +186,41 @@ fn pairing(path: &str) -> Result<(), String> {
     equal("two pages", pair(&bare, 0xbfe0, 0)?.0, 0)?;
     let end = crate::bare::RAM as u32 - 32;
     equal("half a hole", pair(&bare, end, 0)?.0, -libc::EFAULT)
+}
+
+/// A guest that was saved while it read a record finds, where it goes on, that the record has changed meanwhile, and
+/// is told until it has noticed that it was stopped.
+fn records(path: &str) -> Result<(), String> {
+    const KVMCLOCK_CTRL: Number = Number::plain(0xad);
+    const WALL_CLOCK: u32 = 0x4b56_4d00;
+    const SYSTEM_TIME: u32 = 0x4b56_4d01;
+    const STOPPED: u8 = 1 << 1;
+    let (time, wall, flags) = (0x4000, 0x4100, 0x4000 + 29);
+    let bare = Bare::new(path, &[OUT[0], OUT[1], 0xeb, 0xfc])?;
+    let vcpu = &bare.vcpu.handle;
+    let renew = || -> Result<(), String> {
+        let mut pairs = [(SYSTEM_TIME, time as u64 | 1), (WALL_CLOCK, wall as u64)];
+        equal("set", msrs(vcpu, number::SET_MSRS, &mut pairs), Ok(2))?;
+        bare.byte().map(|_| ())
+    };
+    for before in [0u32, 2, 3, 100, u32::MAX - 1, u32::MAX] {
+        bare.ram.write(time, &before.to_le_bytes());
+        bare.ram.write(wall, &before.to_le_bytes());
+        renew()?;
+        for at in [time, wall] {
+            let bytes = bare.ram.read(at, 4).try_into().unwrap_or_default();
+            let after = u32::from_le_bytes(bytes);
+            let on = after % 2 == 0 && (1..=10).contains(&after.wrapping_sub(before));
+            equal(&format!("{before} before, {after} after"), on, true)?;
+        }
+    }
+    let stopped = || bare.ram.read(flags, 1)[0] & STOPPED != 0;
+    vcpu.call(KVMCLOCK_CTRL, 0)?;
+    bare.byte()?;
+    equal("told", stopped(), true)?;
+    renew()?;
+    equal("not noticed", stopped(), true)?;
+    bare.ram.write(flags, &[0]);
+    renew()?;
+    equal("noticed", stopped(), false)
 }

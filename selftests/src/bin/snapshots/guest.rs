@@ -36,6 +36,8 @@ pub(crate) enum Field {
     Work,
     /// What was found wrong: an index of [`FAULTS`].
     Fault,
+    /// The kvmclock's latest time.
+    Clock = 5,
     /// The timer's mode.
     Mode = 7,
     /// Whether an interrupt that comes twice is a fault.
@@ -44,6 +46,10 @@ pub(crate) enum Field {
     Distance,
     /// Whether this CPU has a PIT.
     HasPit,
+    /// What the kvmclock showed last.
+    Shown,
+    /// The kvmclock's record: version, TSC, time, scale with shift and flags.
+    Record = 0x100,
 }
 
 /// What the guest finds wrong.
@@ -241,6 +247,7 @@ global_asm!(
     "cmp 0x800(%r15), %ebp",
     "jne 41b",
     "inc %ebx",
+    "mov %rax, 0x58(%r15)",
     "cmp 0x28(%r15), %rax",
     "jb 80f",
     "mov %rax, 0x28(%r15)",

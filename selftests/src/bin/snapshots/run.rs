@@ -20,7 +20,11 @@ const TIMES: u64 = 5;
 
 /// A field of a CPU's record.
 fn field(machine: &Machine, cpu: usize, field: Field) -> u64 {
-    let at = RECORDS as usize + cpu * RECORD as usize + field as usize * 8;
+    word_at(machine, cpu, field as usize)
+}
+
+fn word_at(machine: &Machine, cpu: usize, index: usize) -> u64 {
+    let at = RECORDS as usize + cpu * RECORD as usize + index * 8;
     let bytes = machine.ram.read(at, 8);
     bytes
         .iter()
@@ -79,6 +83,15 @@ pub(crate) fn go_on(machines: &[&Machine]) -> Result<(), String> {
         lines.extend(missing());
         for (number, machine) in machines.iter().enumerate() {
             for (cpu, vcpu) in machine.vcpus.iter().enumerate() {
+                let of = |of| field(machine, cpu, of);
+                let record: Vec<_> = (0..4)
+                    .map(|word| word_at(machine, cpu, Field::Record as usize + word))
+                    .collect();
+                lines.push(format!(
+                    "VM {number}, CPU {cpu}: kvmclock {} after {}, its record {record:x?}",
+                    of(Field::Shown),
+                    of(Field::Clock)
+                ));
                 let state = describe(&vcpu.handle);
                 lines.extend(
                     state
