@@ -119,12 +119,39 @@ impl VcpuState {
 
     /// RESET. `signature` is CPUID leaf 1, EAX, which RDX then holds. CPUID stays.
     pub fn reset(&mut self, vmcb: &mut Vmcb, host: SvmFeatures, signature: u32) {
-        // In steps: the whole value twice would be much for a kernel's stack.
-        let features = self.features;
-        *self = Self::new();
+        // Field by field: the whole value is much for a kernel's stack.
+        let Self {
+            regs,
+            events,
+            db,
+            debug,
+            cr0_hidden,
+            cr4_mce,
+            lme_hidden,
+            xcr0,
+            pkru,
+            msrs,
+            features: _,
+            io,
+            mp_state,
+            code_hint,
+            decoded,
+        } = self;
+        *regs = GuestRegs::default();
+        *events = Events::default();
+        *db = [0; 4];
+        *debug = GuestDebug::default();
+        *cr0_hidden = Cr0::CD | Cr0::NW;
+        (*cr4_mce, *lme_hidden) = (false, false);
+        (*xcr0, *pkru) = (XCR0_RESET, 0);
+        *msrs = MsrFile::new();
+        *io = IoState::new();
+        *mp_state = MpState::Runnable;
+        *code_hint = CodeHint::default();
+        decoded.fill(None);
         self.regs.set(gpr::RDX, u64::from(signature));
         vmcb.reset(host);
-        self.set_features(vmcb, features);
+        self.set_features(vmcb, self.features);
         set_hidden_intercepts(vmcb, self);
     }
 
