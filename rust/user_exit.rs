@@ -133,6 +133,6 @@ pub(crate) fn set_common(vcpu: &Vcpu, inner: &Inner) {
         ready_for_interrupt: !inner.parts.pic_in_user || ready_for_user_interrupt(inner),
         if_flag: inner.vmcb.rflags().contains(Rflags::IF),
         cr8: lapic.map_or(u64::from(inner.parts.user_cr8), |lapic| lapic.cr8()),
-        apic_base: lapic.map_or(crate::world::APIC_BASE_RESET, |lapic| lapic.base()),
+        apic_base: inner.parts.apic_base(),
     });
 }

@@ -17,7 +17,7 @@ use crate::stats::Stats;
 use crate::stats_fd::StatsFd;
 use crate::steal::Steal;
 use crate::vm::Vm;
-use crate::world::{Parts, World};
+use crate::world::{Parts, World, APIC_BASE_RESET};
 use crate::{clock, run, vcpu_state};
 use core::pin::Pin;
 use irqchip::Lapic;
@@ -169,6 +169,7 @@ impl Vcpu {
             parts: Parts {
                 lapic,
                 user_cr8: 0,
+                user_apic_base: APIC_BASE_RESET,
                 memory: VcpuMemory::new(vm.memory.clone())?,
                 cpuid: KVec::new(),
                 fpu: fpu::Area::new(&host.fpu.layout)?,

@@ -4,7 +4,7 @@
 
 use crate::abi;
 use crate::vcpu::{Inner, Vcpu};
-use crate::world::{deferred, APIC_BASE_RESET};
+use crate::world::deferred;
 use kernel::prelude::*;
 use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
@@ -50,11 +50,7 @@ pub(crate) fn get(inner: &Inner) -> abi::kvm_sregs {
             None => u64::from(inner.parts.user_cr8),
         },
         efer: efer.bits(),
-        apic_base: inner
-            .parts
-            .lapic
-            .as_ref()
-            .map_or(APIC_BASE_RESET, |lapic| lapic.base()),
+        apic_base: inner.parts.apic_base(),
         interrupt_bitmap: [0; 4],
     };
     if let Some(interrupt) = inner.state.events.interrupt.filter(|i| !i.soft) {

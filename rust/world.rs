@@ -59,6 +59,8 @@ pub(crate) struct Parts {
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// CR8 of a guest whose local APIC is the VMM's.
     pub(crate) user_cr8: u8,
+    /// The APIC base of such a guest.
+    pub(crate) user_apic_base: u64,
     /// The guest's memory.
     pub(crate) memory: VcpuMemory,
     /// What CPUID answers.
@@ -340,16 +342,10 @@ impl Platform for World<'_> {
     }
 
     fn apic_base(&self) -> u64 {
-        self.parts
-            .lapic
-            .as_ref()
-            .map_or(APIC_BASE_RESET, |lapic| lapic.base())
+        self.parts.apic_base()
     }
 
     fn set_apic_base(&mut self, value: u64, origin: Origin) -> core::result::Result<(), Exception> {
-        let Some(lapic) = &mut self.parts.lapic else {
-            return Ok(());
-        };
         let writer = match origin {
             Origin::Guest => BaseWriter::Guest,
             Origin::Host => BaseWriter::Vmm,
@@ -357,6 +353,12 @@ impl Platform for World<'_> {
         let limits = BaseLimits {
             physical_bits: self.parts.physical_bits,
             x2apic: self.parts.has_x2apic,
+        };
+        let Some(lapic) = &mut self.parts.lapic else {
+            let old = self.parts.user_apic_base;
+            let new = limits.written(old, value, writer);
+            self.parts.user_apic_base = new.map_err(|_| Exception::GP0)?;
+            return Ok(());
         };
         let effect = lapic
             .set_base(value, writer, limits)
@@ -485,6 +487,14 @@ impl Platform for World<'_> {
 
     fn pv_steal_time(&mut self) {
         self.parts.deferred |= deferred::STEAL_TIME;
+    }
+}
+
+impl Parts {
+    /// `IA32_APIC_BASE`.
+    pub(crate) fn apic_base(&self) -> u64 {
+        let lapic = self.lapic.as_ref();
+        lapic.map_or(self.user_apic_base, |lapic| lapic.base())
     }
 }
 

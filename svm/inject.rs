@@ -151,7 +151,7 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
             vector, error_code, ..
         } = queued.exception;
         if let Some(instruction) = events.instruction {
-            if vector == vector::BP {
+            if matches!(vector, vector::BP | vector::OF) {
                 return (soft(vmcb), Some(Event::Exception(vector, None)));
             }
             go_back(vmcb, events, instruction);
@@ -164,6 +164,9 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
         return (Given::Exception, Some(Event::Exception(vector, error_code)));
     }
     if events.nmi_injected {
+        if !events.nmi_masked {
+            events.set_nmi_masked(true);
+        }
         return (Given::Nmi, Some(Event::Nmi));
     }
     match events.interrupt {

@@ -68,6 +68,31 @@ impl BaseLimits {
         let address = ((1u64 << width) - 1) >> ADDRESS_SHIFT << ADDRESS_SHIFT;
         address | BSC | AE | if self.x2apic { EXTD } else { 0 }
     }
+
+    /// What the register is after a write, also where the APIC itself is the VMM's.
+    pub const fn written(
+        self,
+        old: u64,
+        value: u64,
+        writer: BaseWriter,
+    ) -> Result<u64, GeneralProtection> {
+        if value & !self.legal_bits() != 0 || value & (AE | EXTD) == EXTD {
+            return Err(GeneralProtection);
+        }
+        match writer {
+            BaseWriter::Vmm => Ok(value),
+            BaseWriter::Guest => {
+                let (old_base, new) = (ApicBase(old), ApicBase(value));
+                let leaves_x2apic_for_xapic =
+                    old_base.is_x2apic() && new.is_enabled() && !new.is_x2apic();
+                let skips_xapic = !old_base.is_enabled() && new.is_x2apic();
+                if leaves_x2apic_for_xapic || skips_xapic {
+                    return Err(GeneralProtection);
+                }
+                Ok(value & !BSC | old & BSC)
+            }
+        }
+    }
 }
 
 impl Lapic {
@@ -99,19 +124,8 @@ impl Lapic {
         writer: BaseWriter,
         limits: BaseLimits,
     ) -> Result<Effect, GeneralProtection> {
-        if value & !limits.legal_bits() != 0 || value & (AE | EXTD) == EXTD {
-            return Err(GeneralProtection);
-        }
         let old = self.base;
-        let mut new = ApicBase(value);
-        if writer == BaseWriter::Guest {
-            let leaves_x2apic_for_xapic = old.is_x2apic() && new.is_enabled() && !new.is_x2apic();
-            let skips_xapic = !old.is_enabled() && new.is_x2apic();
-            if leaves_x2apic_for_xapic || skips_xapic {
-                return Err(GeneralProtection);
-            }
-            new.0 = new.0 & !BSC | old.0 & BSC;
-        }
+        let new = ApicBase(limits.written(old.0, value, writer)?);
         self.base = new;
         if old.is_enabled() && !new.is_enabled() {
             self.init();

@@ -473,3 +473,16 @@ fn a_vmm_can_wire_lint0_before_the_guest_enables_the_apic() {
         assert_eq!(lapic.accepts_pic_interrupt(), wired);
     }
 }
+
+/// Where the APIC is the VMM's, its base is kept all the same.
+#[test]
+fn the_base_without_an_apic() {
+    const MOVED: u64 = 0xfee1_0900;
+    let write = |value, writer| LIMITS.written(0xfee0_0900, value, writer);
+    assert_eq!(write(MOVED, BaseWriter::Vmm), Ok(MOVED));
+    assert_eq!(write(MOVED & !0x100, BaseWriter::Guest), Ok(MOVED));
+    for reserved in [1, 1 << 9, 1 << 63] {
+        assert!(write(MOVED | reserved, BaseWriter::Vmm).is_err());
+        assert!(write(MOVED | reserved, BaseWriter::Guest).is_err());
+    }
+}

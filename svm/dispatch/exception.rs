@@ -10,7 +10,7 @@ use crate::vmcb::DR6_RESET;
 use x86::cpu::Stop;
 use x86::decode::{Insn, Map};
 use x86::emulate::fetch;
-use x86::regs::{vector, Exception};
+use x86::regs::{vector, Exception, Rflags};
 
 /// An exception of the guest. The CPU has put DR6 into the VMCB, and not yet CR2.
 pub(super) fn exception<P: Platform>(
@@ -93,16 +93,22 @@ pub(super) fn software_interrupt<P: Platform>(guest: &mut Guest<'_, P>) -> Resul
     Ok(Action::Resume)
 }
 
-/// The VMM has set the events. The handler of a #BP returns behind the INT3, if there is one at RIP.
+/// The VMM has set the events. The handler of a #BP or #OF returns behind the INT3 or INTO, if there is one
+/// at RIP.
 pub fn events_set<P: Platform>(guest: &mut Guest<'_, P>) {
     let events = &mut guest.state.events;
-    let bp = matches!(&events.exception, Some(queued) if queued.exception.vector == vector::BP);
+    let exception = events.exception.map(|queued| queued.exception.vector);
+    let trap = exception.filter(|number| matches!(*number, vector::BP | vector::OF));
     let soft = matches!(&events.interrupt, Some(interrupt) if interrupt.soft);
-    if !bp && !soft {
+    if trap.is_none() && !soft {
         events.instruction = None;
-    } else if bp && events.instruction.is_none() {
+    } else if let (Some(number), None) = (trap, events.instruction) {
         if let Ok(insn) = fetch(guest, &[]) {
-            if is_int3(&insn) {
+            let its = match number {
+                vector::BP => is_int3(&insn),
+                _ => insn.is(Map::OneByte, 0xce),
+            };
+            if its {
                 go_behind(guest, &insn);
             }
         }
@@ -113,11 +119,14 @@ fn is_int3(insn: &Insn) -> bool {
     insn.is(Map::OneByte, 0xcc)
 }
 
-/// An event from this instruction is to be injected: its handler returns behind it.
+/// An event from this instruction is to be injected: its handler returns behind it, and with RF clear, as
+/// after any instruction (APM vol. 2, 3.1.6).
 fn go_behind<P: Platform>(guest: &mut Guest<'_, P>, insn: &Insn) {
     let rip = guest.vmcb.rip();
     let next = insn.next_rip(rip);
     guest.vmcb.set_rip(next);
+    let flags = guest.vmcb.rflags();
+    guest.vmcb.set_rflags(flags.difference(Rflags::RF));
     let events = &mut guest.state.events;
     events.instruction = Some(Instruction { rip, next });
 }

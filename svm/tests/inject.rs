@@ -604,3 +604,40 @@ fn nmis_collapse() {
     events.raise_nmi();
     assert_eq!(events.nmi_pending, 1);
 }
+
+/// What a VMM sets may lack the mask; the delivery of an NMI masks NMIs all the same (APM vol. 2, 8.2.3).
+#[test]
+fn an_injected_nmi_masks_nmis() {
+    let mut machine = machine();
+    let events = &mut machine.state.events;
+    events.nmi_injected = true;
+    events.nmi_pending = 1;
+    events.deliveries_began();
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert!(machine.state.events.nmi_masked);
+    assert_eq!(injected(&machine), None);
+}
+
+/// The handlers of INT3 and INTO return behind them, with RF clear, if that is what is at RIP.
+#[test]
+fn a_set_trap_is_that_of_the_instruction() {
+    for (code, number) in [(0xcc, vector::BP), (0xce, vector::OF)] {
+        for at_rip in [code, 0x90] {
+            let mut machine = machine().code(&[at_rip]);
+            let flags = machine.vmcb.rflags();
+            machine.vmcb.set_rflags(flags | Rflags::RF);
+            let events = &mut machine.state.events;
+            events.raise(Exception::new(number));
+            events.deliveries_began();
+            events_set(&mut machine.guest());
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(Event::Exception(number, None)));
+            let behind = at_rip == code;
+            assert_eq!(machine.vmcb.rip(), CODE + u64::from(behind));
+            assert_eq!(machine.vmcb.rflags().contains(Rflags::RF), !behind);
+        }
+    }
+}
