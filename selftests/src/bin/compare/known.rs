@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The table of known differences: `known`, beside this file.
+//! The table of known differences of the random probes: `known`, beside this file.
 
-use crate::probe::Key;
+use crate::probe::Probe;
 
 const TABLE: &str = include_str!("known");
 
 struct Row {
-    first: u32,
-    last: u32,
-    accesses: Vec<String>,
+    kind: String,
+    /// The answers that may differ.
+    fields: Vec<String>,
+    /// What the question or the answers must have.
+    words: Vec<String>,
     line: String,
+    /// A random run may not meet it.
+    rare: bool,
     met: bool,
 }
 
@@ -28,24 +32,49 @@ impl Known {
         )
     }
 
-    /// Whether a row names this difference.
-    pub(crate) fn excuses(&mut self, key: &Key) -> bool {
-        let found = self.0.iter_mut().find(|row| {
-            (row.first..=row.last).contains(&key.index)
-                && row.accesses.iter().any(|name| name == key.access.name())
-        });
-        match found {
-            Some(row) => {
-                row.met = true;
-                true
+    /// The answers that differ and that no row excuses.
+    pub(crate) fn new_ones(
+        &mut self,
+        kind: &str,
+        theirs: &Probe,
+        ours: &Probe,
+    ) -> Vec<&'static str> {
+        let (theirs_words, ours_words) = (answers("kvm", theirs), answers("here", ours));
+        let has = |word: &String| {
+            let same = |there: &str| match (word.strip_prefix('*'), word.strip_suffix('*')) {
+                (Some(_), Some(_)) => there.contains(word.trim_matches('*')),
+                (None, Some(start)) => there.starts_with(start),
+                _ => there == word,
+            };
+            theirs.question.split(' ').any(same)
+                || theirs_words
+                    .iter()
+                    .chain(&ours_words)
+                    .any(|word| same(word))
+        };
+        let mut names: Vec<_> = ours.answer.iter().chain(&theirs.answer).collect();
+        names.dedup_by_key(|(name, _)| *name);
+        let mut differ: Vec<&'static str> = names
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| theirs.get(name) != ours.get(name))
+            .collect();
+        differ.sort_unstable();
+        differ.dedup();
+        for row in self.0.iter_mut().filter(|row| row.kind == kind) {
+            if differ.is_empty() || !row.words.iter().all(has) {
+                continue;
             }
-            None => false,
+            let before = differ.len();
+            differ.retain(|name| !row.fields.iter().any(|field| field == "*" || field == name));
+            row.met |= differ.len() < before;
         }
+        differ
     }
 
-    /// Fails if a row was not met.
+    /// Fails if a row was not met that every run of the first seed meets.
     pub(crate) fn all_met(&self) -> Result<(), String> {
-        let unmet = self.0.iter().filter(|row| !row.met);
+        let unmet = self.0.iter().filter(|row| !row.met && !row.rare);
         let lines: Vec<_> = unmet.map(|row| row.line.as_str()).collect();
         match lines.is_empty() {
             true => Ok(()),
@@ -54,20 +83,26 @@ impl Known {
     }
 }
 
-/// `INDEX[-INDEX] ACCESS[,ACCESS]... REASON`
+/// `SIDE.FIELD=VALUE` for each answer.
+fn answers(side: &str, probe: &Probe) -> Vec<String> {
+    let each = probe.answer.iter();
+    each.map(|(name, value)| format!("{side}.{name}={value}"))
+        .collect()
+}
+
+/// `KIND[?] FIELD[,FIELD]... WORD[+WORD]... REASON`
 fn row(line: &str) -> Row {
-    let mut words = line.splitn(3, ' ');
-    let range = words.next().unwrap_or_default();
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let accesses = words.next().unwrap_or_default();
-    let reason = words.next().unwrap_or_default().trim();
+    let mut words = line.splitn(4, ' ');
+    let mut next = || words.next().unwrap_or_default().trim();
+    let (kind, fields, wanted, reason) = (next(), next(), next(), next());
     assert!(!reason.is_empty(), "{line}: no reason");
-    let number = |text| u32::from_str_radix(text, 16).unwrap_or_else(|e| panic!("{line}: {e}"));
+    let list = |text: &str, by: char| text.split(by).map(str::to_owned).collect();
     Row {
-        first: number(first),
-        last: number(last),
-        accesses: accesses.split(',').map(str::to_owned).collect(),
+        kind: kind.trim_end_matches('?').to_owned(),
+        fields: list(fields, ','),
+        words: list(wanted, '+'),
         line: line.to_owned(),
+        rare: kind.ends_with('?'),
         met: false,
     }
 }

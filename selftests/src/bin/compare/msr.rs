@@ -8,7 +8,8 @@ use selftests::machine::{map, Vcpu};
 use selftests::memory::Mapping;
 use selftests::tap::equal;
 
-use crate::probe::{Access, Key, Outcome, Outcomes, Random};
+use crate::access::{Access, Key, Outcome, Outcomes};
+use crate::random::Random;
 
 /// The numbers that AMD, Intel, KVM, Hyper-V and Xen use, with their neighbourhood.
 const RANGES: &[(u32, u32)] = &[

@@ -1,84 +1,56 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is asked, and what is answered.
+//! One random question and its answer, in words.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::Display;
+use std::time::Duration;
 
-/// How an MSR is accessed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Access {
-    Get,
-    Set,
-    Rdmsr,
-    Wrmsr,
+use selftests::kvm::Handle;
+
+use crate::random::Random;
+
+/// What a guest that has not come back after its time answers in the field `exit`.
+pub(crate) const NO_END: &str = "no-end";
+
+/// A question, and each thing that was answered under its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Probe {
+    /// Words, by which a row of the table of known differences finds it.
+    pub(crate) question: String,
+    pub(crate) answer: Vec<(&'static str, String)>,
 }
 
-impl Access {
-    /// Its name in the file `known`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Get => "get",
-            Self::Set => "set",
-            Self::Rdmsr => "rdmsr",
-            Self::Wrmsr => "wrmsr",
+impl Probe {
+    /// One more word of the question.
+    pub(crate) fn word(&mut self, word: impl Display) {
+        if !self.question.is_empty() {
+            self.question.push(' ');
         }
+        self.question += &word.to_string();
+    }
+
+    /// One more thing that was answered.
+    pub(crate) fn put(&mut self, field: &'static str, value: impl Display) {
+        self.answer.push((field, value.to_string()));
+    }
+
+    /// What was answered under this name.
+    pub(crate) fn get(&self, field: &str) -> &str {
+        let found = self.answer.iter().find(|(name, _)| *name == field);
+        found.map_or("-", |(_, value)| value)
+    }
+
+    /// Whether the guest was still running when its time was over.
+    pub(crate) fn no_end(&self) -> bool {
+        self.get("exit") == NO_END
     }
 }
 
-/// One question: an access of an MSR, with a value if it is a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
-    pub(crate) index: u32,
-    pub(crate) access: Access,
-    pub(crate) value: u64,
+/// A kind of random probes, on one device.
+pub(crate) trait Subject {
+    /// What this random sequence asks, and the answer; a guest gets so long.
+    fn ask(&mut self, random: &mut Random, limit: Duration) -> Result<Probe, String>;
 }
 
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x} {}", self.index, self.access.name())?;
-        match self.access {
-            Access::Set | Access::Wrmsr => write!(f, " {:x}", self.value),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The answer: refused, or what is read then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Refused,
-    Value(u64),
-    /// Done, and what is read cannot be compared.
-    Done,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused => write!(f, "refused"),
-            Self::Value(value) => write!(f, "{value:x}"),
-            Self::Done => write!(f, "done"),
-        }
-    }
-}
-
-pub(crate) type Outcomes = BTreeMap<Key, Outcome>;
-
-/// A sequence of numbers that is the same for the same seed.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next number (SplitMix64).
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-}
+/// Makes a kind ready on a device.
+pub(crate) type Open = fn(Handle) -> Box<dyn Subject>;
