@@ -73,12 +73,6 @@ pub(crate) struct Fragment {
 }
 
 impl Fragment {
-    const NONE: Self = Self {
-        place: Place::Port(0),
-        size: 0,
-        data: [0; 8],
-    };
-
     /// The longest.
     pub(crate) const MAX: usize = 8;
 
@@ -115,39 +109,63 @@ impl Fragment {
     }
 }
 
-/// A short list without allocation.
+/// A short list without allocation, packed: with it a vCPU's state fits into 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct List {
-    items: [Fragment; Self::CAPACITY],
+    /// Ports and guest-physical addresses.
+    places: [u64; Self::CAPACITY],
+    data: [[u8; 8]; Self::CAPACITY],
+    /// With [`Self::PORT`], if the place is one.
+    sizes: [u8; Self::CAPACITY],
     length: u8,
 }
 
 impl List {
-    /// FXSAVE writes, and FXRSTOR reads, 416 bytes, eight at once. No other instruction has so many: ENTER
-    /// with 31 levels reads 30 times, writes 32 times, and once of it over a page boundary.
+    /// FXSAVE writes, and FXRSTOR reads, 416 bytes, eight at once. No other instruction has so many:
+    /// ENTER with 31 levels reads 30 times, writes 32 times, and once of it over a page boundary.
     const CAPACITY: usize = 52;
+    const PORT: u8 = 1 << 7;
 
     const EMPTY: Self = Self {
-        items: [Fragment::NONE; Self::CAPACITY],
+        places: [0; Self::CAPACITY],
+        data: [[0; 8]; Self::CAPACITY],
+        sizes: [0; Self::CAPACITY],
         length: 0,
     };
 
-    fn get(&self, index: u8) -> Option<&Fragment> {
-        self.items
-            .get(..usize::from(self.length))?
-            .get(usize::from(index))
+    fn get(&self, index: u8) -> Option<Fragment> {
+        if index >= self.length {
+            return None;
+        }
+        let index = usize::from(index);
+        let (place, size) = (*self.places.get(index)?, *self.sizes.get(index)?);
+        Some(Fragment {
+            place: match size & Self::PORT {
+                0 => Place::Gpa(place),
+                _ => Place::Port(place as u16),
+            },
+            size: size & !Self::PORT,
+            data: *self.data.get(index)?,
+        })
     }
 
     /// `false` if the list is full.
     fn push(&mut self, fragment: Fragment) -> bool {
-        match self.items.get_mut(usize::from(self.length)) {
-            Some(slot) => {
-                *slot = fragment;
-                self.length = self.length.wrapping_add(1);
-                true
-            }
-            None => false,
-        }
+        let index = usize::from(self.length);
+        let (Some(place), Some(data), Some(size)) = (
+            self.places.get_mut(index),
+            self.data.get_mut(index),
+            self.sizes.get_mut(index),
+        ) else {
+            return false;
+        };
+        (*place, *size) = match fragment.place {
+            Place::Gpa(gpa) => (gpa, fragment.size),
+            Place::Port(port) => (port.into(), fragment.size | Self::PORT),
+        };
+        *data = fragment.data;
+        self.length = self.length.wrapping_add(1);
+        true
     }
 }
 
