@@ -4,16 +4,18 @@
  * which a module (there is one besides the emulated disk's and net's) has a part: -plugin stretches.so,out=FILE
  *
  *   begins                                            ends
- *   CLI, CLGI, SYSCALL, an interrupt or exception     STI with GIF set, STGI with IF set, IRETQ, SYSRETQ
+ *   CLI, CLGI, SYSCALL, an interrupt or exception     STI with GIF set, STGI with IF set, its IRETQ, SYSRETQ
  *   the first instruction behind #VMEXIT              VMRUN: what is pending there ends the guest at once
  *
  * Waiting for another CPU does not count: what has a PAUSE, and the few blocks behind one, which look again. When QEMU
  * ends, the file has a line for each place where a module came in: instructions, how the stretch began (exit, code or
- * interrupt), that place, and where the stretch ended.
+ * interrupt), that place, and where the stretch ended. Of an interrupt, whose handler may have done others' work before,
+ * what counts is what came since the module did.
  */
 #include "plugin.h"
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int qemu_plugin_version = 7;
@@ -51,6 +53,8 @@ static const char *const names[] = { [EXIT] = "exit", [CODE] = "code", [INTERRUP
 static struct cpu {
 	bool guest, interrupts_off, gif_off;
 	int began;
+	/* Exceptions with interrupts off that have not returned. */
+	unsigned int nested;
 	unsigned int waits;
 	/* Instructions since the stretch began, if there is one; and where a module came in, if one did. */
 	uint64_t count, module, last;
@@ -97,6 +101,11 @@ static void end(struct cpu *cpu)
 	cpu->count = cpu->module = 0;
 }
 
+static bool is_module(uint64_t address)
+{
+	return address >= modules && address < modules_end;
+}
+
 static void executed(unsigned int index, void *data)
 {
 	const struct block *block = data;
@@ -107,7 +116,7 @@ static void executed(unsigned int index, void *data)
 	if (block->address >> 63 == 0) {
 		/* User mode has interrupts on: an end was missed. */
 		cpu->interrupts_off = cpu->gif_off = false;
-		cpu->count = cpu->module = 0;
+		cpu->count = cpu->module = cpu->nested = 0;
 		return;
 	}
 	if (block->pauses)
@@ -117,8 +126,11 @@ static void executed(unsigned int index, void *data)
 	else
 		cpu->count += block->count;
 	cpu->last = block->address;
-	if (!cpu->module && block->address >= modules && block->address < modules_end)
+	if (!cpu->module && is_module(block->address)) {
 		cpu->module = block->address;
+		if (cpu->began == INTERRUPT)
+			cpu->count = block->count;
+	}
 }
 
 static void special(unsigned int index, void *kind)
@@ -137,8 +149,13 @@ static void special(unsigned int index, void *kind)
 		begin(cpu, CODE);
 		cpu->gif_off = true;
 		break;
-	case STI:
 	case IRETQ:
+		if (cpu->nested) {
+			cpu->nested--;
+			break;
+		}
+		/* fallthrough */
+	case STI:
 	case SYSRETQ:
 		cpu->interrupts_off = false;
 		end(cpu);
@@ -168,16 +185,21 @@ static void interrupted(unsigned int index, int type, uint64_t from, uint64_t to
 
 	if (cpu->guest)
 		return;
+	if (cpu->interrupts_off) {
+		cpu->nested++;
+		return;
+	}
 	begin(cpu, INTERRUPT);
 	cpu->interrupts_off = true;
 }
 
 static void translated(struct qemu_plugin_tb *tb, void *unused)
 {
-	static struct block blocks[1 << 20];
-	static size_t used;
-	struct block *block = &blocks[__atomic_fetch_add(&used, 1, __ATOMIC_RELAXED) % (1 << 20)];
+	/* For ever: the block may be executed until QEMU ends. */
+	struct block *block = malloc(sizeof(*block));
 
+	if (!block)
+		abort();
 	*block = (struct block){ qemu_plugin_tb_vaddr(tb), qemu_plugin_tb_n_insns(tb), false };
 	for (size_t i = 0; i < block->count; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
@@ -185,7 +207,9 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 		size_t length = qemu_plugin_insn_data(insn, bytes, sizeof(bytes));
 
 		for (size_t kind = 0; kind < ALL; kind++)
-			if (length == code[kind].length && !memcmp(bytes, code[kind].bytes, length))
+			/* A guest may have a VMSAVE, too. */
+			if (length == code[kind].length && !memcmp(bytes, code[kind].bytes, length) &&
+			    (kind != VMSAVE || is_module(block->address)))
 				qemu_plugin_register_vcpu_insn_exec_cb(insn, special, 0, (void *)kind);
 		block->pauses |= length == 2 && bytes[0] == 0xf3 && bytes[1] == 0x90;
 	}

@@ -132,16 +132,24 @@ impl Many {
 
     /// The IOAPIC sends what comes at this pin to all.
     fn set_pin(&self, pin: u32, level: bool) -> Result<(), String> {
+        self.write_pin(pin, u64::from(VECTOR) | u64::from(level) << 15 | 0xff << 56)
+    }
+
+    fn write_pin(&self, pin: u32, entry: u64) -> Result<(), String> {
         let mut chip = kvm_irqchip {
             chip_id: KVM_IRQCHIP_IOAPIC,
             ..Default::default()
         };
         self.machine.vm.exchange(number::GET_IRQCHIP, &mut chip)?;
-        let entry = u64::from(VECTOR) | u64::from(level) << 15 | 0xff << 56;
         // SAFETY: The kernel has filled the IOAPIC's variant, of plain integers.
         unsafe { chip.chip.ioapic.redirtbl[pin as usize].bits = entry };
         self.machine.vm.set(number::SET_IRQCHIP, &chip)?;
         Ok(())
+    }
+
+    fn mask_pin(&self, pin: u32) -> Result<(), String> {
+        const MASKED: u64 = 1 << 16;
+        self.write_pin(pin, MASKED)
     }
 
     fn line(&self, level: u32) -> Result<(), String> {
@@ -193,14 +201,12 @@ fn tick(many: &Many) -> Result<(), String> {
         many.machine.vm.set(number::SET_PIT2, &pit)?;
         Ok(())
     })?;
-    pit.channels[0].mode = 0;
-    pit.channels[0].count = 0;
-    many.machine.vm.set(number::SET_PIT2, &pit)?;
-    Ok(())
+    // What comes after this is nobody's.
+    many.mask_pin(0)
 }
 
 /// An eventfd whose interrupt is an MSI for all.
-fn irqfd(many: &Many) -> Result<(), String> {
+fn listen(many: &Many) -> Result<File, String> {
     #[repr(C)]
     struct Routing {
         header: kvm_irq_routing,
@@ -228,27 +234,33 @@ fn irqfd(many: &Many) -> Result<(), String> {
         return Err(Errno::last().into());
     }
     // SAFETY: The descriptor is ours alone.
-    let mut eventfd = unsafe { File::from_raw_fd(fd) };
+    let eventfd = unsafe { File::from_raw_fd(fd) };
     let irqfd = kvm_irqfd {
         fd: eventfd.as_raw_fd() as u32,
         gsi: MSI_GSI,
         ..Default::default()
     };
     vm.set(number::IRQFD, &irqfd)?;
-    for _ in 0..8 {
-        many.each_gets("an irqfd", || {
-            eventfd
-                .write_all(&1u64.to_ne_bytes())
-                .map_err(|e| e.to_string())
-        })?;
-    }
-    Ok(())
+    Ok(eventfd)
+}
+
+fn signal(mut eventfd: &File) -> Result<(), String> {
+    eventfd
+        .write_all(&1u64.to_ne_bytes())
+        .map_err(|e| e.to_string())
+}
+
+fn irqfd(many: &Many) -> Result<(), String> {
+    let eventfd = listen(many)?;
+    (0..8).try_for_each(|_| many.each_gets("an irqfd", || signal(&eventfd)))
 }
 
 /// What was sent before the VMM reads a local APIC is there. No vCPU runs.
 fn nothing_is_under_way(many: &Many) -> Result<(), String> {
-    many.machine.vm.set(number::SIGNAL_MSI, &message())?;
-    for (id, vcpu) in many.machine.vcpus.iter().enumerate() {
+    let eventfd = listen(many)?;
+    signal(&eventfd)?;
+    // The last one would get it last.
+    for (id, vcpu) in many.machine.vcpus.iter().enumerate().rev() {
         let lapic: kvm_lapic_state = vcpu.handle.get(number::GET_LAPIC)?;
         if lapic.regs[0x200 + 0x10 * usize::from(VECTOR / 32)] & 1 == 0 {
             return Err(format!("the IRR of vCPU {id} lacks it"));
