@@ -11,16 +11,16 @@
 //! To wake a thread costs a thousand instructions and more, so hundreds of them are not woken with
 //! interrupts off.
 
-use crate::ffi::{Expire, IrqLock, Work};
-use crate::kick::{request, Interrupt, Mailbox};
+use crate::ffi::{self, Expire, IrqLock, Work};
+use crate::kick::{request, Interrupt};
 use crate::mailboxes::Mailboxes;
 use irqchip::Destination;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{Arc, Mutex, SetOnce};
 
-/// How many messages can wait. One that finds no room is brought at once.
-const ROOM: usize = 64;
+/// How many messages can wait. One that finds no room is brought at once, interrupts or not.
+const ROOM: usize = 32;
 
 type Message = (Destination, Interrupt);
 
@@ -127,7 +127,7 @@ impl Broadcasts {
     }
 
     /// Brings what waits, if anything does: afterwards all that was sent before the call is in the
-    /// inboxes. May sleep.
+    /// inboxes, because the queue held no more. May sleep.
     #[inline]
     pub(crate) fn finish(&self) {
         if self.waiting.load(Relaxed) != 0 {
@@ -135,34 +135,39 @@ impl Broadcasts {
         }
     }
 
+    /// Brings at most as much as the queue holds; whether nothing is left.
     #[cold]
-    fn bring(&self) {
+    fn bring(&self) -> bool {
         let _bringing = self.bringing.lock();
-        loop {
+        for _ in 0..ROOM {
             let (message, pic) = {
                 let mut queue = self.queue.lock();
                 let next = (queue.take(), core::mem::take(&mut queue.pic));
                 if let (None, false) = next {
                     self.waiting.xchg(0, Full);
-                    return;
+                    return true;
                 }
                 next
             };
             if let Some((to, interrupt)) = message {
-                drop(self.mailboxes.deliver(&to, None, &interrupt));
+                let mut kicks = self.mailboxes.kicks();
+                self.mailboxes.deliver(&to, None, &interrupt, &mut kicks);
             }
             if pic {
-                self.mailboxes
-                    .pic_listeners()
-                    .for_each(|one| Mailbox::ask(one, request::CHIPS));
+                let listeners = self.mailboxes.pic_listeners();
+                listeners.for_each(|one| one.ask(request::CHIPS));
             }
+            ffi::yield_now();
         }
+        false
     }
 }
 
 impl Expire for Broadcasts {
     /// The worker's turn.
     fn expire(&self) {
-        self.bring();
+        if let (false, Some(worker)) = (self.bring(), self.worker.as_ref()) {
+            worker.start();
+        }
     }
 }

@@ -257,20 +257,25 @@ impl Chips {
         (&mut held.devices.ioapic, send)
     }
 
-    /// Sends a message to the LAPICs. Interrupts are on.
-    pub(crate) fn send(&self, message: Message) -> Kicks<'_> {
+    /// Sends a message to the LAPICs; whether one of them takes it. Interrupts are on.
+    pub(crate) fn send(&self, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
-        self.mailboxes.deliver(&to, None, &interrupt)
+        let mut kicks = self.mailboxes.kicks();
+        self.mailboxes.deliver(&to, None, &interrupt, &mut kicks)
     }
 
     /// Sends a message while the devices are held, or leaves it to the worker; whether somebody takes
     /// it.
     fn bring<'a>(&'a self, kicks: &mut Kicks<'a>, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
-        if self.mailboxes.is_for_few(&to) || !self.broadcasts.put(&to, &interrupt) {
-            return kicks.merge(self.mailboxes.deliver(&to, None, &interrupt));
+        let mailboxes = &self.mailboxes;
+        if let Some(taken) = mailboxes.deliver_to_few(&to, &interrupt, kicks) {
+            return taken;
         }
-        self.mailboxes.may_be_taken(&to, &interrupt)
+        if !self.broadcasts.put(&to, &interrupt) {
+            return mailboxes.deliver(&to, None, &interrupt, kicks);
+        }
+        mailboxes.may_be_taken(&to, &interrupt)
     }
 
     fn addressed(&self, message: Message) -> (Destination, Interrupt) {

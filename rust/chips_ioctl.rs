@@ -186,6 +186,8 @@ fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
     // The old table is freed after the lock.
     let old = core::mem::replace(&mut chips.devices().routes, routes);
     drop(old);
+    // Nothing goes by the old routes any more.
+    chips.broadcasts.finish();
     Ok(0)
 }
 
@@ -200,7 +202,7 @@ fn signal_msi(chips: &Chips, arg: Arg) -> Result<c_long> {
         return Err(EINVAL);
     }
     let message = Message::from_msi(address, msi.data, wide_ids);
-    Ok(c_long::from(chips.send(message).is_any()))
+    Ok(c_long::from(chips.send(message)))
 }
 
 /// KVM_REINJECT_CONTROL: whether ticks of the PIT wait for each other.

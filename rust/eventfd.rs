@@ -171,6 +171,8 @@ impl Eventfds {
             retire_all(&mut irqfds, |irqfd| {
                 irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi
             });
+            // No interrupt of it comes any more.
+            chips.broadcasts.finish();
             return Ok(0);
         }
         // Those whose eventfd is gone make room.

@@ -646,7 +646,8 @@ void pacifica_work_setup(struct work_struct *work, work_func_t call)
 
 void pacifica_work_start(struct work_struct *work)
 {
-	schedule_work(work);
+	/* On any CPU: it may be long. */
+	queue_work(system_dfl_wq, work);
 }
 
 void pacifica_work_cancel(struct work_struct *work)

@@ -26,6 +26,8 @@ pub(crate) const MAX_VCPUS: usize = 1024;
 /// So many are reached at once where interrupts are off. To wake a thread costs a thousand
 /// instructions and more.
 const FEW: usize = 8;
+/// So many are looked at there, to find those whom a message is for.
+const SURVEY: usize = 64;
 /// One more than the highest number of a vCPU.
 pub(crate) const MAX_VCPU_ID: u32 = 64 * WORDS;
 const WORDS: u32 = 64;
@@ -226,41 +228,75 @@ impl Mailboxes {
         candidates.is_some_and(|ids| ids.bits.count_ones() <= 1)
     }
 
-    /// Whether so few can be meant by a message that it may be sent with interrupts off.
-    pub(crate) fn is_for_few(&self, to: &Destination) -> bool {
+    /// Sends a message if it wakes few, and if few must be looked at to find them; whether somebody
+    /// takes it. `None` if it is for many. Any context.
+    pub(crate) fn deliver_to_few<'a>(
+        &'a self,
+        to: &Destination,
+        ipi: &Interrupt,
+        kicks: &mut Kicks<'a>,
+    ) -> Option<bool> {
         let candidates = self.candidates(to, None);
-        candidates.is_some_and(|ids| ids.bits.count_ones() as usize <= FEW) || self.count() <= FEW
+        let known = candidates.is_some_and(|ids| ids.bits.count_ones() as usize <= FEW);
+        if !known && !self.are_few(candidates, to, ipi) {
+            return None;
+        }
+        Some(self.deliver_among(candidates, to, None, ipi, kicks))
     }
 
-    /// Whether somebody takes a message, as far as the first few can tell: if none of these does,
-    /// and there are more, somebody may.
+    fn are_few(&self, candidates: Option<IdSet>, to: &Destination, ipi: &Interrupt) -> bool {
+        let count = self.count();
+        let takers = || {
+            let found = self.find(candidates);
+            let takers = found.filter(|one| takes(one, to, None, ipi));
+            takers.take(FEW + 1).count()
+        };
+        count <= FEW
+            || (count <= SURVEY && (ipi.mode == DeliveryMode::LowestPriority || takers() <= FEW))
+    }
+
+    /// Whether somebody takes a message, as far as the first can tell that are looked at: if none of
+    /// these does, and there are more, somebody may.
     pub(crate) fn may_be_taken(&self, to: &Destination, ipi: &Interrupt) -> bool {
         let mut found = self.find(self.candidates(to, None));
-        let first = found.by_ref().take(FEW);
-        let taken = first.into_iter().any(|one| takes(one, to, None, ipi));
-        taken || found.next().is_some()
+        let mut first = found.by_ref().take(SURVEY);
+        first.any(|one| takes(one, to, None, ipi)) || found.next().is_some()
     }
 
-    /// Sends a message to those it is for. Any context; with interrupts off only what is for few.
-    pub(crate) fn deliver(
-        &self,
+    /// Sends a message to those it is for; whether somebody takes it. Interrupts are on.
+    pub(crate) fn deliver<'a>(
+        &'a self,
         to: &Destination,
         source: Option<u32>,
         ipi: &Interrupt,
-    ) -> Kicks<'_> {
-        let found = self.find(self.candidates(to, source));
-        let matching = found.filter(|one| takes(one, to, source, ipi));
-        let mut kicks = self.kicks();
-        let mut bring = |one| {
-            Mailbox::receive(one, ipi);
+        kicks: &mut Kicks<'a>,
+    ) -> bool {
+        self.deliver_among(self.candidates(to, source), to, source, ipi, kicks)
+    }
+
+    fn deliver_among<'a>(
+        &'a self,
+        candidates: Option<IdSet>,
+        to: &Destination,
+        source: Option<u32>,
+        ipi: &Interrupt,
+        kicks: &mut Kicks<'a>,
+    ) -> bool {
+        let mut taken = false;
+        let mut bring = |one: &'a Mailbox| {
+            one.receive(ipi);
             kicks.add(one);
+            taken = true;
         };
+        let found = self.find(candidates);
+        let takers = found.filter(|one| takes(one, to, source, ipi));
         if ipi.mode == DeliveryMode::LowestPriority {
-            pick_lowest_priority(matching, u32::from(ipi.vector)).map(bring);
+            let chosen = pick_lowest_priority(takers, u32::from(ipi.vector));
+            chosen.into_iter().for_each(bring);
         } else {
-            matching.for_each(&mut bring);
+            takers.for_each(&mut bring);
         }
-        kicks
+        taken
     }
 
     /// Those with an APIC ID in `ids` that take a message.
@@ -354,23 +390,6 @@ impl<'a> Kicks<'a> {
 
     fn few(&self) -> impl Iterator<Item = &'a Mailbox> + use<'a, '_> {
         self.few.iter().take(self.count).flatten().copied()
-    }
-
-    /// Those of another message, too; whether there are any.
-    pub(crate) fn merge(&mut self, mut other: Kicks<'a>) -> bool {
-        let count = core::mem::take(&mut other.count);
-        if count > FEW {
-            self.count = self.count.max(count);
-        } else {
-            let few = other.few.iter().take(count).flatten();
-            few.for_each(|one| self.add(one));
-        }
-        count > 0
-    }
-
-    /// Whether anybody took the message.
-    pub(crate) fn is_any(&self) -> bool {
-        self.count > 0
     }
 }
 

@@ -132,7 +132,8 @@ pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut Parts) {
     let mailboxes = &vcpu.vm.mailboxes;
     match parts.ipi.take() {
         Some(Ipi::To(to, interrupt)) => {
-            drop(mailboxes.deliver(&to, Some(vcpu.mailbox.id), &interrupt));
+            let mut kicks = mailboxes.kicks();
+            mailboxes.deliver(&to, Some(vcpu.mailbox.id), &interrupt, &mut kicks);
         }
         Some(Ipi::Set(ids, interrupt)) => mailboxes.deliver_set(ids, &interrupt),
         None => {}
@@ -167,7 +168,8 @@ impl World<'_> {
                 };
                 let (mailboxes, source) = (&self.vm.mailboxes, Some(self.vcpu.mailbox.id));
                 if self.may_sleep || mailboxes.is_for_one(&ipi.dest, source) {
-                    drop(mailboxes.deliver(&ipi.dest, source, &interrupt));
+                    let mut kicks = mailboxes.kicks();
+                    mailboxes.deliver(&ipi.dest, source, &interrupt, &mut kicks);
                 } else {
                     self.send_later(Ipi::To(ipi.dest, interrupt));
                 }
