@@ -367,11 +367,14 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         } else {
             (linear.wrapping_add(TYPE_BYTE), 1)
         };
-        let shift = if whole { 0 } else { 8 * TYPE_BYTE };
+        let value = |descriptor: u64| match whole {
+            true => descriptor,
+            false => u64::from((descriptor >> (8 * TYPE_BYTE)) as u8),
+        };
         let part = self.translate(at, size, Access::SystemWrite)?;
-        let exchanged =
-            self.platform
-                .compare_exchange_gpa(part.gpa, size, old >> shift, new >> shift);
+        let exchanged = self
+            .platform
+            .compare_exchange_gpa(part.gpa, size, value(old), value(new));
         match exchanged {
             Ok(result) => Ok(result.is_ok()),
             Err(MemError::ReadOnly) => Ok(true),

@@ -278,6 +278,12 @@ impl Events {
         self.iret_at = None;
     }
 
+    /// The IRET that ends the masking of NMIs has been executed.
+    pub(crate) fn iret_executed(&mut self) {
+        self.iret_at = None;
+        self.nmi_masked = self.nmi_injected;
+    }
+
     /// Whether an event has begun to be delivered, or an exception is pending: nothing else can
     /// be begun now.
     #[inline]

@@ -395,8 +395,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
         end_step(vmcb, events, step);
     }
     if events.iret_at.is_some_and(|rip| rip != vmcb.rip()) {
-        events.iret_at = None;
-        events.nmi_masked = events.nmi_injected;
+        events.iret_executed();
     }
 }
 

@@ -210,7 +210,8 @@ fn read_code<P: Platform>(
 
 /// Whether the instruction accesses memory in one place only: then the place of a nested fault is
 /// that of its operand. These do not: MOVS, CMPS, INS, OUTS; PUSH, POP and CALL with an operand in
-/// memory; ENTER; and what loads a segment, for which the CPU writes to the descriptor.
+/// memory; ENTER; what loads a segment, for which the CPU writes to the descriptor; and LAR, LSL,
+/// VERR and VERW, which read one.
 fn has_one_operand(insn: &Insn) -> bool {
     let several = match insn.map {
         Map::OneByte => matches!(
@@ -218,7 +219,10 @@ fn has_one_operand(insn: &Insn) -> bool {
             0x07 | 0x17 | 0x1f | 0x6c..=0x6f | 0x8e | 0x8f | 0x9a | 0xa4..=0xa7
                 | 0xc4 | 0xc5 | 0xc8 | 0xca | 0xcb | 0xcf | 0xea | 0xff
         ),
-        Map::TwoByte => matches!(insn.opcode, 0x00 | 0xa1 | 0xa9 | 0xb2 | 0xb4 | 0xb5),
+        Map::TwoByte => matches!(
+            insn.opcode,
+            0x00 | 0x02 | 0x03 | 0xa1 | 0xa9 | 0xb2 | 0xb4 | 0xb5
+        ),
         _ => false,
     };
     !several
@@ -256,9 +260,8 @@ fn emulate_some<P: Platform>(
             && (insn.software_interrupt().is_none() || guest.rflags().contains(Rflags::TF));
         // What the VMM has answered already comes first.
         let stepping = stepping && (completed || !guest.state.io.has_elements());
-        if completed && is_iret(&insn) && guest.state.events.nmi_masked {
-            // As if the CPU were behind the intercept of IRET: NMIs are unmasked as soon as RIP is elsewhere.
-            guest.state.events.iret_at = Some(rip);
+        if completed && is_iret(&insn) {
+            guest.state.events.iret_executed();
         }
         if stepping {
             single_step_trap(guest);

@@ -166,6 +166,9 @@ impl<P: Platform> Switch<'_, '_, P> {
         if gate {
             self.taken(event);
         }
+        if exit.source == TaskSwitchSource::Iret {
+            self.guest.state.events.iret_executed();
+        }
         let nested = exit.source == TaskSwitchSource::CallOrGate;
         self.load(new, tss, nested)?;
         if let Some(code) = exit.error_code {

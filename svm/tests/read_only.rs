@@ -4,10 +4,12 @@
 
 mod support;
 
-use support::{Machine, CODE};
-use svm::dispatch::{Action, FaultOutcome};
+use support::{Machine, CODE, USER_MMIO};
+use svm::dispatch::{Action, FaultOutcome, UserExit};
+use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
+use svm::io::UserIo;
 use x86::regs::{gpr, vector, Exception, Rflags, SegReg, Segment};
 
 /// The exit of a CPU that would write into page tables in read-only memory: so it does nothing.
@@ -104,9 +106,8 @@ fn what_only_looks_intercepted() {
     }
 }
 
-/// IRET that is emulated ends the masking of NMIs, and keeps the RF that it has loaded.
-#[test]
-fn an_emulated_iret() {
+/// A machine at an IRETQ that loads these flags, with NMIs masked; it goes on at `CODE + 0x40`.
+fn at_iret(flags: Rflags) -> Machine {
     let mut machine = rom(&[0x48, 0xcf]);
     let gdt: [u64; 4] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0];
     for (index, descriptor) in gdt.iter().enumerate() {
@@ -118,20 +119,46 @@ fn an_emulated_iret() {
         limit: 0x1f,
         ..Segment::default()
     });
-    let flags = (Rflags::RESERVED1 | Rflags::RF).bits();
-    for (index, value) in [CODE + 0x40, 8, flags, 0x3800, 16].iter().enumerate() {
+    let frame = [CODE + 0x40, 8, flags.bits(), 0x3800, 16];
+    for (index, value) in frame.iter().enumerate() {
         let at = 0x3000 + 8 * index;
         machine.world.ram[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
     machine.state.regs.set(gpr::RSP, 0x3000);
     machine.state.events.set_nmi_masked(true);
+    machine
+}
+
+/// IRET that is emulated ends the masking of NMIs, and keeps the RF that it has loaded.
+#[test]
+fn an_emulated_iret() {
+    let flags = Rflags::RESERVED1 | Rflags::RF;
+    let mut machine = at_iret(flags);
     assert_eq!(walk_exit(&mut machine), Action::Resume);
     assert_eq!(machine.exception(), None);
     assert_eq!(machine.vmcb.rip(), CODE + 0x40);
-    assert!(machine.vmcb.rflags().contains(Rflags::RF));
-    machine.prepare();
-    machine.leave(ExitCode::INTR, 0, 0);
+    assert_eq!(machine.vmcb.rflags(), flags);
     assert!(!machine.state.events.nmi_masked);
+}
+
+/// An NMI that has waited for it comes at once: no other instruction is stepped over, nor the guest's flags changed.
+#[test]
+fn an_nmi_behind_an_emulated_iret() {
+    for intercepted in [false, true] {
+        let mut machine = at_iret(Rflags::RESERVED1);
+        machine.state.events.raise_nmi();
+        machine.prepare();
+        if intercepted {
+            assert_eq!(machine.exit(ExitCode::IRET, 0, 0), Action::Resume);
+            machine.prepare();
+        }
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + 0x40);
+        machine.prepare();
+        assert_eq!(Event::decode(machine.vmcb.event_inj()), Some(Event::Nmi));
+        assert_eq!(machine.vmcb.rflags(), Rflags::RESERVED1);
+        assert!(machine.state.events.nmi_masked);
+    }
 }
 
 /// The accessed bit of a descriptor, and the busy bit of a TSS, are lost, and nobody hears of them.
@@ -202,6 +229,35 @@ fn a_descriptor_that_another_cpu_changes() {
     }
 }
 
+/// A descriptor that is not aligned gets its byte marked, and its neighbours stay.
+#[test]
+fn descriptors_that_are_not_aligned() {
+    const GDT: usize = 0x5001;
+    // mov ds, eax; ltr cx
+    let mut machine = Machine::long(SvmFeatures::NRIPS).code(&[0x8e, 0xd8, 0x0f, 0x00, 0xd9]);
+    let gdt: [u64; 4] = [0, 0x00cf_9200_0000_ffff, 0x0012_8900_7100_0067, 0];
+    for (index, descriptor) in gdt.iter().enumerate() {
+        let at = GDT + 8 * index;
+        machine.world.ram[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+    }
+    machine.vmcb.set_gdtr(Segment {
+        base: GDT as u64,
+        limit: 0x1f,
+        ..Segment::default()
+    });
+    machine.state.regs.set(gpr::RAX, 8);
+    machine.state.regs.set(gpr::RCX, 16);
+    for rip in [2, 5] {
+        assert_eq!(walk_exit(&mut machine), Action::Resume);
+        assert_eq!(machine.vmcb.rip(), CODE + rip);
+        assert_eq!(machine.exception(), None);
+    }
+    for (index, marked) in [(1, 0x00cf_9300_0000_ffff_u64), (2, 0x0012_8b00_7100_0067)] {
+        let at = GDT + 8 * index;
+        assert_eq!(machine.world.ram[at..at + 8], marked.to_le_bytes());
+    }
+}
+
 /// The fault tells where the descriptor is, not where the operand is, though both lie alike in their pages.
 #[test]
 fn the_fault_of_a_descriptor_is_not_the_operands() {
@@ -225,5 +281,32 @@ fn the_fault_of_a_descriptor_is_not_the_operands() {
         let action = machine.exit(ExitCode::NPF, error.bits(), 0x5008);
         assert_eq!(action, Action::Resume);
         assert_eq!(machine.exception(), None, "{code:02x?}");
+    }
+}
+
+/// The same of what only reads a descriptor, which a device has.
+#[test]
+fn the_read_of_a_descriptor_is_not_the_operands() {
+    // lar ecx, [rbx]; lsl ecx, [rbx]; verr [rbx]; verw [rbx]; mov ds, [rbx]
+    for code in [
+        &[0x0f, 0x02, 0x0b][..],
+        &[0x0f, 0x03, 0x0b],
+        &[0x0f, 0x00, 0x23],
+        &[0x0f, 0x00, 0x2b],
+        &[0x8e, 0x1b],
+    ] {
+        let mut machine = Machine::long(SvmFeatures::NRIPS).code(code);
+        machine.vmcb.set_gdtr(Segment {
+            base: USER_MMIO,
+            limit: 0xf,
+            ..Segment::default()
+        });
+        machine.state.regs.set(gpr::RBX, 0x3008);
+        machine.world.ram[0x3008] = 8;
+        let action = machine.exit(ExitCode::NPF, NestedError::FINAL.bits(), USER_MMIO + 8);
+        let Action::User(UserExit::Io(UserIo::Mmio { size, .. })) = action else {
+            panic!("{code:02x?} {action:?}");
+        };
+        assert_eq!(size, 8, "{code:02x?}");
     }
 }

@@ -189,6 +189,24 @@ fn call_and_return() {
     assert_eq!(get(&machine, NEW + 0x24, 4) & Rflags::NT.bits(), 0);
 }
 
+/// IRET ends the masking of NMIs, also if it leads to another task: the NMI that waits comes there at once.
+#[test]
+fn an_nmi_behind_a_return() {
+    let mut machine = machine().code(&[0xcf]);
+    set_descriptor(&mut machine, NEW_TSS, descriptor(NEW, 0x67, 0x8b, 0));
+    machine.state.events.set_nmi_masked(true);
+    machine.state.events.raise_nmi();
+    machine.prepare();
+    assert_eq!(machine.exit(ExitCode::IRET, 0, 0), Action::Resume);
+    // The step over it.
+    machine.prepare();
+    switch(&mut machine, NEW_TSS, IRET);
+    is_new(&machine);
+    machine.prepare();
+    assert_eq!(Event::decode(machine.vmcb.event_inj()), Some(Event::Nmi));
+    assert!(!machine.vmcb.rflags().contains(Rflags::TF));
+}
+
 /// A double fault through a task gate.
 #[test]
 fn exception_through_a_gate() {

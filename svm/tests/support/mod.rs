@@ -153,6 +153,8 @@ impl GuestMemory for World {
         new: u64,
     ) -> Result<Result<(), u64>, MemError> {
         assert!(gpa % size as u64 == 0);
+        let value = |bytes: u64| bytes & (u64::MAX >> (64 - 8 * size));
+        assert_eq!((old, new), (value(old), value(new)), "of {size} bytes");
         self.lose_race(gpa);
         let mut bytes = [0; 8];
         self.read_gpa(gpa, &mut bytes[..size])?;
