@@ -152,6 +152,10 @@ pub struct Events {
     pub(crate) interrupt_cut_short: bool,
     /// The same of the NMI.
     pub(crate) nmi_cut_short: bool,
+    /// `exception` is the VMM's own: it came of nothing that is being delivered.
+    pub(crate) of_vmm: bool,
+    /// Another one of the VMM's, behind `exception`.
+    pub(crate) held: Option<Exception>,
     /// What is in EVENTINJ.
     pub(crate) given: Given,
     /// The IRET that ends the masking of NMIs is about to be executed here.
@@ -221,6 +225,7 @@ impl Events {
     /// Queues an exception. What is on its way already decides: the two may merge to #DF, or shut
     /// the guest down.
     pub fn raise(&mut self, exception: Exception) {
+        self.hold();
         let merged = match self.exception {
             Some(first) => merge(first.exception.vector, exception.vector),
             None => Merged::Second,
@@ -240,16 +245,56 @@ impl Events {
         });
     }
 
-    /// Queues an exception of the VMM's. It is no end of a delivery that was cut short: that goes on behind it.
+    /// Queues an exception of the VMM's. A delivery that has begun goes first, as with a CPU, which
+    /// recognizes events between instructions and deliveries only (APM vol. 2, 8.5): otherwise an
+    /// interrupt would go on in the exception's handler, with IF clear, or an NMI in that of #MC.
     pub fn raise_for_vmm(&mut self, exception: Exception) {
+        if self.exception.is_some_and(|queued| queued.injected) {
+            self.held = Some(exception);
+            return;
+        }
         self.raise(exception);
-        (self.interrupt_cut_short, self.nmi_cut_short) = (false, false);
+        self.of_vmm = true;
+    }
+
+    /// The VMM's exception makes place for one of the guest's.
+    fn hold(&mut self) {
+        if core::mem::take(&mut self.of_vmm) {
+            let exception = self.exception.take().map(|queued| queued.exception);
+            self.held = exception.or(self.held);
+        }
+    }
+
+    /// Queues the VMM's exception that was held, when nothing is before it.
+    #[inline]
+    pub(crate) fn release(&mut self) {
+        if self.held.is_some() && self.exception.is_none() {
+            if let Some(exception) = self.held.take() {
+                self.raise_for_vmm(exception);
+            }
+        }
+    }
+
+    /// Whether `exception` waits for the end of a delivery. An INT n that is executed again comes by itself.
+    #[inline]
+    pub(crate) fn exception_waits(&self) -> bool {
+        let begun = |interrupt: QueuedInterrupt| !interrupt.soft || self.instruction.is_some();
+        self.of_vmm
+            && self.exception.is_some()
+            && (self.nmi_injected || self.interrupt.is_some_and(begun))
+    }
+
+    /// Whether an exception of the VMM's comes next, when what is given now has been delivered.
+    #[inline]
+    pub(crate) fn vmm_waits(&self) -> bool {
+        self.held.is_some() || self.exception_waits()
     }
 
     /// Drops a pending exception: the VMM has given the registers other values than those that it was raised
     /// with. One whose delivery has begun stays.
     pub fn forget_pending(&mut self) {
         self.exception = self.exception.filter(|queued| queued.injected);
+        self.held = None;
     }
 
     /// Whether RIP is behind the INT3 or INT n that an event comes from.
@@ -291,8 +336,12 @@ impl Events {
         self.exception.is_some() || self.nmi_injected || self.interrupt.is_some()
     }
 
-    /// The VMM has set the events: what is injected by its word was being delivered when it was read.
+    /// The VMM has set the events: what is injected by its word was being delivered when it was read, and
+    /// an exception came of that. Only a machine check comes of no delivery: the VMM has raised it.
     pub fn deliveries_began(&mut self) {
+        let exception = self.exception.map(|queued| queued.exception.vector);
+        self.of_vmm = exception == Some(vector::MC);
+        self.held = None;
         self.interrupt_cut_short = self.interrupt.is_some();
         self.nmi_cut_short = self.nmi_injected;
     }
@@ -307,7 +356,7 @@ impl Events {
         match self.given {
             Given::Nothing => {}
             Given::Exception => {
-                self.exception = None;
+                (self.exception, self.of_vmm) = (None, false);
                 self.supersede();
             }
             Given::Nmi => {
@@ -319,12 +368,13 @@ impl Events {
             // moved, it was delivered, and the event that was cut short is a later one.
             Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
             Given::Soft(_) => {
-                self.instruction = None;
-                if self.exception.take().is_some() {
+                if self.exception.is_some() && !self.exception_waits() {
+                    (self.exception, self.of_vmm) = (None, false);
                     self.supersede();
                 } else {
                     (self.interrupt, self.interrupt_cut_short) = (None, false);
                 }
+                self.instruction = None;
             }
         }
         self.given = Given::Nothing;
@@ -364,6 +414,7 @@ impl Events {
             }
             Some(Event::Exception(vector::BP | vector::OF, _) | Event::Software(_)) | None => {}
             Some(Event::Exception(vector, error_code)) => {
+                self.hold();
                 self.exception = Some(QueuedException {
                     exception: Exception {
                         vector,

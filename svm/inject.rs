@@ -6,7 +6,7 @@
 //!
 //! | what                        | when                                                    |
 //! |-----------------------------|---------------------------------------------------------|
-//! | an exception                | always                                                  |
+//! | an exception                | always; of the VMM's own: behind the next row           |
 //! | an injected NMI, interrupt  | its delivery has begun, so always                       |
 //! | a pending NMI               | NMIs not masked, no shadow; else the NMI window opens   |
 //! | a pending interrupt         | IF, no shadow; else the interrupt window opens          |
@@ -71,6 +71,7 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     vmcb.set_rax(state.regs.get(gpr::RAX));
     vmcb.set_rsp(state.regs.get(gpr::RSP));
     let VcpuState { events, debug, .. } = state;
+    events.release();
     let mut interrupt_window = source.has_interrupt();
     let mut nmi = events.nmi_pending != 0;
     if (interrupt_window || nmi) && debug.blocks_interrupts() {
@@ -84,7 +85,7 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     }
     give(vmcb, events, debug);
 
-    let mut briefly = false;
+    let mut briefly = events.vmm_waits();
     if nmi && events.nmi_pending != 0 {
         match nmi_window(vmcb, events) {
             NmiWindow::AfterDelivery => briefly = true,
@@ -142,7 +143,8 @@ fn give(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) {
 /// The most urgent event.
 #[inline]
 fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given, Option<Event>) {
-    if let Some(queued) = &mut events.exception {
+    let waits = events.exception_waits();
+    if let Some(queued) = events.exception.as_mut().filter(|_| !waits) {
         if !queued.injected {
             deliver_payload(vmcb, debug, queued.exception);
             queued.injected = true;

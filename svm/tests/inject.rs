@@ -301,20 +301,125 @@ fn an_injected_int3_leaves_the_interrupt_behind_it() {
     assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
 }
 
-/// The VMM's exception did not come of what is being delivered.
+/// The VMM's exception did not come of what is being delivered. That goes first: an interrupt would come
+/// with IF clear in the exception's handler, an NMI in that of a machine check.
 #[test]
-fn an_exception_of_the_vmm_leaves_what_is_being_delivered() {
-    for event in [Event::Interrupt(0x31), Event::Nmi] {
-        let mut machine = machine();
-        exit_during(&mut machine, Some(event));
-        let machine_check = Exception::new(vector::MC);
-        machine.state.events.raise_for_vmm(machine_check);
-        machine.prepare();
-        assert_eq!(injected(&machine), Some(Event::Exception(vector::MC, None)));
-        exit_during(&mut machine, None);
-        machine.prepare();
-        assert_eq!(injected(&machine), Some(event));
+fn an_exception_of_the_vmm_waits_for_what_is_being_delivered() {
+    let machine_check = Some(Event::Exception(vector::MC, None));
+    for event in [
+        Event::Interrupt(0x31),
+        Event::Nmi,
+        Event::Exception(vector::DB, None),
+    ] {
+        for again in [false, true] {
+            let mut machine = machine();
+            exit_during(&mut machine, Some(event));
+            machine
+                .state
+                .events
+                .raise_for_vmm(Exception::new(vector::MC));
+            assert_eq!(machine.prepare(), Entry::RunBriefly);
+            assert_eq!(injected(&machine), Some(event));
+            if again {
+                exit_during(&mut machine, Some(event));
+                assert_eq!(machine.prepare(), Entry::RunBriefly);
+                assert_eq!(injected(&machine), Some(event));
+            }
+            exit_during(&mut machine, None);
+            assert_eq!(machine.prepare(), Entry::Run);
+            assert_eq!(injected(&machine), machine_check);
+            assert_eq!(machine.state.events.nmi_masked, event == Event::Nmi);
+            exit_during(&mut machine, None);
+            assert!(!machine.state.events.busy());
+            machine.prepare();
+            assert_eq!(injected(&machine), None);
+        }
     }
+}
+
+/// The controller has let go of the interrupt, and the VMM's exception comes before VMRUN.
+#[test]
+fn an_exception_of_the_vmm_waits_for_an_acknowledged_interrupt() {
+    let mut machine = machine();
+    machine.line.vector = Some(0x31);
+    machine.prepare();
+    cancel(&mut machine.vmcb, &mut machine.state);
+    machine
+        .state
+        .events
+        .raise_for_vmm(Exception::new(vector::DB));
+    assert_eq!(machine.prepare(), Entry::RunBriefly);
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+    exit_during(&mut machine, None);
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Exception(vector::DB, None)));
+}
+
+/// The same of an INT n that RIP is behind already.
+#[test]
+fn an_exception_of_the_vmm_waits_for_an_injected_instruction() {
+    let mut machine = machine().code(&[0xcd, 0x80]);
+    machine.exit(ExitCode::SWINT, 0, 0);
+    machine
+        .state
+        .events
+        .raise_for_vmm(Exception::new(vector::MC));
+    assert_eq!(machine.prepare(), Entry::RunBriefly);
+    assert_eq!(injected(&machine), Some(Event::Software(0x80)));
+    machine.vmcb.set_rip(0x2000);
+    exit_during(&mut machine, None);
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Exception(vector::MC, None)));
+    assert_eq!(machine.vmcb.rip(), 0x2000);
+}
+
+/// What the delivery ends in is its own end: the VMM's exception waits for that, too.
+#[test]
+fn an_exception_of_the_vmm_waits_for_the_end_of_a_delivery() {
+    for cut_short in [false, true] {
+        let mut machine = machine();
+        exit_during(&mut machine, Some(Event::Interrupt(0x31)));
+        machine
+            .state
+            .events
+            .raise_for_vmm(Exception::new(vector::MC));
+        machine.prepare();
+        if cut_short {
+            exit_during(&mut machine, Some(Event::Exception(vector::AC, Some(0))));
+        } else {
+            let info = Event::Interrupt(0x31).encode();
+            poke(&mut machine.vmcb, EXITINTINFO, info);
+            machine.exit(ExitCode(0x40 + u64::from(vector::AC)), 0, 0);
+        }
+        for exception in [
+            Event::Exception(vector::AC, Some(0)),
+            Event::Exception(vector::MC, None),
+        ] {
+            machine.prepare();
+            assert_eq!(injected(&machine), Some(exception));
+            exit_during(&mut machine, None);
+        }
+        machine.prepare();
+        assert_eq!(injected(&machine), None);
+    }
+}
+
+/// No delivery ends in a machine check: a VMM that sets one with the rest has raised it itself.
+#[test]
+fn a_set_machine_check_waits() {
+    let mut machine = machine();
+    let events = &mut machine.state.events;
+    events.interrupt = Some(QueuedInterrupt {
+        vector: 0x31,
+        soft: false,
+    });
+    events.raise(Exception::new(vector::MC));
+    events.deliveries_began();
+    assert_eq!(machine.prepare(), Entry::RunBriefly);
+    assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
+    exit_during(&mut machine, None);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Exception(vector::MC, None)));
 }
 
 #[test]
