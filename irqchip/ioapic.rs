@@ -182,14 +182,16 @@ impl Ioapic {
             return false;
         };
         let paused = self.storms.paused() & 1u32.wrapping_shl(index as u32) != 0;
-        if entry.is_masked() || entry.remote_irr() || paused || !send(entry.message()) {
+        if entry.is_masked() || entry.remote_irr() || paused {
             return false;
         }
-        if entry.is_level() {
+        // An edge is sent once, whether somebody takes it or not.
+        self.sent |= 1u32.wrapping_shl(index as u32);
+        let taken = send(entry.message());
+        if taken && entry.is_level() {
             entry.0 |= Entry::REMOTE_IRR;
         }
-        self.sent |= 1u32.wrapping_shl(index as u32);
-        true
+        taken
     }
 
     /// Sends for `pin` if its level still asks for it.

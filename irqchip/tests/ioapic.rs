@@ -240,6 +240,19 @@ fn a_message_that_nobody_took_leaves_no_remote_irr() {
 }
 
 #[test]
+fn an_edge_that_nobody_took_is_gone() {
+    let mut ioapic = Ioapic::new();
+    let mut bus = Bus::default();
+    program(&mut ioapic, &mut bus, 13, 0x3d);
+    ioapic.set_pin(13, A, true, &mut |_| false);
+    let mut bytes = [0; STATE_SIZE];
+    ioapic.state(&mut bytes);
+    assert_eq!(bytes[16..20], [0; 4]);
+    Ioapic::new().set_state(&bytes, &mut bus.send());
+    assert_eq!(bus.take(), []);
+}
+
+#[test]
 fn saved_state() {
     let mut ioapic = Ioapic::new();
     let mut bus = Bus::default();
