@@ -69,6 +69,7 @@ mod vector;
 mod verify;
 
 pub use address::checked_address;
+pub use address::code_address;
 pub use address::code_size;
 pub use address::linear_address;
 pub use port::io_allowed;

@@ -3,7 +3,7 @@
 //! Ports, nested faults, and the emulation of instructions that reach a device.
 
 use super::intercepted::intercepted;
-use super::rip::{advance, linear_rip, single_step_trap, PAGE};
+use super::rip::{advance, single_step_trap};
 use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::event::Event;
@@ -12,7 +12,7 @@ use crate::io::{Fault, Fragment, Phase, Place};
 use crate::state::Decoded;
 use x86::cpu::{Access, Cpu, Stop};
 use x86::decode::{Insn, Map, MAX_LENGTH};
-use x86::emulate::{code_size, emulate as execute, fetch};
+use x86::emulate::{code_address, code_size, emulate as execute, fetch};
 use x86::regs::{gpr, Rflags};
 
 /// IN, OUT, INS, OUTS (APM vol. 2, 15.10.2). The CPU has checked the permission already.
@@ -177,7 +177,8 @@ fn decoded<P: Platform>(
     let mode = code_size(guest);
     let slot = guest.vmcb.rip() as usize % Decoded::SLOTS;
     if let Some(Some(last)) = guest.state.decoded.get(slot) {
-        if last.bytes == *bytes && last.insn.mode == mode {
+        let whole = usize::from(last.insn.length) <= length;
+        if whole && last.bytes == *bytes && last.insn.mode == mode {
             return Ok(last.insn);
         }
     }
@@ -194,15 +195,14 @@ fn decoded<P: Platform>(
     Ok(insn)
 }
 
-/// Reads what there may be of the instruction at RIP before the end of its page; the answer is how
-/// much that is. The CPU has been there, so the limit of CS allows the first byte at least.
+/// Reads what there may be of the instruction at RIP before the end of its page or of its segment; the
+/// answer is how much that is. The CPU looks at the limit of CS, but not every emulator.
 fn read_code<P: Platform>(
     guest: &mut Guest<'_, P>,
     bytes: &mut [u8; Decoded::BYTES],
 ) -> Result<usize, Stop> {
-    let linear = linear_rip(guest, code_size(guest));
-    let in_page = PAGE.wrapping_sub(linear % PAGE) as usize;
-    let length = in_page.min(MAX_LENGTH);
+    let (linear, room) = code_address(guest, code_size(guest), guest.vmcb.rip())?;
+    let length = room.min(MAX_LENGTH);
     let part = bytes.get_mut(..length).ok_or(Stop::Unhandled)?;
     guest.read(linear, part, Access::Fetch)?;
     Ok(length)

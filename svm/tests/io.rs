@@ -9,7 +9,7 @@ use svm::dispatch::{finish_io, resume_io, Action, FaultOutcome, UserExit};
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::io::UserIo;
-use x86::regs::{gpr, vector, Rflags, SegAttr, SegReg};
+use x86::regs::{gpr, vector, Exception, Rflags, SegAttr, SegReg, Segment};
 
 /// A port that the VMM has.
 const PORT: u16 = 0x3f8;
@@ -582,4 +582,32 @@ fn real_mode() {
     finish(&mut machine, 0x0741);
     assert_eq!(machine.state.regs.get(gpr::RAX), 0x0741);
     done(&machine, 2);
+}
+
+/// Not every emulator looks at the limit of CS when it fetches.
+#[test]
+fn code_beyond_the_limit_is_refused() {
+    // mov %al, (%bx)
+    const STORE: [u8; 2] = [0x88, 0x07];
+    let at_limit = |limit: u64| {
+        let mut machine = Machine::real(SvmFeatures::empty()).code(&STORE);
+        let ds = Segment {
+            base: USER_MMIO,
+            ..machine.vmcb.segment(SegReg::Ds)
+        };
+        machine.vmcb.set_segment(SegReg::Ds, ds);
+        let mut cs = machine.vmcb.segment(SegReg::Cs);
+        cs.limit = limit as u32;
+        machine.vmcb.set_segment(SegReg::Cs, cs);
+        let action = fault(&mut machine, USER_MMIO);
+        (action, machine)
+    };
+    let (action, _) = at_limit(CODE + 1);
+    assert_eq!(action, mmio(USER_MMIO, 1, true, 0));
+    for limit in [CODE, CODE - 1] {
+        let (action, machine) = at_limit(limit);
+        assert_eq!(action, Action::Resume);
+        assert_eq!(machine.exception(), Some(Exception::GP0));
+        assert_eq!(machine.vmcb.rip(), CODE);
+    }
 }

@@ -191,11 +191,7 @@ pub(super) fn check_branch_target<C: Cpu>(cpu: &C, mode: CodeSize, rip: u64) -> 
 
 /// Where instruction bytes at `rip` are, and how many may be read from there in one go: to the
 /// end of the page or of the code segment.
-pub(super) fn code_address<C: Cpu>(
-    cpu: &C,
-    mode: CodeSize,
-    rip: u64,
-) -> Result<(u64, usize), Stop> {
+pub fn code_address<C: Cpu>(cpu: &C, mode: CodeSize, rip: u64) -> Result<(u64, usize), Stop> {
     let segment = cpu.segment(SegReg::Cs);
     let mut room = u64::MAX;
     let mut rip = rip;
