@@ -131,9 +131,10 @@ impl Layout {
         let given = xstate_bv(image);
         let reserved = image.get(XCOMP_BV..HEADER_END)?;
         let mxcsr = fxsave::mxcsr(image);
+        let has_mxcsr = given & (SSE | AVX) != 0;
         if given & !(self.components | LEGACY) != 0
             || reserved.iter().any(|byte| *byte != 0)
-            || mxcsr & !mxcsr_mask != 0
+            || (has_mxcsr && mxcsr & !mxcsr_mask != 0)
         {
             return None;
         }
@@ -145,7 +146,7 @@ impl Layout {
         if given & SSE != 0 {
             copy(area, image, offset::XMM0, offset::XMM_END - offset::XMM0);
         }
-        if given & (SSE | AVX) != 0 {
+        if has_mxcsr {
             put(area, offset::MXCSR, mxcsr.to_le_bytes());
         }
         for (_, offset, size) in self.places_of(given & !PKRU) {
