@@ -36,6 +36,7 @@ use svm::io::UserIo;
 use svm::state::MpState;
 use svm::vmcb::TlbControl;
 use x86::regs::vector;
+use x86::sregs::is_valid_cr8;
 
 /// Runs the guest until the VMM is needed, or a signal comes.
 #[inline(never)]
@@ -74,7 +75,11 @@ enum Leave {
 fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
     inner.has_run = true;
     if inner.parts.lapic.is_none() {
-        inner.parts.user_cr8 = (vcpu.run_page.cr8() & 0xf) as u8;
+        let cr8 = vcpu.run_page.cr8();
+        if !is_valid_cr8(cr8) {
+            return Err(EINVAL);
+        }
+        inner.parts.user_cr8 = cr8 as u8;
         inner.vmcb.set_v_tpr(inner.parts.user_cr8);
     }
     if let Some(io) = inner.state.io.pending() {

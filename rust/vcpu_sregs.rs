@@ -13,7 +13,7 @@ use svm::vmcb::Vmcb;
 use x86::cpu::GuestMemory;
 use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
-use x86::sregs::{self, ControlRegs};
+use x86::sregs::{self, is_valid_cr8, ControlRegs};
 
 const SEGMENTS: [SegReg; 8] = [
     SegReg::Cs,
@@ -189,11 +189,14 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_sregs) -> Resul
     set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
     set_guest_cr4(vmcb, state, regs.cr4);
     set_guest_efer(vmcb, state, regs.efer);
-    match &mut inner.parts.lapic {
-        Some(lapic) => lapic.set_cr8(new.cr8),
-        None => inner.parts.user_cr8 = (new.cr8 & 0xf) as u8,
+    // As on KVM, one that no CPU can have is none.
+    if is_valid_cr8(new.cr8) {
+        match &mut inner.parts.lapic {
+            Some(lapic) => lapic.set_cr8(new.cr8),
+            None => inner.parts.user_cr8 = new.cr8 as u8,
+        }
+        inner.vmcb.set_v_tpr(new.cr8 as u8);
     }
-    inner.vmcb.set_v_tpr((new.cr8 & 0xf) as u8);
     inner.parts.deferred |= deferred::FLUSH;
 
     let pending = new

@@ -167,6 +167,13 @@ pub fn valid_efer(efer: Efer, features: &Features) -> bool {
     features.efer().union(BASE).contains(efer)
 }
 
+/// True if CR8 can have this value (APM vol. 2, 16.6.4: bits 63 to 4 are reserved).
+#[inline]
+pub fn is_valid_cr8(cr8: u64) -> bool {
+    const TPR: u64 = 0xf;
+    cr8 & !TPR == 0
+}
+
 /// Puts CR0 into the form in which the guest reads it: undefined bits zero, ET one.
 pub fn normalize_cr0(cr0: Cr0) -> Cr0 {
     (cr0 & CR0_DEFINED) | Cr0::ET

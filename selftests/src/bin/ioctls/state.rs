@@ -7,13 +7,14 @@ use kvm_bindings::*;
 use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Xsave};
 use selftests::tap::{equal, skipped};
 
-use crate::bare::{vm, Bare};
+use crate::bare::{vm, Bare, OUT};
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("KVM_SET_REGS keeps every register", regs),
     ("KVM_SET_SREGS keeps every register", sregs),
     ("KVM_SET_SREGS refuses impossible states", sregs_bad),
+    ("CR8 takes no reserved bits", cr8_bad),
     (
         "every listed MSR can be read, and written with what was read",
         all_msrs,
@@ -184,6 +185,24 @@ fn sregs(path: &str) -> Result<(), String> {
     };
     equal("control registers", plain(&got), plain(&new))?;
     equal("limits", (got.gdt.limit, got.idt.limit), (0x7f, 0xfff))
+}
+
+fn cr8_bad(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &OUT)?;
+    let vcpu = &bare.vcpu.handle;
+    let mut sregs: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+    for (value, want) in [(5, 5), (0x12, 5), (1 << 63 | 3, 5), (0, 0)] {
+        sregs.cr8 = value;
+        vcpu.set(number::SET_SREGS, &sregs)?;
+        let got: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+        equal("CR8", got.cr8, want)?;
+    }
+    let in_page = |value| bare.vcpu.share(|shared| shared.cr8 = value);
+    in_page(0x10);
+    refused("CR8 in the page", bare.vcpu.run(), libc::EINVAL)?;
+    in_page(0xf);
+    bare.byte()?;
+    equal("CR8 in the page", bare.vcpu.shared().cr8, 0xf)
 }
 
 fn sregs_bad(path: &str) -> Result<(), String> {
