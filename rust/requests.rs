@@ -30,7 +30,7 @@ pub(crate) fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
                 || events.exception.is_some()
                 || events.interrupt.is_some()
                 || events.triple_fault
-                || (events.nmi_pending != 0 && !events.nmi_masked);
+                || events.nmi_is_next();
             if awake {
                 inner.state.mp_state = MpState::Runnable;
             }

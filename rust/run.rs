@@ -159,7 +159,8 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             // The wish for a window alone does not wake the guest.
             inner.parts.user_window = false;
             window = wants_user_window(vcpu, inner);
-            if window && ready_for_user_interrupt(inner) {
+            let nmi = inner.state.events.nmi_is_next();
+            if window && !nmi && ready_for_user_interrupt(inner) {
                 vcpu.run_page.set_reason(abi::KVM_EXIT_IRQ_WINDOW_OPEN);
                 return Ok(Some(Leave::ToUser));
             }

@@ -161,7 +161,8 @@ fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &abi::kvm_guest_debug) -
         return Err(EINVAL);
     }
     if control.intersects(DebugControl::INJECT_DB | DebugControl::INJECT_BP) {
-        if inner.state.events.exception.is_some() {
+        let events = &inner.state.events;
+        if events.exception.is_some() || events.triple_fault {
             return Err(EBUSY);
         }
         let db = control.contains(DebugControl::INJECT_DB);

@@ -307,6 +307,11 @@ impl Events {
         self.instruction = None;
     }
 
+    /// Whether an NMI waits that goes before all interrupts (APM vol. 2, table 8-8).
+    pub fn nmi_is_next(&self) -> bool {
+        self.nmi_pending != 0 && !self.nmi_masked
+    }
+
     /// Queues an NMI. While one is being handled, one more is kept, as the CPU does.
     pub fn raise_nmi(&mut self) {
         let limit = if self.nmi_masked || self.nmi_injected {

@@ -404,5 +404,5 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
 /// Whether an interrupt of the VMM's own controller would be taken at the next entry:
 /// `ready_for_interrupt_injection` in `struct kvm_run`.
 pub fn ready_for_interrupt(vmcb: &Vmcb, state: &VcpuState) -> bool {
-    interrupts_allowed(vmcb) && !state.events.busy()
+    interrupts_allowed(vmcb) && !state.events.busy() && !state.events.triple_fault
 }

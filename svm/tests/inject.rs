@@ -513,6 +513,29 @@ fn other_registers_drop_what_is_pending_only() {
 }
 
 #[test]
+fn an_nmi_comes_before_the_window() {
+    let mut machine = machine();
+    assert!(!machine.state.events.nmi_is_next());
+    machine.state.events.raise_nmi();
+    assert!(machine.state.events.nmi_is_next());
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    exit_during(&mut machine, None);
+    machine.state.events.raise_nmi();
+    assert!(!machine.state.events.nmi_is_next(), "masked");
+}
+
+#[test]
+fn a_triple_fault_comes_before_the_window() {
+    let mut machine = machine();
+    assert!(ready_for_interrupt(&machine.vmcb, &machine.state));
+    machine.state.events.triple_fault = true;
+    assert!(!ready_for_interrupt(&machine.vmcb, &machine.state));
+    assert_eq!(machine.prepare(), Entry::Shutdown);
+    assert!(ready_for_interrupt(&machine.vmcb, &machine.state));
+}
+
+#[test]
 fn interrupts_wait_for_their_window() {
     let window = VirtualInterrupt::V_IRQ | VirtualInterrupt::V_IGN_TPR;
     for shadow in [false, true] {

@@ -45,6 +45,10 @@ pub(crate) const TESTS: &[Test] = &[
         "an NMI behind an exception comes before the exception's handler goes on",
         nmi_behind_exception,
     ),
+    (
+        "an NMI comes before the window for interrupts",
+        nmi_and_window,
+    ),
     ("a guest that does nothing can be run for ever", never_ends),
     ("another process cannot run the virtual CPU", other_process),
     ("random states do no harm", random_states),
@@ -90,6 +94,25 @@ fn nmi_behind_exception(path: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn nmi_and_window(path: &str) -> Result<(), String> {
+    const NMI: usize = 2;
+    const IRET: u8 = 0xcf;
+    let bare = Bare::new(path, &SPIN)?;
+    let handler = CODE as usize + 0x20;
+    bare.ram.write(handler, &[OUT[0], OUT[1], IRET]);
+    bare.ram.write(4 * NMI, &(handler as u32).to_le_bytes());
+    let vcpu = &bare.vcpu.handle;
+    let mut regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+    regs.rflags |= 0x200;
+    vcpu.set(number::SET_REGS, &regs)?;
+    vcpu.call(number::NMI, 0)?;
+    bare.vcpu
+        .share(|shared| shared.request_interrupt_window = 1);
+    bare.byte()
+        .map_err(|error| format!("the NMI's handler: {error}"))?;
+    equal("the window", bare.exit()?, KVM_EXIT_IRQ_WINDOW_OPEN)
 }
 
 fn argument(path: &str) -> Result<(), String> {

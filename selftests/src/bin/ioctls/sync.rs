@@ -233,6 +233,26 @@ fn triple_fault(path: &str) -> Result<(), String> {
     new.triple_fault.pending = 1;
     vcpu.set(number::SET_VCPU_EVENTS, &new)?;
     equal("pending", events(vcpu)?.triple_fault.pending, 1)?;
-    equal("shutdown", bare.exit()?, KVM_EXIT_SHUTDOWN)?;
+    let debug = kvm_guest_debug {
+        control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB,
+        ..Default::default()
+    };
+    refused(
+        "a #DB besides",
+        vcpu.set(number::SET_GUEST_DEBUG, &debug),
+        libc::EBUSY,
+    )?;
+    // The window does not come before it.
+    let mut regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+    regs.rflags |= 0x200;
+    vcpu.set(number::SET_REGS, &regs)?;
+    let window = |on: u8| {
+        bare.vcpu
+            .share(|shared| shared.request_interrupt_window = on)
+    };
+    window(1);
+    let exit = bare.exit();
+    window(0);
+    equal("shutdown", exit?, KVM_EXIT_SHUTDOWN)?;
     equal("done", events(vcpu)?.triple_fault.pending, 0)
 }
