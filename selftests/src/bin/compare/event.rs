@@ -155,9 +155,9 @@ fn one(
     more(machine, config, (debug, soft), random, probe);
     probe.put("before", machine.events()?);
     let usable = machine.run(probe, limit)?;
-    // What a VMCB has after a shutdown is undefined (APM vol. 2, 15.14.3).
+    // What a VMCB has after a shutdown is undefined (APM vol. 2, 15.14.3), and QEMU's is after a VMRUN that was refused.
     let exit = probe.get("exit");
-    if exit != "shutdown" && exit != crate::probe::NO_END {
+    if !["shutdown", "fail-entry", crate::probe::NO_END].contains(&exit) {
         machine.describe(probe)?;
         let rsp = vcpu.get::<kvm_regs>(number::GET_REGS)?.rsp;
         probe.put("top", machine.top(rsp));

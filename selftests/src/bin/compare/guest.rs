@@ -269,6 +269,7 @@ impl Machine {
             ..Default::default()
         };
         sregs.interrupt_bitmap = [0; 4];
+        sregs.apic_base = 0xfee0_0900;
         (sregs.cr2, sregs.cr8) = (0, 0);
         sregs.cr4 = 0x600;
         (sregs.cr0, sregs.efer, sregs.cr3) = match mode {
@@ -377,7 +378,12 @@ impl Machine {
         probe.put(
             "control",
             words(&[
-                sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.cr8, sregs.efer,
+                cr0_bits(sregs.cr0),
+                sregs.cr2,
+                sregs.cr3,
+                sregs.cr4,
+                sregs.cr8,
+                sregs.efer,
             ]),
         );
         let debug: kvm_debugregs = vcpu.get(number::GET_DEBUGREGS)?;
@@ -514,6 +520,13 @@ fn quiet_debug() -> kvm_debugregs {
         dr7: 0x400,
         ..Default::default()
     }
+}
+
+/// CR0 without its reserved bits: a CPU ignores a write of them (APM vol. 2, 3.1.1), and KVM shows a VMM what
+/// it has set.
+pub(crate) fn cr0_bits(cr0: u64) -> u64 {
+    const RESERVED: u64 = 0x1ffa_ffc0;
+    cr0 & !RESERVED
 }
 
 pub(crate) fn words(values: &[u64]) -> String {

@@ -11,7 +11,7 @@ use kvm_bindings::*;
 use selftests::kvm::{number, Handle, Xsave};
 
 use crate::cases::{self, Case, Mode};
-use crate::guest::{fnv, regs, Config, Machine, CODE, DEVICE, DEVICE_END, HLT};
+use crate::guest::{fnv, regs, words, Config, Machine, CODE, DEVICE, DEVICE_END, HLT};
 use crate::probe::{Probe, Subject};
 use crate::random::Random;
 
@@ -66,7 +66,12 @@ impl Instructions {
                 }
             }
             bytes.truncate(15);
-            let refused = |pair: &[u8]| pair[0] == 0x0f && LEFT_OUT.contains(&pair[1]);
+            let refused = |pair: &[u8]| match pair[0] {
+                0x0f => LEFT_OUT.contains(&pair[1]),
+                // FNSTENV and FNSAVE store where the last instruction of the x87 unit was, whoever's.
+                0xd9 | 0xdd => (pair[1] >> 3) & 7 == 6 && pair[1] < 0xc0,
+                _ => false,
+            };
             if !bytes.windows(2).any(refused) {
                 return bytes;
             }
@@ -104,7 +109,7 @@ impl Subject for Instructions {
         machine.vcpu.handle.set(number::SET_REGS, &r)?;
         let usable = machine.run(&mut probe, limit)?;
         if probe.get("exit") == "hlt" {
-            describe(&machine, &mut probe)?;
+            describe(&machine, mode, &mut probe)?;
         }
         if usable {
             self.machines.insert(config, machine);
@@ -149,7 +154,7 @@ fn some_regs(mode: Mode, random: &mut Random) -> kvm_regs {
 }
 
 /// The registers, without the flags that an instruction of the emulators may leave as it likes.
-fn describe(machine: &Machine, probe: &mut Probe) -> Result<(), String> {
+fn describe(machine: &Machine, mode: Mode, probe: &mut Probe) -> Result<(), String> {
     let mut all = Probe::default();
     machine.describe(&mut all)?;
     let emulated = !probe.get("trace").is_empty();
@@ -159,6 +164,9 @@ fn describe(machine: &Machine, probe: &mut Probe) -> Result<(), String> {
                 let flags = u64::from_str_radix(&value, 16).unwrap_or(0);
                 probe.put("flags", format!("{:x}", flags & !STATUS));
             }
+            // The upper halves mean nothing outside of 64-bit mode (APM vol. 1, 3.1.2), and an emulator may leave
+            // them as it likes.
+            "regs" if mode != Mode::Long => probe.put("regs", lower_halves(&value)),
             // An exception's frame has the flags.
             "stack" if emulated => {}
             "events" | "dr7" => {}
@@ -190,4 +198,13 @@ fn describe(machine: &Machine, probe: &mut Probe) -> Result<(), String> {
     ];
     probe.put("memory", format!("{:x}", fnv(&near.concat())));
     Ok(())
+}
+
+/// Of registers in words, 32 bits of each.
+fn lower_halves(text: &str) -> String {
+    let each = text.split(',').map(|word| {
+        let value = u64::from_str_radix(word, 16).unwrap_or(0);
+        value & u64::from(u32::MAX)
+    });
+    words(&each.collect::<Vec<_>>())
 }

@@ -116,12 +116,19 @@ pub(crate) fn irqchip(
 /// Without what means nothing: reserved and read-only bits of the IOAPIC, and how much a true byte is.
 fn plain(id: u32, bytes: &mut [i8]) {
     if id == 2 {
+        // Its place, which is fixed here; the upper bytes of the selector and of the ID; padding.
+        bytes[..8].fill(0);
+        bytes[9..12].fill(0);
+        bytes[12] &= 0xf;
+        bytes[13..16].fill(0);
+        bytes[20..24].fill(0);
         for entry in bytes[24..].chunks_mut(8) {
-            entry[1] &= 0xef_u8 as i8;
+            // Delivery status, and remote IRR of messages that have no EOI.
+            let has_end = entry[1] & 7 < 2 && entry[1] < 0;
+            entry[1] &= if has_end { 0xef_u8 } else { 0xaf_u8 } as i8;
             entry[2] &= 1;
             entry[3..7].fill(0);
         }
-        bytes[12..16].fill(0);
     } else {
         bytes[4] &= 7;
         let truths = [6, 7, 8, 10, 11, 12, 13];
@@ -164,6 +171,7 @@ pub(crate) fn pit(
             channel.status_latched = 1;
             ("status", &mut channel.status, 0xff)
         }
+        // The lower or the upper byte is next, in keeping with `rw_mode`.
         3 => ("read_state", &mut channel.read_state, 4),
         4 => ("write_state", &mut channel.write_state, 4),
         5 => ("rw_mode", &mut channel.rw_mode, 3),
@@ -171,8 +179,12 @@ pub(crate) fn pit(
         7 => ("bcd", &mut channel.bcd, 1),
         _ => ("gate", &mut channel.gate, 1),
     };
-    // There are three ways to access a counter.
-    let least = u64::from(name == "rw_mode");
+    let least = match name {
+        // There are three ways to access a counter.
+        "rw_mode" => 1,
+        "read_state" | "write_state" => 3,
+        _ => 0,
+    };
     *field = (least + random.below(most + 1 - least)) as u8;
     let value = *field;
     if name == "rw_mode" {
@@ -243,6 +255,7 @@ pub(crate) fn msi(
             ("devid", &mut msi.devid),
         ],
     );
+    probe.word(format!("delivery={}", (msi.data >> 8) & 7));
     // An INIT would reset what the rest of the probe looks at.
     let init = (msi.data >> 8) & 7 >= 5;
     if !init {
@@ -250,6 +263,7 @@ pub(crate) fn msi(
         let text = done.map(|count| count.to_string());
         probe.put("set", text.unwrap_or_else(|error| errno::<()>(Err(error))));
     }
+    probe.put("events", machine.events()?);
     put_irr(machine, probe)?;
     Ok(false)
 }

@@ -21,6 +21,8 @@ pub(crate) fn xsave(
     let vcpu = &machine.vcpu.handle;
     let mut x: Xsave = vcpu.get(number::GET_XSAVE)?;
     x.0[128] &= !PKRU;
+    // Software's own bytes, where KVM says which components there are.
+    x.0[116..128].fill(0);
     for _ in 0..random.pick(&[1, 2, 4]) {
         let at = match random.below(4) {
             // The control words, the header, anything.

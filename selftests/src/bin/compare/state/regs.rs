@@ -7,7 +7,7 @@ use selftests::kvm::{number, Sregs2};
 
 use super::change;
 use crate::cases::Mode;
-use crate::guest::{errno, general, regs, segments, words, Machine};
+use crate::guest::{cr0_bits, errno, general, regs, segments, words, Machine};
 use crate::probe::Probe;
 use crate::random::Random;
 
@@ -117,7 +117,7 @@ fn change_sregs(s: &mut kvm_sregs, random: &mut Random, probe: &mut Probe) {
 }
 
 /// Whether the guest can run: on QEMU one with LME and without paging takes the host along, and page
-/// tables in the page of code make it stand still.
+/// tables in the page of code make it stand still. KVM cannot skip an instruction in a segment that is not there.
 fn can_run(s: &kvm_sregs, base: &kvm_sregs) -> bool {
     s.cr3 == base.cr3
         && s.efer == base.efer
@@ -127,6 +127,7 @@ fn can_run(s: &kvm_sregs, base: &kvm_sregs) -> bool {
         && s.cs.limit == base.cs.limit
         && (s.cs.type_, s.cs.s, s.cs.l, s.cs.db)
             == (base.cs.type_, base.cs.s, base.cs.l, base.cs.db)
+        && (s.cs.present, s.cs.unusable) == (1, 0)
 }
 
 pub(crate) fn some_sregs(
@@ -154,7 +155,7 @@ fn put_sregs(s: &kvm_sregs, probe: &mut Probe) {
     probe.put(
         "got",
         words(&[
-            s.cr0,
+            cr0_bits(s.cr0),
             s.cr2,
             s.cr3,
             s.cr4,
@@ -204,8 +205,9 @@ pub(crate) fn some_sregs2(
         let after: Sregs2 = vcpu.get(number::GET_SREGS2)?;
         probe.put(
             "got",
-            words(&[after.cr0, after.cr3, after.cr4, after.efer, after.flags]),
+            words(&[cr0_bits(after.cr0), after.cr3, after.cr4, after.efer]),
         );
+        probe.put("flags", after.flags);
         if after.flags & 1 != 0 {
             probe.put("pdptrs", words(&after.pdptrs));
         }
