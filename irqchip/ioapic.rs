@@ -255,6 +255,11 @@ impl Ioapic {
         self.storms.take_begun()
     }
 
+    /// Whether a pin pauses.
+    pub fn is_paused(&self) -> bool {
+        self.storms.paused() != 0
+    }
+
     /// The pause is over.
     pub fn resume(&mut self, send: &mut impl FnMut(Message) -> bool) {
         let pins = self.storms.resume() & self.asserted;

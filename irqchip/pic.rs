@@ -489,6 +489,11 @@ impl Pic {
         self.slave.storms.take_begun() || master
     }
 
+    /// Whether an input pauses.
+    pub fn is_paused(&self) -> bool {
+        (self.master.storms.paused() | self.slave.storms.paused()) != 0
+    }
+
     /// The pause is over. [`Self::output`] may change.
     pub fn resume(&mut self) {
         self.master.storms.resume();

@@ -105,6 +105,17 @@ impl Pit {
         Some(rise.max(earliest))
     }
 
+    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass for
+    /// the guest.
+    pub fn move_time(&mut self, ns: u64) {
+        for channel in &mut self.channels {
+            channel.move_time(ns);
+        }
+        if self.last_report_ns != 0 {
+            self.last_report_ns = self.last_report_ns.saturating_add(ns);
+        }
+    }
+
     /// How often IRQ 0 has risen since the last call. What is more than one has been missed; the
     /// caller may deliver it later or forget it.
     pub fn advance(&mut self, now_ns: u64) -> u32 {

@@ -251,6 +251,16 @@ impl Lapic {
         }
     }
 
+    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass for
+    /// the guest. TSC deadlines are in the guest's own time.
+    pub fn move_time(&mut self, ns: u64) {
+        let timer = &mut self.timer;
+        timer.zero_at = timer.zero_at.map(|zero| zero.saturating_add(ns));
+        if timer.last_period_ns != 0 {
+            timer.last_period_ns = timer.last_period_ns.saturating_add(ns);
+        }
+    }
+
     /// Sets the length of a tick (`KVM_CAP_X86_APIC_BUS_CYCLES_NS`). For before the guest runs.
     pub fn set_bus_cycle_ns(&mut self, ns: u32) {
         self.timer.bus_cycle_ns = ns.max(1);

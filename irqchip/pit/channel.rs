@@ -195,6 +195,11 @@ impl Channel {
         }
     }
 
+    /// The count was loaded `ns` later.
+    pub(super) fn move_time(&mut self, ns: u64) {
+        self.loaded_at = self.loaded_at.saturating_add(ns);
+    }
+
     pub(super) const fn gate(&self) -> bool {
         self.gate
     }

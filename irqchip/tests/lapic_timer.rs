@@ -46,6 +46,41 @@ fn take(lapic: &mut Lapic) -> bool {
 }
 
 #[test]
+fn moved_time_has_not_passed() {
+    for lvt in [VECTOR, VECTOR | PERIODIC] {
+        let mut lapic = timer(lvt);
+        write(&mut lapic, INITIAL, 1_000_000, 500);
+        let mut later = lapic;
+        later.move_time(7_000_000);
+        assert_eq!(later.timer_deadline(), Some(Deadline::Ns(8_000_500)));
+        for ns in [600, 400_000, 1_000_499] {
+            let count = read(&mut lapic, CURRENT, ns);
+            assert_eq!(read(&mut later, CURRENT, ns + 7_000_000), count);
+        }
+        assert!(!later.timer_expired(at(8_000_499)));
+        assert!(later.timer_expired(at(8_000_500)));
+        assert!(lapic.timer_expired(at(1_000_500)));
+        // The rest between two periods moves, too.
+        let mut again = lapic;
+        again.move_time(9_000_000);
+        let deadline = |lapic: &Lapic| match lapic.timer_deadline() {
+            Some(Deadline::Ns(ns)) => Some(ns),
+            _ => None,
+        };
+        assert_eq!(deadline(&again), deadline(&lapic).map(|ns| ns + 9_000_000));
+    }
+    // A deadline is in the guest's own time.
+    let mut lapic = timer(VECTOR | DEADLINE);
+    let _ = lapic.set_tsc_deadline(12_345_678, at(0));
+    lapic.move_time(1_000_000);
+    assert_eq!(lapic.timer_deadline(), Some(Deadline::Tsc(12_345_678)));
+    // Nothing that does not run begins to.
+    let mut idle = timer(VECTOR);
+    idle.move_time(u64::MAX);
+    assert_eq!(idle.timer_deadline(), None);
+}
+
+#[test]
 fn one_shot() {
     let mut lapic = timer(VECTOR);
     write(&mut lapic, INITIAL, 1000, 500);

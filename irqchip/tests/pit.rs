@@ -35,6 +35,33 @@ fn out_2(pit: &mut Pit, now: u64) -> bool {
 }
 
 #[test]
+fn moved_time_has_not_passed() {
+    let mut pit = Pit::new();
+    program(&mut pit, 0, 2, 5000, 1000);
+    program(&mut pit, 2, 0, 60_000, 2000);
+    assert!(pit.port_write(SPEAKER, 1, 2500));
+    let mut later = pit;
+    later.move_time(77_777_777);
+    assert_eq!(
+        later.next_event(),
+        pit.next_event().map(|at| at + 77_777_777)
+    );
+    for now in [3000, 1_000_000, 30_000_000, 60_000_000] {
+        let then = now + 77_777_777;
+        assert_eq!(later.advance(then), pit.advance(now));
+        assert_eq!(
+            later.next_event(),
+            pit.next_event().map(|at| at + 77_777_777)
+        );
+        assert_eq!(out_2(&mut later, then), out_2(&mut pit, now));
+        assert!(pit.port_write(CONTROL, 0x80, now));
+        assert!(later.port_write(CONTROL, 0x80, then));
+        let count = read_count(&mut pit, CHANNEL_2, now);
+        assert_eq!(read_count(&mut later, CHANNEL_2, then), count);
+    }
+}
+
+#[test]
 fn nothing_counts_after_power_up() {
     let mut pit = Pit::new();
     assert_eq!(pit.next_event(), None);
