@@ -2,7 +2,8 @@
 
 //! The structures of the KVM interface, to and from user space.
 //!
-//! The crate `kvm_abi` is made by bindgen from the kernel's own `<linux/kvm.h>`.
+//! The crate `kvm_abi` is made by bindgen from the kernel's own `<linux/kvm.h>`, and from ours,
+//! `uapi/pacifica.h`.
 
 use core::mem::{size_of, MaybeUninit};
 use kernel::prelude::*;
@@ -68,6 +69,9 @@ abi!(
     kvm_device_attr,
     kvm_stats_header,
     kvm_pre_fault_memory,
+    pacifica_create_snapshot,
+    pacifica_reset,
+    pacifica_keep_pages,
     crate::vcpu_state::NestedState,
 );
 

@@ -7,6 +7,7 @@
 
 use crate::fault::VcpuMemory;
 use crate::memory_ffi::{cmpxchg_user, is_poisoned, read_user, write_user};
+use crate::slots::Slot;
 use kernel::prelude::*;
 use x86::cpu::{GuestMemory, MemError};
 
@@ -20,6 +21,25 @@ impl<'a> GuestAccess<'a> {
     /// With `may_sleep` false, absent pages are [`MemError::WouldSleep`], and preemption may be off.
     pub(crate) fn new(memory: &'a mut VcpuMemory, may_sleep: bool) -> Self {
         Self { memory, may_sleep }
+    }
+
+    /// Bytes in `slot` are about to be written: a snapshot keeps what they are. It may have to read
+    /// the page first.
+    #[inline]
+    fn before_write(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result<(), MemError> {
+        match self.memory.vm().keeping.is_on() {
+            true => self.keep(slot, gpa, bytes),
+            false => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn keep(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result<(), MemError> {
+        if !self.may_sleep {
+            return Err(MemError::WouldSleep);
+        }
+        let kept = self.memory.vm().keep_for_emulator(slot, gpa, bytes);
+        kept.map_err(|_| self.failed(slot.hva(gpa)))
     }
 
     /// What an access at `hva` failed with.
@@ -52,6 +72,7 @@ impl GuestMemory for GuestAccess<'_> {
         if slot.read_only() {
             return Err(MemError::ReadOnly);
         }
+        self.before_write(slot, gpa, data.len())?;
         let hva = slot.hva(gpa);
         write_user(hva, data, self.may_sleep).map_err(|_| self.failed(hva))?;
         slot.wrote(gpa, self.memory.ring());
@@ -73,6 +94,7 @@ impl GuestMemory for GuestAccess<'_> {
         if slot.read_only() {
             return Err(MemError::ReadOnly);
         }
+        self.before_write(slot, gpa, size)?;
         let hva = slot.hva(gpa);
         let result = cmpxchg_user(hva, size, old, new, self.may_sleep);
         let result = result.map_err(|_| self.failed(hva))?;

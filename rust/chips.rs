@@ -241,9 +241,32 @@ impl Chips {
     pub(crate) fn begin_pause(&self, devices: &mut Devices) {
         let (ioapic, pic) = (devices.ioapic.take_pause(), devices.pic.take_pause());
         if ioapic || pic {
-            if let Some(timer) = self.storm_timer.as_ref() {
-                timer.start(ffi::now().saturating_add(storm::PAUSE_NS));
-            }
+            self.start_pause();
+        }
+    }
+
+    /// Nothing comes of itself, until [`Self::restart`]. May sleep.
+    pub(crate) fn stop(&self) {
+        if let Some(timer) = self.pit_timer.as_ref() {
+            timer.cancel();
+        }
+        if let Some(timer) = self.storm_timer.as_ref() {
+            timer.cancel();
+        }
+    }
+
+    /// What the devices wait for begins.
+    pub(crate) fn restart(&self) {
+        let devices = self.devices();
+        self.restart_pit(&devices);
+        if devices.ioapic.is_paused() || devices.pic.is_paused() {
+            self.start_pause();
+        }
+    }
+
+    fn start_pause(&self) {
+        if let Some(timer) = self.storm_timer.as_ref() {
+            timer.start(ffi::now().saturating_add(storm::PAUSE_NS));
         }
     }
 

@@ -7,6 +7,7 @@ use crate::ffi::{self, IrqLock};
 use crate::host;
 use crate::kick::request;
 use crate::mailboxes::Mailboxes;
+use crate::snapshot_state::Passed;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vcpu_state::touch_time;
 use kernel::ffi::c_long;
@@ -28,6 +29,7 @@ pub(crate) struct VmClock {
     state: IrqLock<State>,
 }
 
+#[derive(Clone, Copy)]
 struct State {
     base: Base,
     /// The TSC offset of new vCPUs, and of those whose TSC is set to nearly the same.
@@ -93,6 +95,9 @@ impl State {
     }
 }
 
+/// What a snapshot has of a clock.
+pub(crate) struct ClockState(State);
+
 impl VmClock {
     /// A clock and a TSC that begin at zero.
     pub(crate) fn new() -> impl PinInit<Self> {
@@ -137,6 +142,27 @@ impl VmClock {
     fn now(&self) -> u64 {
         let base = self.state.lock().base();
         base.ns_at(ffi::rdtsc())
+    }
+
+    /// All of it, for a snapshot.
+    pub(crate) fn save(&self) -> ClockState {
+        let mut state = self.state.lock();
+        state.base();
+        state.tsc_offset();
+        ClockState(*state)
+    }
+
+    /// It is as it was, but for the time, unless so much of it is taken back.
+    pub(crate) fn put_back(&self, old: &ClockState, passed: Option<Passed>) {
+        let mut state = old.0;
+        if let Some(passed) = passed {
+            let base = &mut state.base;
+            base.tsc = base.tsc.wrapping_add(passed.tsc);
+            base.boot = base.boot.wrapping_add(passed.boot);
+            base.resumes = host::resumes();
+            state.set_tsc_offset(state.tsc_offset.wrapping_sub(passed.tsc));
+        }
+        *self.state.lock() = state;
     }
 
     /// KVM_GET_CLOCK.

@@ -6,8 +6,9 @@ use crate::access::GuestAccess;
 use crate::compat::is_poison;
 use crate::dirty_ring::DirtyRing;
 use crate::memory::{Mmu, VmMemory};
-use crate::memory_ffi::{host_page_size, HostPages, MOST_PAGES};
+use crate::memory_ffi::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
 use crate::slots::{Slot, SlotList};
+use crate::snapshot_memory::Writer;
 use crate::tables::{LockedTables, TableCache};
 use core::cell::Cell;
 use core::ops::Deref;
@@ -62,6 +63,10 @@ struct Fault<'a> {
     hva: u64,
     write: bool,
     may_sleep: bool,
+    /// A snapshot wants to hear of the first write to each page.
+    keeping: bool,
+    /// It has heard of this one's, or there is none.
+    kept: bool,
     /// The sequence before the lookup.
     sequence: u64,
 }
@@ -144,15 +149,33 @@ impl VcpuMemory {
             return Outcome::ReadOnly;
         }
         let gpa = gpa & !PageSize::Size4K.offset_mask();
+        let hva = slot.hva(gpa);
+        let keeping = self.vm.keeping.is_on();
+        let mut kept = !keeping;
+        if keeping && write {
+            if !may_sleep {
+                return Outcome::WouldSleep;
+            }
+            if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Strict) {
+                let poisoned = error == EFAULT && is_poisoned(hva);
+                self.poisoned.set(poisoned.then_some(hva));
+                return Outcome::HostFault(error);
+            }
+            kept = true;
+        } else if keeping {
+            kept = self.vm.keeping.has(gpa);
+        }
         let fault = Fault {
             vm: &self.vm,
             slots: &slots,
             slot,
             ring: self.ring.as_deref(),
             gpa,
-            hva: slot.hva(gpa),
+            hva,
             write,
             may_sleep,
+            keeping,
+            kept,
             sequence: self.vm.sequence(),
         };
         if present && fault.permit() {
@@ -173,7 +196,7 @@ impl VcpuMemory {
 }
 
 impl Fault<'_> {
-    /// Gives the right to write that only a log has withheld. True if there is nothing more to do.
+    /// Gives the right to write that only a log or a snapshot has withheld. True if there is nothing more to do.
     fn permit(&self) -> bool {
         let mmu = self.vm.mmu.lock();
         if !self.vm.is_current_list(&mmu, self.slots) {
@@ -181,7 +204,7 @@ impl Fault<'_> {
         }
         let (mut wanted, mut most) = (Rights::EXECUTE, PageSize::Size1G);
         wanted.set(Rights::WRITE, self.write);
-        if self.slot.log().is_some() {
+        if self.slot.log().is_some() || self.keeping {
             most = PageSize::Size4K;
         }
         let mut tables = LockedTables::new(None);
@@ -244,13 +267,14 @@ impl Fault<'_> {
         // page.
         let host = unsafe { pages.first(writable) };
         let size = self.best_size(&mmu, host);
-        // What is logged is given when it is used.
+        // What is logged, or kept, is given when it is used.
         let logged = self.slot.log().is_some();
         let mut ahead_rights = Rights::EXECUTE;
         ahead_rights.set(Rights::MAY_WRITE, writable);
-        ahead_rights.set(Rights::WRITE, writable && !logged);
+        ahead_rights.set(Rights::WRITE, writable && !logged && !self.keeping);
         let mut rights = ahead_rights;
-        rights.set(Rights::WRITE, writable && (self.write || !logged));
+        let given = self.kept && (self.write || !logged);
+        rights.set(Rights::WRITE, writable && given);
         let mut history = NptEntry::ACCESSED;
         history.set(NptEntry::DIRTY, self.write);
         let mapping = Mapping {
@@ -279,7 +303,7 @@ impl Fault<'_> {
     }
 
     /// The largest page that the process has at the same place as the page at `host`, and that fits
-    /// into the slot. A log needs small pages.
+    /// into the slot. A log needs small pages, and so does what a snapshot keeps.
     fn best_size(&self, mmu: &Mmu, host: Hpa) -> PageSize {
         let fits = |size: PageSize| {
             let same = size.offset_mask() & !PageSize::Size4K.offset_mask();
@@ -295,7 +319,8 @@ impl Fault<'_> {
                 start.wrapping_add(size.bytes()),
             )
         };
-        if self.slot.log().is_some() || !fits(PageSize::Size2M) {
+        let small = self.slot.log().is_some() || (self.keeping && self.kept);
+        if small || !fits(PageSize::Size2M) {
             return PageSize::Size4K;
         }
         // SAFETY: Faults are handled in a thread of the process.

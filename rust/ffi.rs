@@ -11,7 +11,8 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableMutex, Runner, Sleeper, Timer, Work};
+pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableGuard, KillableMutex};
+pub(crate) use sync::{Runner, Sleeper, Timer, Work};
 
 use crate::fpu::Switch;
 use core::ptr::NonNull;
@@ -148,6 +149,10 @@ extern "C" {
     fn pacifica_trace_inject(vcpu: u32, event_inj: u64);
     fn pacifica_mutex_init(lock: *mut bindings::mutex);
     fn pacifica_mutex_lock(lock: *mut bindings::mutex) -> c_int;
+    fn pacifica_mutex_trylock_inside(
+        lock: *mut bindings::mutex,
+        outer: *mut bindings::mutex,
+    ) -> bool;
     fn pacifica_mutex_unlock(lock: *mut bindings::mutex);
     fn pacifica_spin_init(
         lock: *mut bindings::raw_spinlock_t,

@@ -71,6 +71,20 @@ impl Area {
         Ok(area)
     }
 
+    /// Another one with the same registers.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let mut lines = KVec::new();
+        lines.extend_from_slice(&self.0, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self(lines))
+    }
+
+    /// Takes the registers of another one of this host.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        for (to, from) in self.0.iter_mut().zip(other.0.iter()) {
+            *to = *from;
+        }
+    }
+
     /// The image.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: The lines are bytes without padding, and borrowed for as long as the result.

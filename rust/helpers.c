@@ -687,6 +687,12 @@ int pacifica_mutex_lock(struct mutex *lock)
 	return mutex_lock_killable(lock);
 }
 
+/* Does not wait. While `outer` is held any number of the same kind may be. */
+bool pacifica_mutex_trylock_inside(struct mutex *lock, struct mutex *outer)
+{
+	return mutex_trylock_nest_lock(lock, outer);
+}
+
 void pacifica_mutex_unlock(struct mutex *lock)
 {
 	mutex_unlock(lock);

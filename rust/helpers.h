@@ -114,6 +114,7 @@ u64 pacifica_boot_ns(void);
 void pacifica_real_time(u64 *sec, u32 *nsec);
 void pacifica_mutex_init(struct mutex *lock);
 int pacifica_mutex_lock(struct mutex *lock);
+bool pacifica_mutex_trylock_inside(struct mutex *lock, struct mutex *outer);
 void pacifica_mutex_unlock(struct mutex *lock);
 void pacifica_spin_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key);
 unsigned long pacifica_spin_lock(raw_spinlock_t *lock);

@@ -5,6 +5,8 @@
  */
 #include <linux/kvm.h>
 
+#include "uapi/pacifica.h"
+
 #define NR(name) PACIFICA_##name = KVM_##name
 
 enum pacifica_ioctl_nr {
@@ -94,6 +96,23 @@ enum pacifica_ioctl_nr {
 	NR(PRE_FAULT_MEMORY),
 	NR(GET_NESTED_STATE),
 	NR(SET_NESTED_STATE),
+};
+
+/* Those of uapi/pacifica.h, likewise. */
+#define OWN(name) PACIFICA_NR_##name = PACIFICA_##name
+
+enum pacifica_own_ioctl_nr {
+	OWN(CHECK_FEATURE),
+	OWN(CREATE_SNAPSHOT),
+	OWN(RESET),
+	OWN(KEEP_PAGES),
+	OWN(SET_KEEP_LIMIT),
+	OWN(GET_KEPT),
+};
+
+/* A flag with a suffix of C. */
+enum pacifica_own_flag {
+	PACIFICA_RESET_FLAG_TIME = PACIFICA_RESET_TIME,
 };
 
 /* Members of enumerations that have a name of their own in 7.3. */

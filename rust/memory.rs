@@ -17,6 +17,7 @@
 //! | `access.rs` | guest memory for the emulator and the page walk |
 //! | `notifier.rs` | the calls of the host when it takes pages back |
 //! | `dirty_log.rs`, `dirty_ring.rs` | which pages were written |
+//! | `snapshot_memory.rs` | what pages held before they changed |
 //! | `tables.rs` | the pages that the nested tables are made of |
 //!
 //! # Locks, in the order in which they are taken
@@ -52,6 +53,7 @@ use crate::memory_ffi::{self, Srcu, SrcuGuard};
 use crate::notifier::Notifier;
 pub(crate) use crate::slots::Region;
 use crate::slots::{Change, Place, Slot, SlotList};
+use crate::snapshot_memory::Keeping;
 use crate::tables::{LockedTables, TableCache};
 use core::mem::offset_of;
 use core::pin::Pin;
@@ -118,6 +120,9 @@ pub(crate) struct VmMemory {
     pub(crate) ring_bytes: AtomicU32,
     #[pin]
     pub(crate) rings: Mutex<KVec<Arc<DirtyRing>>>,
+    /// Old contents, if there is a snapshot.
+    #[pin]
+    pub(crate) keeping: Keeping,
 }
 
 // SAFETY: All fields but the snapshot are made for many threads, and it is replaced and freed by
@@ -155,6 +160,7 @@ impl VmMemory {
             manual_log: AtomicU32::new(0),
             ring_bytes: AtomicU32::new(0),
             rings <- new_mutex!(KVec::new(), "pacifica::rings"),
+            keeping <- Keeping::new(),
         });
         let memory = Arc::pin_init(init, GFP_KERNEL_ACCOUNT).inspect_err(|_| {
             // SAFETY: Nobody has seen the empty snapshot and the root.
@@ -193,6 +199,9 @@ impl VmMemory {
         let change = slots.plan(ids.get(&region.slot), region, self.limit, self.new_log())?;
         if let Change::Nothing = change {
             return Ok(());
+        }
+        if self.keeping.is_on() {
+            return Err(EBUSY);
         }
         let list = slots.changed(change.old_slot(), change.new_slot())?;
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;

@@ -22,6 +22,7 @@
 //! | [`run`] | KVM_RUN: the loop around VMRUN |
 //! | [`requests`], [`load`], [`user_exit`], [`run_page`] | its parts |
 //! | [`world`] | what surrounds a guest CPU |
+//! | [`snapshot`], `snapshot_*` | going back to an instant |
 //! | [`stats`] | counters |
 
 use kernel::prelude::*;
@@ -60,6 +61,9 @@ mod requests;
 mod run;
 mod run_page;
 mod slots;
+mod snapshot;
+mod snapshot_memory;
+mod snapshot_state;
 mod stats;
 mod stats_fd;
 mod steal;

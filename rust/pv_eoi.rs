@@ -19,7 +19,10 @@ use x86::cpu::{GuestMemory, MemError};
 #[inline]
 pub(crate) fn offer(vcpu: &Vcpu, inner: &mut Inner) {
     if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        offer_at(vcpu, inner, gpa);
+        // A snapshot may have to keep the page before it is written.
+        if !inner.parts.memory.keeping.is_on() {
+            offer_at(vcpu, inner, gpa);
+        }
     }
 }
 

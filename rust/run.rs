@@ -148,6 +148,9 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             vcpu.run_page.set_reason(abi::KVM_EXIT_DIRTY_RING_FULL);
             return Ok(Some(Leave::ToUser));
         }
+        if inner.parts.memory.keeping.is_exceeded() {
+            return Err(ENOSPC);
+        }
         if inner.parts.deferred != 0 {
             do_deferred(vcpu, inner);
             if inner.parts.deferred & deferred::FOR_VMM != 0 {

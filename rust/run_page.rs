@@ -6,6 +6,7 @@
 
 use crate::abi::{self, kvm_run};
 use crate::ffi::{self, Pages};
+use core::mem::offset_of;
 use kernel::bindings;
 use kernel::ffi::c_void;
 use kernel::prelude::*;
@@ -244,6 +245,53 @@ impl RunPage {
         field!(write self, data.len().min(16) as u32, __bindgen_anon_1.internal.ndata);
         field!(write self, all, __bindgen_anon_1.internal.data);
         self.set_reason(abi::KVM_EXIT_INTERNAL_ERROR);
+    }
+}
+
+/// What the VMM is told of an exit, and what it answers.
+pub(crate) struct Answer {
+    reason: u32,
+    about: [u8; ABOUT_SIZE],
+    data: Page,
+}
+
+/// Where `struct kvm_run` has what belongs to the exit reason, and how much it is.
+const ABOUT: usize = offset_of!(kvm_run, __bindgen_anon_1);
+const ABOUT_SIZE: usize = offset_of!(kvm_run, kvm_valid_regs) - ABOUT;
+
+impl RunPage {
+    /// What the VMM was told last, and what it has answered.
+    pub(crate) fn answer(&self) -> Result<Answer> {
+        let mut answer = Answer {
+            reason: field!(read self, exit_reason),
+            about: [0; ABOUT_SIZE],
+            data: Page::new()?,
+        };
+        // SAFETY: So much is in the pages, which are ours. The VMM may write them meanwhile: the
+        // bytes are copied by C, once, and mean nothing here.
+        unsafe {
+            let about = answer.about.as_mut_ptr().cast();
+            bindings::memcpy(about, self.about(), ABOUT_SIZE);
+            let data = answer.data.as_ptr().cast();
+            bindings::memcpy(data, self.pages[1].as_ptr().cast(), PIO_SIZE);
+        }
+        Ok(answer)
+    }
+
+    /// The pages show this again.
+    pub(crate) fn put_back(&self, answer: &Answer) {
+        // SAFETY: As above.
+        unsafe {
+            bindings::memcpy(self.about(), answer.about.as_ptr().cast(), ABOUT_SIZE);
+            let data = self.pages[1].as_ptr().cast();
+            bindings::memcpy(data, answer.data.as_ptr().cast(), PIO_SIZE);
+        }
+        self.set_reason(answer.reason);
+    }
+
+    fn about(&self) -> *mut c_void {
+        let page: *mut u8 = self.pages[0].as_ptr().cast();
+        page.wrapping_add(ABOUT).cast()
     }
 }
 

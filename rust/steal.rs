@@ -26,6 +26,13 @@ pub(crate) struct Steal {
     pending: bool,
 }
 
+impl Steal {
+    /// The record is one of before.
+    pub(crate) fn look_again(&mut self) {
+        self.pending = true;
+    }
+}
+
 /// Where the fields are, and the two bits of `preempted`.
 const VERSION: u64 = 8;
 const PREEMPTED: u64 = 16;

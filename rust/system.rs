@@ -13,6 +13,7 @@ use crate::host::host;
 use crate::mailboxes::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::run_page;
 use crate::slots;
+use crate::snapshot;
 use crate::sync_regs;
 use crate::vcpu_cpuid;
 use crate::vcpu_state;
@@ -30,6 +31,7 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
         abi::PACIFICA_CREATE_VM if arg.0 == 0 => Vm::create(),
         abi::PACIFICA_GET_API_VERSION | abi::PACIFICA_CREATE_VM => Err(EINVAL),
         abi::PACIFICA_CHECK_EXTENSION => Ok(check_extension(arg.0)),
+        abi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
         abi::PACIFICA_GET_VCPU_MMAP_SIZE => {
             if arg.0 == 0 {
                 Ok((run_page::PAGES * 4096) as c_long)

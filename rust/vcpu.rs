@@ -35,7 +35,7 @@ use svm::vmcb::Vmcb;
 /// Numbers the vCPUs of this boot.
 static SERIAL: Atomic<u64> = Atomic::new(1);
 
-/// A virtual CPU. Its file holds the only reference.
+/// A virtual CPU. Its file holds a reference, and while there is a file, the VM does.
 #[pin_data]
 pub(crate) struct Vcpu {
     /// The LAPIC's timer; gone before the mailbox that it writes to.
@@ -52,7 +52,7 @@ pub(crate) struct Vcpu {
     pub(crate) stats: Arc<Stats>,
     /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
     #[pin]
-    inner: KillableMutex<Inner>,
+    pub(crate) inner: KillableMutex<Inner>,
     /// Last, so that it outlives everything that belongs to it.
     pub(crate) vm: Arc<Vm>,
 }
@@ -228,15 +228,19 @@ impl Vcpu {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
+        vm.vcpus.add(&vcpu)?;
         // Whoever sets a filter from now on finds the mailbox.
         mailbox.ask(request::MSR_FILTER);
         if let Some(apic) = apic {
             vm.mailboxes.publish_apic(&mailbox, apic);
         }
         vm.mailboxes.publish(&mailbox);
-        crate::device::new_fd(c"pacifica-vcpu", vcpu)
+        crate::device::new_fd(c"pacifica-vcpu", vcpu.clone())
             .inspect(|_| vm.stats.add(id, stats))
-            .inspect_err(|_| vm.mailboxes.withdraw(&mailbox))
+            .inspect_err(|_| {
+                vm.vcpus.remove(&vcpu);
+                vm.mailboxes.withdraw(&mailbox);
+            })
     }
 
     /// An ioctl that has the vCPU for itself.
@@ -279,6 +283,10 @@ impl FileObject for Vcpu {
             return Err(EIO);
         }
         this.locked_ioctl(cmd, arg)
+    }
+
+    fn release(this: ArcBorrow<'_, Self>) {
+        this.vm.vcpus.remove(&this);
     }
 
     unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {

@@ -31,6 +31,11 @@ impl VfioState {
         }
     }
 
+    /// Whether there is one.
+    pub(crate) fn exists(&self) -> bool {
+        self.exists.load(Relaxed) != 0
+    }
+
     /// Whether a device reaches the guest's memory past the caches.
     #[inline]
     pub(crate) fn is_noncoherent(&self) -> bool {

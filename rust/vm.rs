@@ -15,6 +15,7 @@ use crate::ffi;
 use crate::host::{host, Svm};
 use crate::mailboxes::{Mailboxes, MAX_VCPU_ID};
 use crate::memory::{Region, VmMemory};
+use crate::snapshot::{self, Vcpus};
 use crate::stats::{StatsFile, VmStats};
 use crate::stats_fd::StatsFd;
 use crate::system;
@@ -38,6 +39,8 @@ pub(crate) struct Vm {
     pub(crate) stats: Arc<VmStats>,
     pub(crate) memory: Arc<VmMemory>,
     pub(crate) mailboxes: Arc<Mailboxes>,
+    #[pin]
+    pub(crate) vcpus: Vcpus,
     pub(crate) chips: Arc<Chips>,
     #[pin]
     pub(crate) clock: VmClock,
@@ -100,6 +103,7 @@ impl Vm {
                 memory,
                 chips,
                 mailboxes,
+                vcpus <- Vcpus::new(),
                 clock <- VmClock::new(),
                 vfio: VfioState::new(),
                 eventfds <- Eventfds::new(),
@@ -132,6 +136,9 @@ impl Vm {
 
     fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<c_long> {
         let setup = this.setup.lock();
+        if this.memory.keeping.is_on() {
+            return Err(EBUSY);
+        }
         let id = u32::try_from(id).map_err(|_| EINVAL)?;
         if id >= setup.max_vcpu_id.unwrap_or(MAX_VCPU_ID) {
             return Err(EINVAL);
@@ -262,7 +269,18 @@ impl FileObject for Vm {
             return Err(EIO);
         }
         match cmd {
-            abi::PACIFICA_CREATE_DEVICE => vfio::create(this, arg),
+            abi::PACIFICA_CREATE_DEVICE => {
+                let _setup = this.setup.lock();
+                match this.memory.keeping.is_on() {
+                    true => Err(EBUSY),
+                    false => vfio::create(this, arg),
+                }
+            }
+            abi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
+            abi::PACIFICA_NR_CREATE_SNAPSHOT => {
+                let _setup = this.setup.lock();
+                snapshot::create(this, arg)
+            }
             abi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
             abi::PACIFICA_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
             abi::PACIFICA_SET_USER_MEMORY_REGION => {

@@ -38,6 +38,19 @@ impl<T> KillableMutex<T> {
         to_result(unsafe { pacifica_mutex_lock(self.lock.get()) })?;
         Ok(KillableGuard { lock: self })
     }
+
+    /// Takes the mutex if nobody has it. While `outer` is held, one thread may hold any number of
+    /// those that it takes by this.
+    pub(crate) fn try_lock_inside<O>(
+        &self,
+        outer: &KillableGuard<'_, O>,
+    ) -> Option<KillableGuard<'_, T>> {
+        // SAFETY: Both locks were initialised, and the second is held.
+        let taken =
+            unsafe { pacifica_mutex_trylock_inside(self.lock.get(), outer.lock.lock.get()) };
+        // Not `then_some`: a guard that was made for nothing would release somebody else's mutex.
+        taken.then(|| KillableGuard { lock: self })
+    }
 }
 
 /// Proof that a [`KillableMutex`] is held.

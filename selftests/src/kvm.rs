@@ -229,6 +229,13 @@ impl Handle {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// The same of one that takes a structure.
+    pub fn open_with_structure<T>(&self, number: Number, value: &mut T) -> Answer<Handle> {
+        let fd = self.exchange(number, value)?;
+        // SAFETY: As above.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
     /// `KVM_CHECK_EXTENSION`.
     pub fn extension(&self, capability: u32) -> i32 {
         self.call(number::CHECK_EXTENSION, capability.into())

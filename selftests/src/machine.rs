@@ -279,7 +279,7 @@ impl Machine {
     }
 
     /// Enters the guest once and deals with why it came back.
-    fn step(&self, guest: &Guest, id: usize, trace: &mut Trace) -> Step {
+    pub fn step(&self, guest: &Guest, id: usize, trace: &mut Trace) -> Step {
         let vcpu = &self.vcpus[id];
         match vcpu.run() {
             Ok(_) => {}
@@ -417,9 +417,14 @@ thread_local! {
     static PENDING: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
-enum Step {
+/// What became of one entry into a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The guest can be entered again.
     Go,
+    /// A signal came.
     Interrupted,
+    /// It is done.
     End,
 }
 

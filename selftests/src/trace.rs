@@ -36,6 +36,7 @@ pub enum Next {
 }
 
 /// The lines and the devices of one virtual CPU.
+#[derive(Clone)]
 pub struct Trace {
     /// What was written down.
     pub lines: Vec<String>,

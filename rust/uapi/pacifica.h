@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * What /dev/pacifica has besides the interface of KVM: snapshots of a VM, and going back to them.
+ * docs/abi.md says what each ioctl does, which errors it gives, and what the limits are.
+ *
+ * All structures have the same layout in programs of 32 and 64 bits.
+ */
+#ifndef PACIFICA_UAPI_H
+#define PACIFICA_UAPI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* The type of these ioctls; KVM's is 0xAE. */
+#define PACIFICA_IOCTL			0xBE
+
+/*
+ * On the node and on a VM: whether the feature that the argument names is there. Answers its version,
+ * or 0. KVM itself, and a module that is older than this, answers ENOTTY.
+ */
+#define PACIFICA_CHECK_FEATURE		_IO(PACIFICA_IOCTL, 0x00)
+#define PACIFICA_FEATURE_SNAPSHOT	1
+
+/* On a VM: takes a snapshot, and answers its descriptor. */
+#define PACIFICA_CREATE_SNAPSHOT	_IOW(PACIFICA_IOCTL, 0x01, struct pacifica_create_snapshot)
+
+struct pacifica_create_snapshot {
+	/* Zero. */
+	__u64 flags;
+	/* How many bytes of old memory contents the kernel may keep. */
+	__u64 limit;
+	/* Zeros. */
+	__u64 reserved[6];
+};
+
+/* On a snapshot: the VM is as it was when the snapshot was taken. */
+#define PACIFICA_RESET			_IOWR(PACIFICA_IOCTL, 0x02, struct pacifica_reset)
+
+/* The guest's time goes back, too. */
+#define PACIFICA_RESET_TIME		(1ULL << 0)
+
+struct pacifica_reset {
+	/* PACIFICA_RESET_* */
+	__u64 flags;
+	/* Out: how many pages of 4 KiB were put back. */
+	__u64 pages;
+	/* Zeros. */
+	__u64 reserved[2];
+};
+
+/*
+ * On a snapshot: the VMM is about to write this guest memory. What is there now is kept, and each
+ * reset puts it back. What is left to be done is written back.
+ */
+#define PACIFICA_KEEP_PAGES		_IOWR(PACIFICA_IOCTL, 0x03, struct pacifica_keep_pages)
+
+struct pacifica_keep_pages {
+	/* Guest-physical address, a multiple of 4096. */
+	__u64 gpa;
+	/* Bytes, a multiple of 4096. */
+	__u64 size;
+	/* Zero. */
+	__u64 flags;
+};
+
+/* On a snapshot: another limit, in bytes. */
+#define PACIFICA_SET_KEEP_LIMIT		_IOW(PACIFICA_IOCTL, 0x04, __u64)
+
+/* On a snapshot: how many bytes of old memory contents are kept. */
+#define PACIFICA_GET_KEPT		_IOR(PACIFICA_IOCTL, 0x05, __u64)
+
+#endif

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Snapshots: after a reset a VM is as it was, whatever it has done, and whatever its VMM does.
+//!
+//! `snapshot [WORD]...`: the tests whose names contain one of the words.
+
+mod hostile;
+mod limits;
+mod many;
+mod small;
+mod state;
+mod writer;
+
+use std::process::ExitCode;
+
+use selftests::kvm::Handle;
+use selftests::machine::catch_interruptions;
+use selftests::tap::Tap;
+
+/// As many bytes as any guest here can change.
+const LIMIT: u64 = 64 << 20;
+
+type Test = fn(&Handle) -> Result<(), String>;
+
+const TESTS: &[(&str, Test)] = &[
+    ("the feature is there", hostile::feature),
+    ("every small guest goes back, and on again", small::all),
+    (
+        "four CPUs write to random places for 30 rounds",
+        many::rounds,
+    ),
+    (
+        "pages that were kept make no faults in the next round",
+        many::no_faults,
+    ),
+    ("writes of the VMM that it announces", many::announced),
+    ("the same memory in two places of the guest", many::twice),
+    ("time goes back, or not", many::time),
+    ("arguments that cannot be", hostile::arguments),
+    ("a guest that runs: EBUSY", hostile::running),
+    (
+        "one snapshot, no new slots and vCPUs",
+        hostile::one_at_a_time,
+    ),
+    ("vCPUs and the VM go", hostile::gone),
+    ("another process", hostile::another_process),
+    ("memory that the process has no more", hostile::unmapped),
+    ("many at once", hostile::many_threads),
+    (
+        "dirty rings and a VFIO device: EOPNOTSUPP",
+        hostile::unsupported,
+    ),
+    (
+        "a dirty log hears of what a reset writes",
+        limits::dirty_log,
+    ),
+    (
+        "the limit stops the guest, and loses nothing",
+        limits::limit,
+    ),
+    ("a limit of zero", limits::zero),
+    ("what the emulator writes is kept, too", limits::emulator),
+    ("nothing is left behind", limits::left_behind),
+];
+
+fn main() -> ExitCode {
+    let path = std::env::var("DEVICE").unwrap_or_else(|_| "/dev/pacifica".into());
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let device = match Handle::open(&path) {
+        Ok(device) => device,
+        Err(error) => {
+            println!("Bail out! {path}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    catch_interruptions();
+    let mut tap = Tap::start();
+    for (name, test) in TESTS {
+        let chosen = wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+        if !chosen {
+            continue;
+        }
+        if path.ends_with("/kvm") {
+            tap.skip(name, "KVM has no snapshots");
+        } else {
+            tap.result(name, test(&device));
+        }
+    }
+    tap.finish()
+}
