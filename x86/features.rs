@@ -72,6 +72,10 @@ bitflags! {
         const MOVBE = 1 << 54;
         const POPCNT = 1 << 55;
         const SSE42 = 1 << 56;
+        const SSE2 = 1 << 57;
+        const SSE3 = 1 << 58;
+        const SSE41 = 1 << 59;
+        const SSE4A = 1 << 60;
     }
 }
 
@@ -264,6 +268,9 @@ fn leaf_1(entry: &Entry) -> Feature {
         (ecx.contains(Leaf1Ecx::AVX), Feature::AVX),
         (ecx.contains(Leaf1Ecx::MOVBE), Feature::MOVBE),
         (ecx.contains(Leaf1Ecx::POPCNT), Feature::POPCNT),
+        (edx.contains(Leaf1Edx::SSE2), Feature::SSE2),
+        (ecx.contains(Leaf1Ecx::SSE3), Feature::SSE3),
+        (ecx.contains(Leaf1Ecx::SSE41), Feature::SSE41),
         (ecx.contains(Leaf1Ecx::SSE42), Feature::SSE42),
     ])
 }
@@ -296,6 +303,7 @@ fn ext_1(entry: &Entry) -> Feature {
         (ecx.contains(Ext1Ecx::SVM), Feature::SVM),
         (ecx.contains(Ext1Ecx::TCE), Feature::TCE),
         (ecx.contains(Ext1Ecx::ABM), Feature::ABM),
+        (ecx.contains(Ext1Ecx::SSE4A), Feature::SSE4A),
         (ecx.contains(Ext1Ecx::OSVW), Feature::OSVW),
         (ecx.contains(Ext1Ecx::PERFCTR_CORE), Feature::PERFCTR_CORE),
         (edx.contains(Ext1Edx::SYSCALL), Feature::SYSCALL),

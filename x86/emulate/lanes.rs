@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Moves of a part of an XMM or YMM register that an immediate chooses: PEXTRB, PEXTRW, PEXTRD, PEXTRQ, EXTRACTPS,
-//! PINSRB, PINSRW, PINSRD, PINSRQ, INSERTPS, VEXTRACTF128, VINSERTF128 and their kin (APM vol. 4).
+//! Moves of a part of an XMM or YMM register that an immediate chooses: PEXTRB, PEXTRW, PEXTRD,
+//! PEXTRQ, EXTRACTPS, PINSRB, PINSRW, PINSRD, PINSRQ, INSERTPS, VEXTRACTF128, VINSERTF128 and their
+//! kin (APM vol. 4).
 
 use super::operand::Place;
 use super::vector::Mandatory;
@@ -43,7 +44,15 @@ impl<C: Cpu> Run<'_, C> {
                 return Err(Exception::UD.into());
             }
             Some(_) => self.check_avx(Feature::AVX)?,
-            None => self.check_sse()?,
+            None => {
+                let moves_words = insn.map == Map::TwoByte;
+                self.require(if moves_words {
+                    Feature::SSE2
+                } else {
+                    Feature::SSE41
+                })?;
+                self.check_sse()?;
+            }
         }
         match (insn.opcode, store) {
             (0xc5, _) => {
@@ -91,7 +100,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(())
     }
 
-    /// INSERTPS: the immediate has the lane of a source register, that of the destination, and which lanes become zero.
+    /// INSERTPS: the immediate has the lane of a source register, that of the destination, and
+    /// which lanes become zero.
     fn insert_single(&mut self) -> Result<()> {
         const SINGLE: u8 = 4;
         let immediate = self.insn.immediate as u32;

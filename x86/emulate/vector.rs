@@ -59,6 +59,8 @@ struct Move {
     aligned: bool,
     /// ModRM.rm can be an XMM register.
     registers: bool,
+    /// What its legacy form needs beyond what every CPU with SSE2 has.
+    sse: Feature,
     /// What its VEX form needs.
     avx: Feature,
     /// There is no other form.
@@ -71,6 +73,7 @@ const FULL: Move = Move {
     store: false,
     aligned: false,
     registers: true,
+    sse: Feature::empty(),
     avx: Feature::AVX,
     vex_only: false,
 };
@@ -148,7 +151,11 @@ impl<C: Cpu> Run<'_, C> {
         let general = if self.insn.rex_w() { 8 } else { 4 };
         let wide = self.insn.vex.is_some_and(|vex| vex.wide);
         let duplicated = if wide { 32 } else { 8 };
-        let doublewords = Move { aligned: self.insn.vex.is_none(), ..FULL };
+        let repeated = Move { sse: Feature::SSE3, ..FULL };
+        let aligned = self.insn.vex.is_none();
+        let doublewords = |odd| Move { kind: Kind::Doublewords { odd }, aligned, ..repeated };
+        let quadwords = Move { kind: Kind::Quadwords, ..repeated };
+        let streamed = Move { registers: false, sse: Feature::SSE4A, ..SCALAR };
         let operation = match (self.insn.map, opcode, self.mandatory_prefix()) {
             // MOVUPS, MOVUPD, MOVSS, MOVSD.
             (Map::TwoByte, 0x10 | 0x11, Plain | OperandSize) => FULL,
@@ -158,14 +165,14 @@ impl<C: Cpu> Run<'_, C> {
             (Map::TwoByte, 0x12 | 0x13, Plain | OperandSize) => HALF,
             (Map::TwoByte, 0x16 | 0x17, Plain | OperandSize) => Move { kind: Kind::Half { high: true }, ..HALF },
             // MOVSLDUP, MOVSHDUP, MOVDDUP.
-            (Map::TwoByte, 0x12, Rep) => Move { kind: Kind::Doublewords { odd: false }, ..doublewords },
-            (Map::TwoByte, 0x16, Rep) => Move { kind: Kind::Doublewords { odd: true }, ..doublewords },
-            (Map::TwoByte, 0x12, Repne) => Move { kind: Kind::Quadwords, size: duplicated, ..FULL },
+            (Map::TwoByte, 0x12, Rep) => doublewords(false),
+            (Map::TwoByte, 0x16, Rep) => doublewords(true),
+            (Map::TwoByte, 0x12, Repne) => Move { size: duplicated, ..quadwords },
             // MOVAPS, MOVAPD, MOVNTPS, MOVNTPD, MOVNTSS, MOVNTSD.
             (Map::TwoByte, 0x28 | 0x29, Plain | OperandSize) => ALIGNED,
             (Map::TwoByte, 0x2b, Plain | OperandSize) => STREAMING,
-            (Map::TwoByte, 0x2b, Rep) if self.insn.vex.is_none() => Move { size: 4, registers: false, ..SCALAR },
-            (Map::TwoByte, 0x2b, Repne) if self.insn.vex.is_none() => Move { size: 8, registers: false, ..SCALAR },
+            (Map::TwoByte, 0x2b, Rep) if self.insn.vex.is_none() => Move { size: 4, ..streamed },
+            (Map::TwoByte, 0x2b, Repne) if self.insn.vex.is_none() => Move { size: 8, ..streamed },
             // MOVD, MOVQ.
             (Map::TwoByte, 0x6e | 0x7e, OperandSize) => Move { kind: Kind::General, size: general, ..FULL },
             (Map::TwoByte, 0x7e, Rep) | (Map::TwoByte, 0xd6, OperandSize) => Move { kind: Kind::Low, size: 8, ..FULL },
@@ -173,9 +180,9 @@ impl<C: Cpu> Run<'_, C> {
             (Map::TwoByte, 0x6f | 0x7f, OperandSize) => ALIGNED,
             (Map::TwoByte, 0x6f | 0x7f, Rep) => FULL,
             (Map::TwoByte, 0xe7, OperandSize) => STREAMING,
-            (Map::TwoByte, 0xf0, Repne) => Move { registers: false, ..FULL },
+            (Map::TwoByte, 0xf0, Repne) => Move { registers: false, sse: Feature::SSE3, ..FULL },
             (Map::ThreeByte38, 0x2a, OperandSize) if wide => Move { avx: Feature::AVX2, ..STREAMING },
-            (Map::ThreeByte38, 0x2a, OperandSize) => STREAMING,
+            (Map::ThreeByte38, 0x2a, OperandSize) => Move { sse: Feature::SSE41, ..STREAMING },
             // VBROADCASTSS, VBROADCASTSD, VBROADCASTF128, VPBROADCASTD, Q, I128, B, W.
             (Map::ThreeByte38, 0x18, OperandSize) => Move { size: 4, ..BROADCAST },
             (Map::ThreeByte38, 0x19, OperandSize) if wide => Move { size: 8, ..BROADCAST },
@@ -333,6 +340,7 @@ impl<C: Cpu> Run<'_, C> {
             if operation.vex_only {
                 return Err(Exception::UD.into());
             }
+            self.require(operation.sse)?;
             return self.check_sse();
         };
         let merges = match operation.kind {

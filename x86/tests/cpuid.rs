@@ -533,7 +533,11 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::ABM
         | Feature::MOVBE
         | Feature::POPCNT
+        | Feature::SSE2
+        | Feature::SSE3
+        | Feature::SSE41
         | Feature::SSE42
+        | Feature::SSE4A
         | Feature::OSVW
         | Feature::PERFCTR_CORE;
     assert_eq!(offered.set, all);
