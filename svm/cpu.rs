@@ -176,7 +176,8 @@ impl<P: Platform> Guest<'_, P> {
         Ok(())
     }
 
-    /// The VMM must answer this read. An instruction that reads more than can be kept cannot be emulated.
+    /// The VMM must answer this read. An instruction that reads more than can be kept cannot be
+    /// emulated.
     fn ask(&mut self, fragment: Fragment, count: u16) -> Stop {
         match self.state.io.ask(fragment, count) {
             true => Stop::User,

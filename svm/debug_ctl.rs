@@ -4,10 +4,10 @@
 //!
 //! VMRUN switches them only while LBR virtualization is on; else the CPU has one DebugCtl for guest and host.
 //!
-//! | the host's CPU           | the guest's BTF                         | the guest's LBR           |
-//! |--------------------------|-----------------------------------------|---------------------------|
-//! | has LBR virtualization   | VMRUN, as soon as the guest wants a bit | likewise                  |
-//! | has none                 | [`by_hand`], before each entry          | not kept: it reads as zero |
+//! | the host's CPU         | the guest's BTF                         | the guest's LBR |
+//! |------------------------|-----------------------------------------|-----------------|
+//! | has LBR virtualization | VMRUN, as soon as the guest wants a bit | likewise        |
+//! | has none               | [`by_hand`], before each entry          | it reads as 0   |
 //!
 //! A single step that is not the guest's own (for an NMI, or by the VMM's debugger) ends at the next instruction, not at
 //! the next branch: BTF is off meanwhile.

@@ -275,7 +275,8 @@ impl Events {
         }
     }
 
-    /// Whether `exception` waits for the end of a delivery. An INT n that is executed again comes by itself.
+    /// Whether `exception` waits for the end of a delivery. An INT n that is executed again comes
+    /// by itself.
     #[inline]
     pub(crate) fn exception_waits(&self) -> bool {
         let begun = |interrupt: QueuedInterrupt| !interrupt.soft || self.instruction.is_some();
@@ -341,8 +342,9 @@ impl Events {
         self.exception.is_some() || self.nmi_injected || self.interrupt.is_some()
     }
 
-    /// The VMM has set the events: what is injected by its word was being delivered when it was read, and
-    /// an exception came of that. Only a machine check comes of no delivery: the VMM has raised it.
+    /// The VMM has set the events: what is injected by its word was being delivered when it was
+    /// read, and an exception came of that. Only a machine check comes of no delivery: the VMM has
+    /// raised it.
     pub fn deliveries_began(&mut self) {
         let exception = self.exception.map(|queued| queued.exception.vector);
         self.of_vmm = exception == Some(vector::MC);

@@ -121,8 +121,9 @@ struct List {
 }
 
 impl List {
-    /// FXSAVE writes, and FXRSTOR reads, 416 bytes, eight at once. No other instruction has so many:
-    /// ENTER with 31 levels reads 30 times, writes 32 times, and once of it over a page boundary.
+    /// FXSAVE writes, and FXRSTOR reads, 416 bytes, eight at once. No other instruction has so
+    /// many: ENTER with 31 levels reads 30 times, writes 32 times, and once of it over a page
+    /// boundary.
     const CAPACITY: usize = 52;
     const PORT: u8 = 1 << 7;
 
@@ -392,8 +393,8 @@ impl IoState {
         None
     }
 
-    /// Notes what a device answered to the next read; `false` if there is no room. Without its note the
-    /// instruction would ask again for ever.
+    /// Notes what a device answered to the next read; `false` if there is no room. Without its note
+    /// the instruction would ask again for ever.
     #[must_use]
     pub(crate) fn record(&mut self, fragment: Fragment) -> bool {
         self.answers.length = self.cursor;
@@ -405,8 +406,8 @@ impl IoState {
     }
 
     /// The VMM must answer this read, of a port `count` times at once. The instruction may then make
-    /// as many iterations, and no more: the VMM may change it meanwhile. `false` if there is no room for
-    /// the answer.
+    /// as many iterations, and no more: the VMM may change it meanwhile. `false` if there is no
+    /// room for the answer.
     #[must_use]
     pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) -> bool {
         if usize::from(self.cursor) >= List::CAPACITY {

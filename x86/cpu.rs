@@ -111,10 +111,11 @@ pub trait ExtendedState {
     fn mxcsr(&mut self) -> u32;
     /// Sets MXCSR; `false`, and nothing is done, if the CPU lacks one of the bits.
     fn set_mxcsr(&mut self, value: u32) -> bool;
-    /// Writes what FXSAVE saves in 64-bit mode with 64-bit operands, MXCSR_MASK included: [`crate::fxsave`].
+    /// Writes what FXSAVE saves in 64-bit mode with 64-bit operands, MXCSR_MASK included:
+    /// [`crate::fxsave`].
     fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]);
-    /// Sets the registers to what FXSAVE has saved; `false`, and nothing is done, if the CPU lacks one of
-    /// the bits of MXCSR.
+    /// Sets the registers to what FXSAVE has saved; `false`, and nothing is done, if the CPU lacks
+    /// one of the bits of MXCSR.
     fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool;
     /// Control, status and tags of the x87 unit.
     fn x87(&mut self) -> X87;
@@ -184,8 +185,9 @@ pub trait Cpu: ExtendedState {
     fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop>;
     /// Writes memory at a linear address; may cross pages: then both are checked first.
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
-    /// The CPU's own change of a descriptor at `linear`, of which it has read the bytes `old`: its type becomes
-    /// `kind`. `false`, and nothing is done, if they are others by now. See [`Access::SystemWrite`].
+    /// The CPU's own change of a descriptor at `linear`, of which it has read the bytes `old`: its
+    /// type becomes `kind`. `false`, and nothing is done, if they are others by now. See
+    /// [`Access::SystemWrite`].
     fn set_descriptor_type(&mut self, linear: u64, old: u64, kind: u8) -> Result<bool, Stop>;
     /// Faults as a write would, and touches neither memory nor a device.
     fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop>;

@@ -57,8 +57,8 @@ impl Descriptor {
     }
 }
 
-/// Reads the descriptor that the selector names; nothing if its table has no such. Those of system segments have 16
-/// bytes in long mode.
+/// Reads the descriptor that the selector names; nothing if its table has no such. Those of system
+/// segments have 16 bytes in long mode.
 pub fn read<C: Cpu>(cpu: &mut C, selector: u16) -> Result<Option<Descriptor>, Stop> {
     let is_local = selector & 4 != 0;
     let table = if is_local {
@@ -118,8 +118,8 @@ fn read_system<C: Cpu>(cpu: &mut C, linear: u64, size: u8) -> Result<u64, Stop> 
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// Marks a code or data segment as accessed, or a TSS as busy. [`Stop::Again`] if the descriptor is no more what
-/// was read and checked.
+/// Marks a code or data segment as accessed, or a TSS as busy. [`Stop::Again`] if the descriptor is
+/// no more what was read and checked.
 pub fn mark<C: Cpu>(cpu: &mut C, descriptor: &mut Descriptor, bit: SegAttr) -> Result<(), Stop> {
     let Some((at, raw)) = descriptor.place.filter(|_| !descriptor.has(bit)) else {
         return Ok(());

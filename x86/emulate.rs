@@ -27,11 +27,12 @@
 //!
 //! # What is left out
 //!
-//! Call gates, task switches, interrupts by software in protected mode, numbers of the x87 unit, and what computes with vectors:
-//! [`Stop::Unhandled`]. So is what the hypervisor intercepts (CPUID, MSRs, control registers). Alignment checks
-//! (#AC) and breakpoints on data and ports. CMPXCHG16B is not atomic. An access around the end of the
-//! linear address space is `Unhandled`, too. In real mode a #GP has no error code; the exceptions
-//! returned here have one always, and who injects them drops it.
+//! Call gates, task switches, interrupts by software in protected mode, numbers of the x87 unit,
+//! and what computes with vectors: [`Stop::Unhandled`]. So is what the hypervisor intercepts
+//! (CPUID, MSRs, control registers). Alignment checks (#AC) and breakpoints on data and ports.
+//! CMPXCHG16B is not atomic. An access around the end of the linear address space is `Unhandled`,
+//! too. In real mode a #GP has no error code; the exceptions returned here have one always, and who
+//! injects them drops it.
 
 use crate::cpu::Access;
 use crate::cpu::Cpu;
@@ -121,8 +122,9 @@ pub fn fetch_length<C: Cpu>(cpu: &mut C, opcode: &[u8]) -> Result<u8, Stop> {
 /// Executes one instruction, or one iteration of a repeated one, and advances RIP behind it.
 ///
 /// RIP stays at a REP instruction until its last iteration. It also stays, and nothing else
-/// changes, when a locked instruction lost its race for memory too often, or another CPU has changed a descriptor.
-/// The trap flag is left to the caller: when it was set before a call that returned `Ok`, a #DB is due.
+/// changes, when a locked instruction lost its race for memory too often, or another CPU has
+/// changed a descriptor. The trap flag is left to the caller: when it was set before a call that
+/// returned `Ok`, a #DB is due.
 ///
 /// IN, OUT, INS and OUTS are checked with [`io_allowed`], even if the CPU has done so before it
 /// intercepted them: the guest may have written another instruction there since.

@@ -158,8 +158,8 @@ pub fn save(image: &[u8], mxcsr_mask: u32, saved: &mut [u8; SIZE]) {
     put(saved, offset::MXCSR_MASK, mxcsr_mask.to_le_bytes());
 }
 
-/// Makes the image what FXRSTOR restores from `saved`; `false`, and nothing is done, for an MXCSR with a bit
-/// outside of the mask.
+/// Makes the image what FXRSTOR restores from `saved`; `false`, and nothing is done, for an MXCSR
+/// with a bit outside of the mask.
 pub fn restore(image: &mut [u8], mxcsr_mask: u32, saved: &[u8; SIZE]) -> bool {
     let valid = mxcsr(saved) & !mxcsr_mask == 0;
     if valid {

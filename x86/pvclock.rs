@@ -83,8 +83,9 @@ pub struct PvClock {
     pub guest_stopped: bool,
 }
 
-/// The even version of a record that takes the place of one with this version. What counts is the version in the
-/// guest's memory: a guest may have been saved while it read that record, and go on in another VM.
+/// The even version of a record that takes the place of one with this version. What counts is the
+/// version in the guest's memory: a guest may have been saved while it read that record, and go on
+/// in another VM.
 pub const fn next_version(old: u32) -> u32 {
     (old.wrapping_add(1) | 1).wrapping_add(1)
 }
@@ -96,7 +97,8 @@ impl PvClock {
     const FLAG_STABLE: u8 = 1 << 0;
     const FLAG_GUEST_STOPPED: u8 = 1 << 1;
 
-    /// Whether the guest has not noticed yet that this record told it of a stop: it clears the flag then.
+    /// Whether the guest has not noticed yet that this record told it of a stop: it clears the flag
+    /// then.
     pub const fn tells_stop(old: &[u8; Self::SIZE]) -> bool {
         old[29] & Self::FLAG_GUEST_STOPPED != 0
     }

@@ -93,8 +93,8 @@ pub(super) fn software_interrupt<P: Platform>(guest: &mut Guest<'_, P>) -> Resul
     Ok(Action::Resume)
 }
 
-/// The VMM has set the events. The handler of a #BP or #OF returns behind the INT3 or INTO, if there is one
-/// at RIP.
+/// The VMM has set the events. The handler of a #BP or #OF returns behind the INT3 or INTO, if
+/// there is one at RIP.
 pub fn events_set<P: Platform>(guest: &mut Guest<'_, P>) {
     let events = &mut guest.state.events;
     let exception = events.exception.map(|queued| queued.exception.vector);
@@ -119,8 +119,8 @@ fn is_int3(insn: &Insn) -> bool {
     insn.is(Map::OneByte, 0xcc)
 }
 
-/// An event from this instruction is to be injected: its handler returns behind it, and with RF clear, as
-/// after any instruction (APM vol. 2, 3.1.6).
+/// An event from this instruction is to be injected: its handler returns behind it, and with RF
+/// clear, as after any instruction (APM vol. 2, 3.1.6).
 fn go_behind<P: Platform>(guest: &mut Guest<'_, P>, insn: &Insn) {
     let rip = guest.vmcb.rip();
     let next = insn.next_rip(rip);

@@ -22,8 +22,8 @@ fn refusal(exit: &Exit) -> Option<Exception> {
 }
 
 /// The exit that the CPU would make of the instruction, if it is one that is always intercepted, or
-/// whose handler does what the CPU would do. With VEX it is another instruction, with LOCK it is none, but
-/// for the MOV CR that LOCK gives a fourth bit.
+/// whose handler does what the CPU would do. With VEX it is another instruction, with LOCK it is
+/// none, but for the MOV CR that LOCK gives a fourth bit.
 fn exit_of(insn: &Insn) -> Option<Exit> {
     if insn.vex.is_some() || (insn.has(Prefixes::LOCK) && insn.mov_cr_operand().is_none()) {
         return None;

@@ -301,8 +301,8 @@ fn an_injected_int3_leaves_the_interrupt_behind_it() {
     assert_eq!(injected(&machine), Some(Event::Interrupt(0x31)));
 }
 
-/// The VMM's exception did not come of what is being delivered. That goes first: an interrupt would come
-/// with IF clear in the exception's handler, an NMI in that of a machine check.
+/// The VMM's exception did not come of what is being delivered. That goes first: an interrupt would
+/// come with IF clear in the exception's handler, an NMI in that of a machine check.
 #[test]
 fn an_exception_of_the_vmm_waits_for_what_is_being_delivered() {
     let machine_check = Some(Event::Exception(vector::MC, None));
@@ -733,7 +733,8 @@ fn nmis_collapse() {
     assert_eq!(events.nmi_pending, 1);
 }
 
-/// What a VMM sets may lack the mask; the delivery of an NMI masks NMIs all the same (APM vol. 2, 8.2.3).
+/// What a VMM sets may lack the mask; the delivery of an NMI masks NMIs all the same (APM vol. 2,
+/// 8.2.3).
 #[test]
 fn an_injected_nmi_masks_nmis() {
     let mut machine = machine();

@@ -14,8 +14,8 @@ use x86::regs::{gpr, SegAttr, SegReg};
 /// No instruction needs as many.
 const ENDLESS: usize = 200;
 
-/// Runs the instruction at RIP on a device that answers with its addresses: what it wrote, in order, how
-/// often it read, and how it ended.
+/// Runs the instruction at RIP on a device that answers with its addresses: what it wrote, in
+/// order, how often it read, and how it ended.
 fn run(machine: &mut Machine, gpa: u64) -> (Vec<(u64, Vec<u8>)>, usize, Action) {
     let (mut writes, mut reads) = (Vec::new(), 0);
     let mut action = machine.exit(ExitCode::NPF, 4, gpa);

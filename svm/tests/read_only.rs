@@ -67,7 +67,8 @@ fn intercepted_instructions() {
     assert_eq!(machine.exception(), Some(Exception::GP0));
 }
 
-/// VEX makes another instruction of the opcode, LOCK none at all; MONITOR is not there outside level 0.
+/// VEX makes another instruction of the opcode, LOCK none at all; MONITOR is not there outside
+/// level 0.
 #[test]
 fn what_only_looks_intercepted() {
     // The opcodes of RDTSC, CPUID and MOV CR with VEX.
@@ -141,7 +142,8 @@ fn an_emulated_iret() {
     assert!(!machine.state.events.nmi_masked);
 }
 
-/// An NMI that has waited for it comes at once: no other instruction is stepped over, nor the guest's flags changed.
+/// An NMI that has waited for it comes at once: no other instruction is stepped over, nor the
+/// guest's flags changed.
 #[test]
 fn an_nmi_behind_an_emulated_iret() {
     for intercepted in [false, true] {
@@ -192,8 +194,8 @@ fn descriptors_in_read_only_memory() {
     assert!(!machine.vmcb.rflags().contains(Rflags::RF));
 }
 
-/// Another CPU takes a descriptor away between its being read and its being marked: it is not written over, and
-/// what it has become counts.
+/// Another CPU takes a descriptor away between its being read and its being marked: it is not
+/// written over, and what it has become counts.
 #[test]
 fn a_descriptor_that_another_cpu_changes() {
     const GDT: usize = 0x5000;

@@ -189,7 +189,8 @@ fn call_and_return() {
     assert_eq!(get(&machine, NEW + 0x24, 4) & Rflags::NT.bits(), 0);
 }
 
-/// IRET ends the masking of NMIs, also if it leads to another task: the NMI that waits comes there at once.
+/// IRET ends the masking of NMIs, also if it leads to another task: the NMI that waits comes there
+/// at once.
 #[test]
 fn an_nmi_behind_a_return() {
     let mut machine = machine().code(&[0xcf]);
@@ -398,8 +399,8 @@ fn an_event_that_meets_a_bad_task_is_gone() {
     }
 }
 
-/// Another CPU makes the TSS one that is not there before it is marked as busy: the switch begins anew. The accessed
-/// bit of the new task's segment likewise.
+/// Another CPU makes the TSS one that is not there before it is marked as busy: the switch begins
+/// anew. The accessed bit of the new task's segment likewise.
 #[test]
 fn a_descriptor_that_another_cpu_changes() {
     let mut machine = machine();
@@ -416,7 +417,8 @@ fn a_descriptor_that_another_cpu_changes() {
     assert_eq!(machine.world.ram[kind], 0x8b);
 }
 
-/// Descriptors and both TSSs in read-only memory: what the CPU itself writes is dropped, and the new task runs.
+/// Descriptors and both TSSs in read-only memory: what the CPU itself writes is dropped, and the
+/// new task runs.
 #[test]
 fn a_switch_in_read_only_memory() {
     for info2 in [JUMP, 0] {

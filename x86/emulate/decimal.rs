@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Decimal numbers, which 64-bit mode has no more: DAA, DAS, AAA, AAS, AAM, AAD; and SALC, which no manual has (APM
-//! vol. 3, chapter 3). What the manual calls undefined in RFLAGS stays as it was, or becomes zero.
+//! Decimal numbers, which 64-bit mode has no more: DAA, DAS, AAA, AAS, AAM, AAD; and SALC, which no
+//! manual has (APM vol. 3, chapter 3). What the manual calls undefined in RFLAGS stays as it was,
+//! or becomes zero.
 
 use super::alu;
 use super::Flow;

@@ -208,7 +208,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Jump(offset & mask(size)))
     }
 
-    /// INT n, INT3 and INTO in real mode (APM vol. 2, 8.6). Through the gates of protected mode the CPU itself must go.
+    /// INT n, INT3 and INTO in real mode (APM vol. 2, 8.6). Through the gates of protected mode the
+    /// CPU itself must go.
     pub(super) fn software_interrupt(&mut self) -> Result {
         let vector = self.insn.software_interrupt().ok_or(Stop::Unhandled)?;
         if vector == vector::OF && self.insn.opcode == 0xce && !self.flags().contains(Rflags::OF) {

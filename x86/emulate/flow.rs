@@ -22,7 +22,8 @@ impl<C: Cpu> Run<'_, C> {
         if !taken {
             return Ok(Flow::Next);
         }
-        // In 64-bit mode `operand_size` is 8 unless there is the prefix, which AMD's CPUs obey (APM vol. 3, table B-5).
+        // In 64-bit mode `operand_size` is 8 unless there is the prefix, which AMD's CPUs obey (APM
+        // vol. 3, table B-5).
         let size = self.insn.operand_size;
         let next = self.insn.next_rip(self.cpu.rip());
         self.jump(next.wrapping_add(self.insn.immediate) & mask(size))

@@ -20,7 +20,8 @@ type Result<T = Flow> = core::result::Result<T, Stop>;
 
 /// Memory is accessed in pieces as long as its alignment: none crosses a page boundary.
 const PIECE: usize = 16;
-/// Where the pointers have their upper halves in 64-bit mode, and else selectors, which new CPUs do not keep.
+/// Where the pointers have their upper halves in 64-bit mode, and else selectors, which new CPUs do
+/// not keep.
 const UPPER_HALVES: [usize; 2] = [offset::RIP + 4, offset::RDP + 4];
 /// The first XMM register that only 64-bit mode has.
 const XMM8: usize = offset::XMM0 + 8 * PIECE;

@@ -146,8 +146,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    /// The offset of `size` bytes and the selector in memory. With REX.W that of a far JMP or CALL has 64 bits, which the
-    /// manual has not, but KVM and QEMU have.
+    /// The offset of `size` bytes and the selector in memory. With REX.W that of a far JMP or CALL
+    /// has 64 bits, which the manual has not, but KVM and QEMU have.
     pub(super) fn far_pointer(&mut self, size: u8) -> Result<(u64, u16)> {
         let length = size.wrapping_add(2);
         let linear = self.memory(length, Access::Read)?;

@@ -287,7 +287,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    /// Whether ENTER reads what it has written itself, so that it could not be run again: no compiler's code does.
+    /// Whether ENTER reads what it has written itself, so that it could not be run again: no
+    /// compiler's code does.
     fn pushes_over_display(&self, level: u64) -> bool {
         let size = u64::from(self.insn.operand_size);
         let read = level.saturating_sub(1).wrapping_mul(size);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What only looks at selectors and bounds: VERR, VERW, LAR, LSL, ARPL, BOUND (APM vol. 3, chapters 3 and 4).
+//! What only looks at selectors and bounds: VERR, VERW, LAR, LSL, ARPL, BOUND (APM vol. 3, chapters
+//! 3 and 4).
 
 use super::alu;
 use super::operand::Place;

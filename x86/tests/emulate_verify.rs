@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The emulator's instructions on selectors, bounds and decimal numbers, and the interrupts of real mode.
+//! The emulator's instructions on selectors, bounds and decimal numbers, and the interrupts of real
+//! mode.
 
 use emulate_mock::*;
 use x86::cpu::Access;
@@ -51,7 +52,8 @@ fn with_gdt(mut mock: Mock) -> Mock {
     mock
 }
 
-/// Executes an instruction with this selector in memory at EBX and these bits set in EAX; whether it set ZF, and EAX.
+/// Executes an instruction with this selector in memory at EBX and these bits set in EAX; whether
+/// it set ZF, and EAX.
 fn look(code: &[u8], selector: u16, cpl: u8) -> (bool, u64) {
     let mut mock = with_gdt(cpu(Bits32, code, &[(RBX, 0x2000), (RAX, 77)]));
     mock.poke(0x2000, &selector.to_le_bytes());

@@ -83,8 +83,8 @@ impl<P: Platform> Switch<'_, '_, P> {
         Ok(())
     }
 
-    /// Loads a code, stack or data segment. The switch cannot be begun anew if another CPU changes the descriptor
-    /// meanwhile; the segment can be.
+    /// Loads a code, stack or data segment. The switch cannot be begun anew if another CPU changes
+    /// the descriptor meanwhile; the segment can be.
     fn load_segment(&mut self, reg: SegReg, selector: Selector, cpl: u8) -> Result<(), Stop> {
         const ATTEMPTS: usize = 16;
         for _ in 0..ATTEMPTS {
