@@ -195,8 +195,8 @@ fn decoded<P: Platform>(
     Ok(insn)
 }
 
-/// Reads what there may be of the instruction at RIP before the end of its page or of its segment; the
-/// answer is how much that is. The CPU looks at the limit of CS, but not every emulator.
+/// Reads what there may be of the instruction at RIP before the end of its page or of its segment;
+/// the answer is how much that is. The CPU looks at the limit of CS, but not every emulator.
 fn read_code<P: Platform>(
     guest: &mut Guest<'_, P>,
     bytes: &mut [u8; Decoded::BYTES],
