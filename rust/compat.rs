@@ -7,7 +7,7 @@
 //! | the module's own structure | `THIS_MODULE` | `this_module::<M>()` |
 //! | enumerations of C | constants of an integer type | types of their own |
 //! | the value of a module parameter | by reference | by value |
-//! | `EHWPOISON` | only as a number of C | an error of Rust, too |
+//! | `EHWPOISON`, `EOPNOTSUPP` | only as numbers of C | errors of Rust, too |
 
 use core::borrow::Borrow;
 use kernel::bindings;
@@ -34,6 +34,11 @@ pub(crate) const fn timer_ends() -> bindings::hrtimer_restart {
 /// `EHWPOISON`: the hardware has lost this memory.
 pub(crate) fn is_poison(error: Error) -> bool {
     error.to_errno() == -(bindings::EHWPOISON as c_int)
+}
+
+/// `EOPNOTSUPP`: this VM has something that does not go with what is asked for.
+pub(crate) fn unsupported() -> Error {
+    Error::from_errno(-(bindings::EOPNOTSUPP as c_int))
 }
 
 /// Whether a module parameter differs from 0.

@@ -13,6 +13,7 @@
 //! A VM has one snapshot at a time. While there is one, no slot and no vCPU comes or goes.
 
 use crate::abi::{self, Arg};
+use crate::compat::unsupported;
 use crate::device::{self, FileObject};
 use crate::ffi::{KillableGuard, KillableMutex};
 use crate::snapshot_state::{ChipsState, Instant, VcpuSnapshot};
@@ -106,7 +107,7 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: Arg) -> Result<c_long> {
         return Err(EINVAL);
     }
     if vm.vfio.exists() {
-        return Err(EOPNOTSUPP);
+        return Err(unsupported());
     }
     let snapshot = vm.vcpus.stopped(|stopped| {
         vm.chips.broadcasts.finish();

@@ -24,6 +24,7 @@
 //! While a snapshot exists, a page is writable in the nested tables only if it is kept. Both are so
 //! since all vCPUs were stopped: no fault and no write was under way when it began.
 
+use crate::compat::unsupported;
 use crate::ffi::{self, Pages};
 use crate::memory::{chunks, VmMemory};
 use crate::memory_ffi::{read_user, write_user};
@@ -172,7 +173,7 @@ impl VmMemory {
     pub(crate) fn begin_keeping(&self, limit: u64) -> Result {
         let _change = self.change.lock();
         if self.ring_size() != 0 {
-            return Err(EOPNOTSUPP);
+            return Err(unsupported());
         }
         if self.keeping.is_on() {
             return Err(EEXIST);
