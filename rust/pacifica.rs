@@ -2,84 +2,33 @@
 
 //! Pacifica: an AMD-V hypervisor.
 //!
-//! The modules in the order in which things happen, from `insmod` to a handled exit:
+//! The rooms, from the top down. Each imports only from itself and from those below it
+//! (`make lint` holds that); each has a README.
 //!
-//! | module | subject |
+//! | room | subject |
 //! |---|---|
-//! | [`ffi`] | the C half of the glue |
-//! | [`host`] | the host's CPUs: is SVM there, may we have it |
-//! | [`abi`] | the structures of the KVM interface, to and from user space |
-//! | [`device`], [`system`] | `/dev/pacifica`, and its own ioctls |
-//! | [`vm`] | a virtual machine |
-//! | [`memory`], [`slots`], [`fault`], [`access`], [`tables`], [`notifier`], [`dirty_log`] | its memory |
-//! | [`chips`], [`chips_ioctl`] | its interrupt controllers |
-//! | [`ended`] | what the end of an interrupt brings about |
-//! | [`eventfd`] | its interrupt lines and doorbells that are event descriptors |
-//! | [`coalesced`] | writes to devices that the VMM looks at later |
-//! | [`clock`] | its clock |
-//! | [`vcpu`], `vcpu_*` | a virtual CPU, and the ioctls that read or set it |
-//! | [`kick`] | how others reach it |
-//! | [`run`] | KVM_RUN: the loop around VMRUN |
-//! | [`requests`], [`load`], [`user_exit`], [`run_page`] | its parts |
-//! | [`world`] | what surrounds a guest CPU |
-//! | [`snapshot`], `snapshot_*` | going back to an instant |
-//! | [`stats`] | counters |
+//! | [`api`] | what a file descriptor answers: one match for each kind of file |
+//! | [`vcpu`] | a virtual CPU: the loop around VMRUN, and what surrounds the guest |
+//! | [`vm`] | what all vCPUs of a VM share: configuration, clock, filters, counters |
+//! | [`irq`] | from an interrupt line to the vCPU that takes the interrupt |
+//! | [`memory`] | slots, nested page tables, dirty logs |
+//! | [`uapi`] | the structures of the KVM interface, to and from user space |
+//! | [`host`] | the host's CPUs: who has SVM, extended state, VMRUN |
+//! | [`linux`] | the kernel's C, in safe wrappers that know nothing of virtual machines |
 
 use kernel::prelude::*;
 
-mod abi;
-mod access;
-mod backing;
-mod broadcast;
-mod chips;
-mod chips_ioctl;
-mod choices;
-mod clock;
-mod coalesced;
-mod compat;
-mod device;
-mod dirty_log;
-mod dirty_ring;
-mod ended;
-mod eventfd;
-mod fault;
-mod ffi;
-mod fpu;
-mod halt;
+use api::device;
+use linux::compat;
+
+mod api;
 mod host;
-mod kick;
-mod load;
-mod mailboxes;
+mod irq;
+mod linux;
 mod memory;
-mod memory_ffi;
-mod msr_filter;
-mod notifier;
-mod prefault;
-mod published;
-mod pv_eoi;
-mod requests;
-mod run;
-mod run_page;
-mod slots;
-mod snapshot;
-mod snapshot_memory;
-mod snapshot_state;
-mod stats;
-mod stats_fd;
-mod steal;
-mod sync_regs;
-mod system;
-mod tables;
-mod user_exit;
+mod uapi;
 mod vcpu;
-mod vcpu_cpuid;
-mod vcpu_events;
-mod vcpu_fpu;
-mod vcpu_sregs;
-mod vcpu_state;
-mod vfio;
 mod vm;
-mod world;
 
 module! {
     type: Pacifica,

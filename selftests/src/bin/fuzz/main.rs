@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         .filter(|name| !IOCTLS.iter().any(|ioctl| ioctl.name == **name))
         .collect();
     tap.result(
-        "every ioctl of rust/kvm_abi.h is in the fuzzer's table",
+        "every ioctl of rust/uapi/kvm.h is in the fuzzer's table",
         equal("missing", strange.as_slice(), &[]),
     );
     println!("# seed {}, {} seconds", options.seed, options.seconds);

@@ -550,9 +550,9 @@ pub(crate) const IOCTLS: &[Ioctl] = &[
     ),
 ];
 
-/// The names in `rust/kvm_abi.h`: what the module has.
+/// The names in `rust/uapi/kvm.h`: what the module has.
 pub(crate) fn implemented() -> Vec<&'static str> {
-    include_str!("../../../../rust/kvm_abi.h")
+    include_str!("../../../../rust/uapi/kvm.h")
         .lines()
         .filter_map(|line| line.trim().strip_prefix("NR(")?.split(')').next())
         .collect()

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! CPUID: what guests may be offered, and what one guest was given.
+
+use crate::host::host;
+use crate::linux;
+use crate::uapi::{self, Arg};
+use crate::vcpu::{Inner, Vcpu};
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use svm::dispatch;
+use svm::features::SvmFeatures;
+use x86::cpuid::{self, Caps, Dynamic, Entry, PvFeatures};
+use x86::features::{Feature, Features};
+
+/// Most entries of a list, as KVM has it.
+const MAX_ENTRIES: u32 = 256;
+
+/// What works in this version.
+fn caps() -> Caps {
+    let host = host();
+    let stable = linux::tsc_stable();
+    let mut pv = PvFeatures::CLOCKSOURCE
+        | PvFeatures::CLOCKSOURCE2
+        | PvFeatures::NOP_IO_DELAY
+        | PvFeatures::UNHALT
+        | PvFeatures::SEND_IPI
+        | PvFeatures::STEAL_TIME
+        | PvFeatures::TLB_FLUSH
+        | PvFeatures::SCHED_YIELD
+        | PvFeatures::EOI
+        | PvFeatures::ASYNC_PF
+        | PvFeatures::ASYNC_PF_VMEXIT
+        | PvFeatures::ASYNC_PF_INT
+        | PvFeatures::POLL_CONTROL;
+    if stable {
+        pv |= PvFeatures::CLOCKSOURCE_STABLE;
+    }
+    Caps {
+        x2apic: true,
+        tsc_deadline: true,
+        tsc_adjust: true,
+        tsc_aux: true,
+        invariant_tsc: stable,
+        topoext: true,
+        ibpb: linux::host_has_ibpb(),
+        spec_ctrl: host.is_some_and(|host| host.features.contains(SvmFeatures::V_SPEC_CTRL)),
+        host_knows: linux::host_mitigations(),
+        xcr0: host.map_or(0, |host| host.fpu.layout.components),
+        xsaves: host.is_some_and(|host| host.fpu.has_xsaves()),
+        // What nested tables of four levels can map; five are there on some hosts only.
+        max_gpa_bits: 48,
+        pv,
+        ..Caps::default()
+    }
+}
+
+/// KVM_GET_SUPPORTED_CPUID.
+pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
+    give(arg, &mut |emit| {
+        cpuid::supported(&mut linux::cpuid, &caps(), &mut |entry| emit(entry))
+    })
+}
+
+/// KVM_GET_EMULATED_CPUID: instructions that a guest may be given though the CPU lacks them. There are
+/// none, so the leaves that could name them are empty.
+pub(crate) fn get_emulated(arg: Arg) -> Result<c_long> {
+    const LAST: u32 = cpuid::function::STRUCTURED_FEATURES;
+    give(arg, &mut |emit| {
+        emit(Entry::new(cpuid::function::VENDOR, [LAST, 0, 0, 0]))?;
+        emit(Entry::new(cpuid::function::FEATURES, [0; 4]))?;
+        emit(Entry::indexed(LAST, 0, [0; 4]))
+    })
+}
+
+/// What takes one entry after the other.
+type Emit<'a> = dyn FnMut(Entry) -> Result + 'a;
+
+/// Gives the VMM a list, if there is room for it.
+fn give(arg: Arg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c_long> {
+    let header: uapi::kvm_cpuid2 = arg.read()?;
+    let room = header.nent.min(MAX_ENTRIES) as usize;
+    let mut entries = KVec::with_capacity(room, GFP_KERNEL)?;
+    list(&mut |entry| {
+        entries
+            .push_within_capacity(to_abi(&entry))
+            .map_err(|_| E2BIG)
+    })?;
+    arg.after::<uapi::kvm_cpuid2>().write_array(&entries)?;
+    arg.write(&(entries.len() as u32))?;
+    Ok(0)
+}
+
+/// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
+pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+    let header: uapi::kvm_cpuid2 = arg.read()?;
+    if header.nent > MAX_ENTRIES {
+        return Err(E2BIG);
+    }
+    let list = arg
+        .after::<uapi::kvm_cpuid2>()
+        .read_array::<uapi::kvm_cpuid_entry2>(header.nent as usize)?;
+    let mut entries = KVec::with_capacity(list.len(), GFP_KERNEL_ACCOUNT)?;
+    for entry in list.iter() {
+        entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
+    }
+    // A guest whose HLT does not exit cannot be woken by the hypercall.
+    if vcpu.vm.choices.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
+        cpuid::withhold(&mut entries, PvFeatures::UNHALT);
+    }
+    if inner.has_run {
+        // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.
+        let dynamic = dynamic(vcpu, inner);
+        let now = |entry: &Entry| refreshed(entry, &dynamic);
+        let same = entries
+            .iter()
+            .map(now)
+            .eq(inner.parts.cpuid.iter().map(now));
+        return if same { Ok(()) } else { Err(EINVAL) };
+    }
+    if !cpuid::valid(&entries) {
+        return Err(EINVAL);
+    }
+    let offered = Features::offered(&mut linux::cpuid, &caps());
+    let features = Features::new(&entries, &offered);
+    inner.state.set_features(&mut inner.vmcb, features);
+    inner.parts.physical_bits = features.max_phys_bits;
+    inner.parts.has_x2apic = features.has(Feature::X2APIC);
+    inner.parts.cpuid = entries;
+    Ok(())
+}
+
+/// Family, model and stepping, which RDX holds after RESET and INIT.
+pub(crate) fn signature(inner: &Inner) -> u32 {
+    let [eax, ..] = cpuid::lookup(&inner.parts.cpuid, cpuid::function::FEATURES, 0);
+    eax
+}
+
+/// What shows through CPUID now.
+fn dynamic(vcpu: &Vcpu, inner: &mut Inner) -> Dynamic {
+    inner.with_guest(vcpu, true, |guest| {
+        dispatch::dynamic(guest, cpuid::function::XSTATE)
+    })
+}
+
+fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
+    let mut entry = *entry;
+    cpuid::refresh(&mut entry, dynamic);
+    entry
+}
+
+/// KVM_GET_CPUID2: what the guest would read now.
+pub(crate) fn get(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+    let header: uapi::kvm_cpuid2 = arg.read()?;
+    let dynamic = dynamic(vcpu, inner);
+    let entries = &inner.parts.cpuid;
+    let count = entries.len() as u32;
+    if header.nent < count {
+        return Err(E2BIG);
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        let size = core::mem::size_of::<uapi::kvm_cpuid_entry2>();
+        arg.after::<uapi::kvm_cpuid2>()
+            .offset(i * size)
+            .write(&to_abi(&refreshed(entry, &dynamic)))?;
+    }
+    arg.write(&count)
+}
+
+fn to_abi(entry: &Entry) -> uapi::kvm_cpuid_entry2 {
+    uapi::kvm_cpuid_entry2 {
+        function: entry.function,
+        index: entry.index,
+        flags: entry.flags,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        padding: [0; 3],
+    }
+}
+
+fn from_abi(entry: &uapi::kvm_cpuid_entry2) -> Entry {
+    Entry {
+        function: entry.function,
+        index: entry.index,
+        flags: entry.flags,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        padding: [0; 3],
+    }
+}

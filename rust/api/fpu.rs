@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! x87, SSE and extended registers, to and from the VMM.
+
+use crate::host::host;
+use crate::uapi::{self, Arg};
+use crate::vcpu::Inner;
+use kernel::prelude::*;
+use svm::dispatch::set_xcr0;
+use x86::fxsave::{self, Fpu};
+use x86::xsave::{self, IMAGE_SIZE};
+
+/// GET/SET of FPU, XSAVE and XCRS.
+pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+    let host = &host().ok_or(ENODEV)?.fpu;
+    let area = &mut inner.parts.fpu;
+    match cmd {
+        uapi::PACIFICA_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
+        uapi::PACIFICA_SET_FPU => {
+            let area = area.bytes_mut();
+            fxsave::set_fpu(area, &from_abi(&arg.read()?), host.mxcsr_mask);
+            xsave::mark(area, xsave::LEGACY);
+            Ok(())
+        }
+        // All that there is fits into the old size of the image.
+        uapi::PACIFICA_GET_XSAVE | uapi::PACIFICA_GET_XSAVE2 => {
+            // Not on the kernel's stack.
+            let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
+            let shown = inner.state.features.xcr0;
+            host.layout
+                .export(area.bytes(), inner.state.pkru, shown, &mut image);
+            arg.write_bytes(&image)
+        }
+        uapi::PACIFICA_SET_XSAVE => {
+            let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
+            arg.read_bytes(&mut image)?;
+            inner.state.pkru = host
+                .layout
+                .import(area.bytes_mut(), inner.state.pkru, &image, host.mxcsr_mask)
+                .ok_or(EINVAL)?;
+            Ok(())
+        }
+        uapi::PACIFICA_GET_XCRS => {
+            let mut xcrs = uapi::kvm_xcrs {
+                nr_xcrs: 1,
+                ..Default::default()
+            };
+            xcrs.xcrs[0].value = inner.state.xcr0;
+            arg.write(&xcrs)
+        }
+        uapi::PACIFICA_SET_XCRS => set_xcrs(inner, &arg.read()?),
+        _ => Err(ENOTTY),
+    }
+}
+
+fn set_xcrs(inner: &mut Inner, xcrs: &uapi::kvm_xcrs) -> Result {
+    if xcrs.nr_xcrs > uapi::KVM_MAX_XCRS || xcrs.flags != 0 {
+        return Err(EINVAL);
+    }
+    let count = xcrs.nr_xcrs as usize;
+    match xcrs.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0) {
+        Some(xcr) => set_xcr0(&mut inner.state, xcr.value).map_err(|_| EINVAL),
+        None => Ok(()),
+    }
+}
+
+fn to_abi(fpu: &Fpu) -> uapi::kvm_fpu {
+    uapi::kvm_fpu {
+        fpr: fpu.fpr,
+        fcw: fpu.fcw,
+        fsw: fpu.fsw,
+        ftwx: fpu.ftwx,
+        pad1: 0,
+        last_opcode: fpu.last_opcode,
+        last_ip: fpu.last_ip,
+        last_dp: fpu.last_dp,
+        xmm: fpu.xmm,
+        mxcsr: fpu.mxcsr,
+        pad2: 0,
+    }
+}
+
+fn from_abi(fpu: &uapi::kvm_fpu) -> Fpu {
+    Fpu {
+        fpr: fpu.fpr,
+        fcw: fpu.fcw,
+        fsw: fpu.fsw,
+        ftwx: fpu.ftwx,
+        pad1: 0,
+        last_opcode: fpu.last_opcode,
+        last_ip: fpu.last_ip,
+        last_dp: fpu.last_dp,
+        xmm: fpu.xmm,
+        mxcsr: fpu.mxcsr,
+        pad2: 0,
+    }
+}

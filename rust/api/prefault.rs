@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KVM_PRE_FAULT_MEMORY: maps guest memory before the guest faults on it.
+
+use crate::linux;
+use crate::memory::Outcome;
+use crate::uapi::{kvm_pre_fault_memory, Arg};
+use crate::vcpu::Inner;
+use kernel::prelude::*;
+use npt::PageSize;
+
+/// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes back to the caller;
+/// an error is one only if nothing was done.
+pub(crate) fn ioctl(inner: &mut Inner, arg: Arg) -> Result {
+    let mut range: kvm_pre_fault_memory = arg.read()?;
+    let end = range.gpa.checked_add(range.size);
+    let aligned = (range.gpa | range.size) & PageSize::Size4K.offset_mask() == 0;
+    if range.flags != 0 || range.padding != [0; 5] || range.size == 0 || !aligned || end.is_none() {
+        return Err(EINVAL);
+    }
+    let whole = range.size;
+    let result = map(inner, &mut range);
+    arg.write(&range)?;
+    match range.size == whole {
+        true => result,
+        false => Ok(()),
+    }
+}
+
+fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
+    while range.size != 0 {
+        if linux::work_pending() {
+            if linux::signal_pending() {
+                return Err(EINTR);
+            }
+            linux::handle_work()?;
+        }
+        match inner.parts.memory.fault(range.gpa, false, true, true) {
+            Outcome::Mapped => {
+                let end = inner.parts.memory.page_end(range.gpa);
+                let done = end.wrapping_sub(range.gpa).min(range.size);
+                range.gpa = range.gpa.wrapping_add(done);
+                range.size = range.size.wrapping_sub(done);
+            }
+            Outcome::Stale => {}
+            Outcome::Mmio => return Err(ENOENT),
+            // A read, and sleeping is allowed.
+            Outcome::ReadOnly | Outcome::WouldSleep => return Err(EIO),
+            Outcome::HostFault(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

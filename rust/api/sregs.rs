@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `struct kvm_sregs`: segments, control registers, EFER.
+
+use crate::uapi;
+use crate::vcpu::platform::deferred;
+use crate::vcpu::{Inner, Vcpu};
+use kernel::prelude::*;
+use svm::dispatch::Platform;
+use svm::event::QueuedInterrupt;
+use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
+use svm::vmcb::Vmcb;
+use x86::cpu::GuestMemory;
+use x86::msr::Origin;
+use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
+use x86::sregs::{self, is_valid_cr8, ControlRegs};
+
+const SEGMENTS: [SegReg; 8] = [
+    SegReg::Cs,
+    SegReg::Ds,
+    SegReg::Es,
+    SegReg::Fs,
+    SegReg::Gs,
+    SegReg::Ss,
+    SegReg::Tr,
+    SegReg::Ldtr,
+];
+
+/// KVM_GET_SREGS.
+pub(crate) fn get(inner: &Inner) -> uapi::kvm_sregs {
+    let efer = guest_efer(&inner.vmcb, &inner.state);
+    let [cs, ds, es, fs, gs, ss, tr, ldt] = SEGMENTS.map(|reg| segment(&inner.vmcb, reg));
+    let mut sregs = uapi::kvm_sregs {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt: table(inner.vmcb.gdtr()),
+        idt: table(inner.vmcb.idtr()),
+        cr0: guest_cr0(&inner.vmcb, &inner.state).bits(),
+        cr2: inner.vmcb.cr2(),
+        cr3: inner.vmcb.cr3(),
+        cr4: guest_cr4(&inner.vmcb, &inner.state).bits(),
+        cr8: match &inner.parts.lapic {
+            Some(lapic) => lapic.cr8(),
+            None => u64::from(inner.parts.user_cr8),
+        },
+        efer: efer.bits(),
+        apic_base: inner.parts.apic_base(),
+        interrupt_bitmap: [0; 4],
+    };
+    if let Some(interrupt) = inner.state.events.interrupt.filter(|i| !i.soft) {
+        let vector = usize::from(interrupt.vector);
+        sregs.interrupt_bitmap[vector / 64] |= 1 << (vector % 64);
+    }
+    sregs
+}
+
+/// Whether the guest's page tables are those of PAE mode.
+fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
+    cr0.contains(Cr0::PG) && cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA)
+}
+
+/// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging the
+/// CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
+pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
+    /// Where CR3 has the table in PAE mode (APM vol. 2, figure 5-9).
+    const TABLE: u64 = 0xffff_ffe0;
+    let old = get(inner);
+    let mut sregs = uapi::kvm_sregs2 {
+        cs: old.cs,
+        ds: old.ds,
+        es: old.es,
+        fs: old.fs,
+        gs: old.gs,
+        ss: old.ss,
+        tr: old.tr,
+        ldt: old.ldt,
+        gdt: old.gdt,
+        idt: old.idt,
+        cr0: old.cr0,
+        cr2: old.cr2,
+        cr3: old.cr3,
+        cr4: old.cr4,
+        cr8: old.cr8,
+        efer: old.efer,
+        apic_base: old.apic_base,
+        flags: 0,
+        pdptrs: [0; 4],
+    };
+    let vmcb = &inner.vmcb;
+    if !is_pae(vmcb.cr0(), vmcb.cr4(), vmcb.efer()) {
+        return sregs;
+    }
+    let mut table = [0; 32];
+    let read = inner.with_guest(vcpu, true, |guest| {
+        guest.platform.read_gpa(old.cr3 & TABLE, &mut table)
+    });
+    if read.is_ok() {
+        sregs.flags = u64::from(uapi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
+        for (entry, bytes) in sregs.pdptrs.iter_mut().zip(table.chunks_exact(8)) {
+            *entry = bytes
+                .iter()
+                .rev()
+                .fold(0, |all, b| all << 8 | u64::from(*b));
+        }
+    }
+    sregs
+}
+
+/// KVM_SET_SREGS2. The page-directory-pointer entries stay in memory.
+pub(crate) fn set2(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs2) -> Result {
+    let has_entries = new.flags & u64::from(uapi::KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    let pae = is_pae(
+        Cr0::from_bits_retain(new.cr0),
+        Cr4::from_bits_retain(new.cr4),
+        Efer::from_bits_retain(new.efer),
+    );
+    let unknown = new.flags & !u64::from(uapi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
+    if unknown != 0 || (has_entries && !pae) {
+        return Err(EINVAL);
+    }
+    let old = uapi::kvm_sregs {
+        cs: new.cs,
+        ds: new.ds,
+        es: new.es,
+        fs: new.fs,
+        gs: new.gs,
+        ss: new.ss,
+        tr: new.tr,
+        ldt: new.ldt,
+        gdt: new.gdt,
+        idt: new.idt,
+        cr0: new.cr0,
+        cr2: new.cr2,
+        cr3: new.cr3,
+        cr4: new.cr4,
+        cr8: new.cr8,
+        efer: new.efer,
+        apic_base: new.apic_base,
+        // There is no place for a queued interrupt: it stays.
+        interrupt_bitmap: [0; 4],
+    };
+    set(vcpu, inner, &old)
+}
+
+/// KVM_SET_SREGS. Nothing is changed if anything is wrong.
+pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs) -> Result {
+    let regs = ControlRegs {
+        cr0: Cr0::from_bits_retain(new.cr0),
+        cr3: new.cr3,
+        cr4: Cr4::from_bits_retain(new.cr4),
+        efer: Efer::from_bits_retain(new.efer),
+        cs_l: new.cs.l != 0,
+    };
+    if !sregs::valid(&regs, &inner.state.features) {
+        return Err(EINVAL);
+    }
+    let base = new.apic_base;
+    inner
+        .with_guest(vcpu, true, |guest| {
+            guest.platform.set_apic_base(base, Origin::Host)
+        })
+        .map_err(|_| EINVAL)?;
+
+    for (reg, segment) in SEGMENTS.into_iter().zip([
+        &new.cs, &new.ds, &new.es, &new.fs, &new.gs, &new.ss, &new.tr, &new.ldt,
+    ]) {
+        inner.vmcb.set_segment(reg, vmcb_segment(segment));
+    }
+    inner.vmcb.set_cpl(new.ss.dpl & 3);
+    inner.vmcb.set_gdtr(Segment {
+        base: new.gdt.base,
+        limit: u32::from(new.gdt.limit),
+        ..Segment::default()
+    });
+    inner.vmcb.set_idtr(Segment {
+        base: new.idt.base,
+        limit: u32::from(new.idt.limit),
+        ..Segment::default()
+    });
+    inner.vmcb.set_cr2(new.cr2);
+    let Inner { vmcb, state, .. } = inner;
+    vmcb.set_cr3(regs.cr3);
+    set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
+    set_guest_cr4(vmcb, state, regs.cr4);
+    set_guest_efer(vmcb, state, regs.efer);
+    // As on KVM, one that no CPU can have is none.
+    if is_valid_cr8(new.cr8) {
+        match &mut inner.parts.lapic {
+            Some(lapic) => lapic.set_cr8(new.cr8),
+            None => inner.parts.user_cr8 = new.cr8 as u8,
+        }
+        inner.vmcb.set_v_tpr(new.cr8 as u8);
+    }
+    inner.parts.deferred |= deferred::FLUSH;
+
+    let pending = new
+        .interrupt_bitmap
+        .iter()
+        .enumerate()
+        .find(|(_, word)| **word != 0)
+        .map(|(i, word)| (i * 64) as u32 + word.trailing_zeros());
+    if let Some(vector) = pending {
+        inner.state.events.interrupt = Some(QueuedInterrupt {
+            vector: vector as u8,
+            soft: false,
+        });
+    }
+    Ok(())
+}
+
+fn table(segment: Segment) -> uapi::kvm_dtable {
+    uapi::kvm_dtable {
+        base: segment.base,
+        limit: segment.limit as u16,
+        ..Default::default()
+    }
+}
+
+fn segment(vmcb: &Vmcb, reg: SegReg) -> uapi::kvm_segment {
+    let segment = vmcb.canonical_segment(reg);
+    let has = |bit: SegAttr| u8::from(segment.attributes.contains(bit));
+    let bits = segment.attributes.bits();
+    let present = has(SegAttr::P);
+    uapi::kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: (bits & SegAttr::TYPE.bits()) as u8,
+        present,
+        dpl: ((bits & SegAttr::DPL.bits()) >> 5) as u8,
+        db: has(SegAttr::DB),
+        s: has(SegAttr::S),
+        l: has(SegAttr::L),
+        g: has(SegAttr::G),
+        avl: has(SegAttr::AVL),
+        unusable: 1 - present,
+        padding: 0,
+    }
+}
+
+fn vmcb_segment(segment: &uapi::kvm_segment) -> Segment {
+    let mut attributes = SegAttr::from_bits_retain(u16::from(segment.type_ & 0xf))
+        | SegAttr::from_bits_retain(u16::from(segment.dpl & 3) << 5);
+    attributes.set(SegAttr::S, segment.s & 1 != 0);
+    attributes.set(
+        SegAttr::P,
+        segment.present & 1 != 0 && segment.unusable == 0,
+    );
+    attributes.set(SegAttr::AVL, segment.avl & 1 != 0);
+    attributes.set(SegAttr::L, segment.l & 1 != 0);
+    attributes.set(SegAttr::DB, segment.db & 1 != 0);
+    attributes.set(SegAttr::G, segment.g & 1 != 0);
+    Segment {
+        selector: segment.selector,
+        attributes,
+        limit: segment.limit,
+        base: segment.base,
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How other CPUs reach a vCPU: requests, its inbox of interrupts, and the kick.
+//!
+//! A vCPU's thread alone touches the vCPU. Everybody else leaves a request here and kicks:
+//!
+//! ```text
+//!   sender                              vCPU thread
+//!   1 put the data in the inbox         1 interrupts off
+//!   2 set the request bit   (full)      2 mode := CPU it runs on   (full)
+//!   3 read mode                         3 read the requests: any? mode := outside, start over
+//!     outside: wake the sleeper         4 VMRUN
+//!     on CPU n: interrupt CPU n           the interrupt ends the guest, and 3 comes again
+//! ```
+//!
+//! Whatever the interleaving, either the sender sees the CPU or the vCPU sees the request.
+//!
+//! The atomics are `core`'s, which are instructions where the kernel's are calls. On x86 the
+//! read-modify-write ones are full barriers in both.
+
+use crate::linux;
+use crate::linux::{Expire, Runner, Sleeper};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
+};
+use irqchip::bits::Vectors;
+use irqchip::{DeliveryMode, Snapshot};
+use kernel::prelude::*;
+
+/// What a vCPU is asked to do before it enters its guest again. One bit each.
+pub(crate) mod request {
+    /// Flush the guest's TLB entries.
+    pub(crate) const TLB_FLUSH: u32 = 1 << 0;
+    /// Look into the inbox.
+    pub(crate) const INBOX: u32 = 1 << 1;
+    /// The LAPIC's timer has expired.
+    pub(crate) const TIMER: u32 = 1 << 2;
+    /// The PIC or the PIT may have something.
+    pub(crate) const CHIPS: u32 = 1 << 3;
+    /// An NMI.
+    pub(crate) const NMI: u32 = 1 << 4;
+    /// An INIT.
+    pub(crate) const INIT: u32 = 1 << 5;
+    /// A STARTUP IPI; its vector is in the inbox.
+    pub(crate) const SIPI: u32 = 1 << 6;
+    /// Write the paravirtual clock again.
+    pub(crate) const CLOCK: u32 = 1 << 7;
+    /// Do not stay halted.
+    pub(crate) const UNHALT: u32 = 1 << 31;
+    /// The VM's filter of MSRs has changed.
+    pub(crate) const MSR_FILTER: u32 = 1 << 16;
+}
+
+/// `mode` of a vCPU that is not in its guest.
+const OUTSIDE: u32 = 0;
+
+/// The part of a vCPU that any CPU may touch at any time.
+#[pin_data]
+pub(crate) struct Mailbox {
+    /// The number that the VMM gave the vCPU; its APIC ID.
+    pub(crate) id: u32,
+    requests: AtomicU32,
+    /// [`OUTSIDE`], or one more than the number of the CPU that is about to enter the guest.
+    mode: AtomicU32,
+    /// Interrupts that arrived, a bit a vector.
+    irr: [AtomicU64; 4],
+    /// Which of them are level-triggered.
+    tmr: [AtomicU64; 4],
+    sipi_vector: AtomicU32,
+    /// What senders need of the LAPIC to find out whom they address: a [`Snapshot`].
+    apic: AtomicU64,
+    #[pin]
+    sleeper: Sleeper,
+    /// The thread that is in KVM_RUN.
+    pub(crate) runner: Runner,
+}
+
+impl Mailbox {
+    /// The mailbox of vCPU `id`.
+    pub(crate) fn new(id: u32) -> impl PinInit<Self> {
+        pin_init!(Self {
+            id,
+            requests: AtomicU32::new(0),
+            mode: AtomicU32::new(OUTSIDE),
+            irr: [const { AtomicU64::new(0) }; 4],
+            tmr: [const { AtomicU64::new(0) }; 4],
+            sipi_vector: AtomicU32::new(0),
+            apic: AtomicU64::new(0),
+            sleeper <- Sleeper::new(),
+            runner: Runner::default(),
+        })
+    }
+
+    /// Asks, and kicks. Any context.
+    pub(crate) fn ask(&self, request: u32) {
+        self.leave_request(request);
+        self.kick();
+    }
+
+    /// Asks, for somebody who kicks later. Any context.
+    pub(crate) fn leave_request(&self, request: u32) {
+        self.requests.fetch_or(request, SeqCst);
+    }
+
+    /// Wakes the vCPU's thread, or makes it leave the guest. Any context.
+    pub(crate) fn kick(&self) {
+        let mode = self.mode.load(Relaxed);
+        if mode == OUTSIDE {
+            self.sleeper.wake();
+        } else if mode - 1 != linux::cpu() {
+            linux::kick_cpu(mode - 1);
+        }
+        // On this very CPU, we are in an interrupt or in the vCPU's own thread: it has left the
+        // guest, and will read the requests before it enters again.
+    }
+
+    /// Lets the vCPU's thread have this CPU, if it waits for one; whether it does. May sleep.
+    pub(crate) fn yield_to(&self) -> bool {
+        self.running_on().is_none() && self.runner.yield_to()
+    }
+
+    /// The CPU whose guest this vCPU may be in.
+    pub(crate) fn running_on(&self) -> Option<u32> {
+        self.mode.load(Relaxed).checked_sub(1)
+    }
+
+    /// A message for this vCPU, but for one that is arbitrated; whoever brings it kicks later. Any
+    /// context.
+    pub(crate) fn receive(&self, ipi: &Interrupt) {
+        self.leave_request(match ipi.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                self.put(ipi.vector, ipi.level);
+                request::INBOX
+            }
+            DeliveryMode::Nmi => request::NMI,
+            DeliveryMode::Init => request::INIT,
+            DeliveryMode::StartUp => {
+                self.set_sipi_vector(ipi.vector);
+                request::SIPI
+            }
+            DeliveryMode::ExtInt => request::CHIPS,
+            // There is no system management mode, and the reserved mode does nothing.
+            DeliveryMode::Smi | DeliveryMode::Reserved => return,
+        });
+    }
+
+    fn put(&self, vector: u8, level: bool) {
+        let (word, bit) = (usize::from(vector >> 6), 1u64 << (vector & 63));
+        if level {
+            self.tmr[word].fetch_or(bit, SeqCst);
+        }
+        self.irr[word].fetch_or(bit, SeqCst);
+    }
+
+    // ---- the vCPU's own thread --------------------------------------------------------------
+
+    /// Declares the guest as about to run on this CPU; interrupts are off.
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.mode.swap(linux::cpu() + 1, SeqCst);
+    }
+
+    /// The guest does not run any more.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.mode.store(OUTSIDE, Release);
+    }
+
+    /// Whether anything is asked.
+    #[inline]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.requests.load(Relaxed) != 0
+    }
+
+    /// Forgets what was left for a vCPU that never came to be.
+    pub(crate) fn empty(&self) {
+        self.take();
+        self.take_interrupts();
+    }
+
+    /// Takes all requests.
+    pub(crate) fn take(&self) -> u32 {
+        self.requests.swap(0, SeqCst)
+    }
+
+    /// Takes all requests but these.
+    pub(crate) fn take_but(&self, kept: u32) -> u32 {
+        self.requests.fetch_and(kept, SeqCst) & !kept
+    }
+
+    /// Takes the interrupts out of the inbox: which arrived, and which of them are level-triggered.
+    pub(crate) fn take_interrupts(&self) -> (Vectors, Vectors) {
+        let (mut requests, mut levels) = (Vectors::EMPTY, Vectors::EMPTY);
+        for (i, irr) in self.irr.iter().enumerate() {
+            if irr.load(Relaxed) == 0 {
+                continue;
+            }
+            let bits = irr.swap(0, SeqCst);
+            if bits != 0 {
+                requests.set_word(i, bits);
+                // A vector's level bit is set before its IRR bit, so those of `bits` are all there.
+                levels.set_word(i, self.tmr[i].fetch_and(!bits, SeqCst) & bits);
+            }
+        }
+        (requests, levels)
+    }
+
+    /// Sets the vector of the last STARTUP IPI, for the VMM.
+    pub(crate) fn set_sipi_vector(&self, vector: u8) {
+        self.sipi_vector.store(u32::from(vector), Relaxed);
+    }
+
+    /// Vector of the last STARTUP IPI.
+    pub(crate) fn sipi_vector(&self) -> u8 {
+        self.sipi_vector.load(Relaxed) as u8
+    }
+
+    /// Sleeps until something is asked; `EINTR` if a signal came first.
+    pub(crate) fn sleep(&self) -> Result {
+        self.sleeper.wait(&|| self.is_asked())
+    }
+
+    /// Publishes how the LAPIC is addressed; for [`crate::irq::vcpu_table::Mailboxes`] only, which counts.
+    pub(crate) fn set_apic(&self, apic: Snapshot) {
+        self.apic.store(apic.to_bits(), SeqCst);
+    }
+
+    /// How the LAPIC is addressed, as last published.
+    pub(crate) fn apic(&self) -> Snapshot {
+        Snapshot::from_bits(self.apic.load(Relaxed))
+    }
+}
+
+impl Expire for Mailbox {
+    /// The LAPIC's timer.
+    fn expire(&self) {
+        self.ask(request::TIMER);
+    }
+}
+
+/// What a message brings to the processors that it is for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Interrupt {
+    pub(crate) mode: DeliveryMode,
+    pub(crate) vector: u8,
+    pub(crate) level: bool,
+}

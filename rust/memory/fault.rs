@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A nested page fault: from the guest-physical address to a mapped page.
+
+use crate::linux::compat::is_poison;
+use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
+use crate::memory::dirty_ring::DirtyRing;
+use crate::memory::guest_access::GuestAccess;
+use crate::memory::kept_pages::Writer;
+use crate::memory::npt_pages::{LockedTables, TableCache};
+use crate::memory::slots::{Slot, SlotList};
+use crate::memory::{Mmu, VmMemory};
+use core::cell::Cell;
+use core::ops::Deref;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use npt::{GpaRange, Hpa, Mapping, NptEntry, PageSize, Permit, Rights};
+
+/// What became of a nested page fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    /// The page is mapped.
+    Mapped,
+    /// It was taken away again meanwhile: run the guest again, after a look at signals.
+    Stale,
+    /// No slot is there: emulate the access as one to a device.
+    Mmio,
+    /// The slot is read-only, and this was a write: likewise.
+    ReadOnly,
+    /// The host page is not present, and the caller may not sleep now. Ask again where it may.
+    WouldSleep,
+    /// The process has no usable memory there (`EFAULT`, `EHWPOISON`), there is no memory for
+    /// tables (`ENOMEM`), or a signal came while waiting (`EINTR`).
+    HostFault(Error),
+}
+
+/// A vCPU's own part of the memory: a stock of table pages, where it found the last slot, and the
+/// pages that it is just mapping.
+pub(crate) struct VcpuMemory {
+    vm: Arc<VmMemory>,
+    pub(crate) hint: usize,
+    /// Where the last access failed, if that was because the host's memory is poisoned.
+    pub(crate) poisoned: Cell<Option<u64>>,
+    ring: Option<Arc<DirtyRing>>,
+    stock: KBox<Stock>,
+}
+
+/// What is too large to be moved about with a vCPU.
+struct Stock {
+    cache: TableCache,
+    pages: HostPages,
+}
+
+/// What a fault is about.
+struct Fault<'a> {
+    vm: &'a VmMemory,
+    slots: &'a SlotList,
+    slot: &'a Slot,
+    ring: Option<&'a DirtyRing>,
+    /// The guest's page.
+    gpa: u64,
+    /// Where the process has it.
+    hva: u64,
+    write: bool,
+    may_sleep: bool,
+    /// A snapshot wants to hear of the first write to each page.
+    keeping: bool,
+    /// It has heard of this one's, or there is none.
+    kept: bool,
+    /// The sequence before the lookup.
+    sequence: u64,
+}
+
+impl VcpuMemory {
+    /// For one more vCPU. May sleep.
+    pub(crate) fn new(vm: Arc<VmMemory>) -> Result<Self> {
+        let stock = Stock {
+            cache: TableCache::new(),
+            pages: HostPages::new(),
+        };
+        let mut stock = KBox::new(stock, GFP_KERNEL_ACCOUNT)?;
+        stock.cache.fill()?;
+        let ring = vm.new_ring()?;
+        Ok(Self {
+            vm,
+            hint: 0,
+            poisoned: Cell::new(None),
+            ring,
+            stock,
+        })
+    }
+
+    /// The VM's memory.
+    pub(crate) fn vm(&self) -> &VmMemory {
+        &self.vm
+    }
+
+    /// The dirty ring, if the VM has them.
+    #[inline]
+    pub(crate) fn ring(&self) -> Option<&DirtyRing> {
+        self.ring.as_deref()
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_ring(&self) -> Option<Arc<DirtyRing>> {
+        self.ring.clone()
+    }
+
+    /// Where the page ends that is mapped at `gpa`, or a small one there.
+    pub(crate) fn page_end(&self, gpa: u64) -> u64 {
+        let mmu = self.vm.mmu.lock();
+        let mapping = mmu.npt.look_up(&LockedTables::new(None), gpa);
+        let size = mapping.map_or(PageSize::Size4K, |mapping| mapping.size);
+        GpaRange::page(gpa, size).end
+    }
+
+    /// Guest memory for the emulator and the page walk.
+    pub(crate) fn access(&mut self, may_sleep: bool) -> GuestAccess<'_> {
+        GuestAccess::new(self, may_sleep)
+    }
+
+    /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`.
+    ///
+    /// `present` says that there was a page, which does not permit the access.
+    ///
+    /// Interrupts must be on. With `may_sleep` false it takes a spinlock at most, and preemption
+    /// may be off.
+    pub(crate) fn fault(
+        &mut self,
+        gpa: u64,
+        write: bool,
+        present: bool,
+        may_sleep: bool,
+    ) -> Outcome {
+        let Stock { cache, pages } = &mut *self.stock;
+        if !cache.is_full() {
+            if !may_sleep {
+                return Outcome::WouldSleep;
+            }
+            if let Err(error) = cache.fill() {
+                return Outcome::HostFault(error);
+            }
+        }
+        let slots = self.vm.slots();
+        let Some(slot) = slots.find(gpa, &mut self.hint) else {
+            return Outcome::Mmio;
+        };
+        if write && slot.read_only() {
+            return Outcome::ReadOnly;
+        }
+        let gpa = gpa & !PageSize::Size4K.offset_mask();
+        let hva = slot.hva(gpa);
+        let keeping = self.vm.keeping.is_on();
+        let mut kept = !keeping;
+        if keeping && write {
+            if !may_sleep {
+                return Outcome::WouldSleep;
+            }
+            if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Strict) {
+                let poisoned = error == EFAULT && is_poisoned(hva);
+                self.poisoned.set(poisoned.then_some(hva));
+                return Outcome::HostFault(error);
+            }
+            kept = true;
+        } else if keeping {
+            kept = self.vm.keeping.has(gpa);
+        }
+        let fault = Fault {
+            vm: &self.vm,
+            slots: &slots,
+            slot,
+            ring: self.ring.as_deref(),
+            gpa,
+            hva,
+            write,
+            may_sleep,
+            keeping,
+            kept,
+            sequence: self.vm.sequence(),
+        };
+        if present && fault.permit() {
+            return Outcome::Mapped;
+        }
+        let outcome = match fault.look_up(pages) {
+            Ok(Some(writable)) => fault.map(cache, pages, writable),
+            Ok(None) => Outcome::WouldSleep,
+            Err(error) if error == EAGAIN => Outcome::Stale,
+            Err(error) => {
+                self.poisoned.set(is_poison(error).then_some(fault.hva));
+                Outcome::HostFault(error)
+            }
+        };
+        pages.put();
+        outcome
+    }
+}
+
+impl Fault<'_> {
+    /// Gives the right to write that only a log or a snapshot has withheld. True if there is nothing more to do.
+    fn permit(&self) -> bool {
+        let mmu = self.vm.mmu.lock();
+        if !self.vm.is_current_list(&mmu, self.slots) {
+            return false;
+        }
+        let (mut wanted, mut most) = (Rights::EXECUTE, PageSize::Size1G);
+        wanted.set(Rights::WRITE, self.write);
+        if self.slot.log().is_some() || self.keeping {
+            most = PageSize::Size4K;
+        }
+        let mut tables = LockedTables::new(None);
+        match mmu.npt.permit(&mut tables, self.gpa, wanted, most) {
+            Permit::Held => true,
+            Permit::Given => {
+                self.slot.wrote(self.gpa, self.ring);
+                true
+            }
+            Permit::Refused => false,
+        }
+    }
+
+    /// Looks up the page, and those after it that are present anyway. True if the guest may write
+    /// to them; `None` if this would have to sleep, and may not.
+    #[inline]
+    fn look_up(&self, pages: &mut HostPages) -> Result<Option<bool>> {
+        // Not beyond the table of the last level that the page is in.
+        let in_table = PageSize::Size2M.offset_mask() & !PageSize::Size4K.offset_mask();
+        let to_table_end = (!self.gpa & in_table) >> 12;
+        let to_slot_end = self.slot.bytes_from(self.gpa) >> 12;
+        let count = (to_table_end.wrapping_add(1).min(to_slot_end) as usize).min(MOST_PAGES);
+        // Writable is better, even for a read: it saves a second fault, and a page that is present
+        // and writable for the process needs no copy.
+        if !self.slot.read_only() && pages.look_up(self.hva, count, true) {
+            return Ok(Some(true));
+        }
+        if !self.write && pages.look_up(self.hva, count, false) {
+            return Ok(Some(false));
+        }
+        if !self.may_sleep {
+            return Ok(None);
+        }
+        match pages.fetch(self.hva, self.write) {
+            Ok(()) => Ok(Some(self.write)),
+            // SAFETY: Faults are handled in a thread of the process.
+            Err(error) if error == EFAULT => unsafe {
+                pages
+                    .fetch_frame(self.vm.mm(), self.hva, self.write)
+                    .map(|writable| Some(writable && !self.slot.read_only()))
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Maps what was found, unless the page, or the slot, is going away.
+    #[inline]
+    fn map(&self, cache: &mut TableCache, pages: &HostPages, writable: bool) -> Outcome {
+        let end = self.hva.wrapping_add((pages.count() as u64) << 12);
+        let mmu = self.vm.mmu.lock();
+        let stale = !self.vm.is_current_list(&mmu, self.slots)
+            || mmu.forbids(self.vm, self.sequence, self.hva, end);
+        if stale {
+            return match self.may_sleep {
+                true => Outcome::Stale,
+                false => Outcome::WouldSleep,
+            };
+        }
+        // SAFETY: The lock is held, and nothing was invalidated since the lookup, which found a
+        // page.
+        let host = unsafe { pages.first(writable) };
+        let size = self.best_size(&mmu, host);
+        // What is logged, or kept, is given when it is used.
+        let logged = self.slot.log().is_some();
+        let mut ahead_rights = Rights::EXECUTE;
+        ahead_rights.set(Rights::MAY_WRITE, writable);
+        ahead_rights.set(Rights::WRITE, writable && !logged && !self.keeping);
+        let mut rights = ahead_rights;
+        let given = self.kept && (self.write || !logged);
+        rights.set(Rights::WRITE, writable && given);
+        let mut history = NptEntry::ACCESSED;
+        history.set(NptEntry::DIRTY, self.write);
+        let mapping = Mapping {
+            gpa: self.gpa & !size.offset_mask(),
+            page: Hpa(host.0 & !size.offset_mask()),
+            size,
+            rights,
+            history,
+        };
+        let ahead = (1..pages.count()).map_while(|index| {
+            // SAFETY: As above.
+            unsafe { pages.ahead(index, writable) }
+        });
+        let mut tables = LockedTables::new(Some(cache));
+        let result = mmu.npt.map_run(&mut tables, mapping, ahead, ahead_rights);
+        tables.finish(result.unwrap_or(npt::Flush::All), self.vm.flush());
+        match result {
+            Ok(_) => {
+                if self.write {
+                    self.slot.wrote(self.gpa, self.ring);
+                }
+                Outcome::Mapped
+            }
+            Err(_) => Outcome::HostFault(ENOMEM),
+        }
+    }
+
+    /// The largest page that the process has at the same place as the page at `host`, and that fits
+    /// into the slot. A log needs small pages, and so does what a snapshot keeps.
+    fn best_size(&self, mmu: &Mmu, host: Hpa) -> PageSize {
+        let fits = |size: PageSize| {
+            let same = size.offset_mask() & !PageSize::Size4K.offset_mask();
+            self.slot.fits(self.gpa, size) && (host.0 ^ self.gpa) & same == 0
+        };
+        // All of a large page must be there to stay.
+        let stays = |size: PageSize| {
+            let start = self.hva & !size.offset_mask();
+            !mmu.forbids(
+                self.vm,
+                self.sequence,
+                start,
+                start.wrapping_add(size.bytes()),
+            )
+        };
+        let small = self.slot.log().is_some() || (self.keeping && self.kept);
+        if small || !fits(PageSize::Size2M) {
+            return PageSize::Size4K;
+        }
+        // SAFETY: Faults are handled in a thread of the process.
+        match unsafe { host_page_size(self.vm.mm(), self.hva) } {
+            PageSize::Size1G if fits(PageSize::Size1G) && stays(PageSize::Size1G) => {
+                PageSize::Size1G
+            }
+            PageSize::Size1G | PageSize::Size2M if stays(PageSize::Size2M) => PageSize::Size2M,
+            _ => PageSize::Size4K,
+        }
+    }
+}
+
+impl Drop for VcpuMemory {
+    fn drop(&mut self) {
+        if let Some(ring) = &self.ring {
+            self.vm.remove_ring(ring);
+        }
+    }
+}
+
+impl Deref for VcpuMemory {
+    type Target = VmMemory;
+
+    fn deref(&self) -> &VmMemory {
+        &self.vm
+    }
+}

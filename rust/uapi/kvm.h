@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What bindgen turns into the crate `kvm_abi`. The ioctl numbers are macros with sizeof in them,
+ * which bindgen cannot evaluate: so each one that is implemented is named here, once.
+ */
+#include <linux/kvm.h>
+
+#include "pacifica.h"
+
+#define NR(name) PACIFICA_##name = KVM_##name
+
+enum pacifica_ioctl_nr {
+	/* /dev/pacifica */
+	NR(GET_API_VERSION),
+	NR(CREATE_VM),
+	NR(GET_MSR_INDEX_LIST),
+	NR(GET_MSR_FEATURE_INDEX_LIST),
+	NR(CHECK_EXTENSION),
+	NR(GET_VCPU_MMAP_SIZE),
+	NR(GET_SUPPORTED_CPUID),
+	NR(GET_EMULATED_CPUID),
+	NR(X86_GET_MCE_CAP_SUPPORTED),
+	/* a VM */
+	NR(CREATE_VCPU),
+	NR(SET_USER_MEMORY_REGION),
+	NR(SET_USER_MEMORY_REGION2),
+	NR(GET_DIRTY_LOG),
+	NR(CLEAR_DIRTY_LOG),
+	NR(RESET_DIRTY_RINGS),
+	NR(SET_NR_MMU_PAGES),
+	NR(SET_TSS_ADDR),
+	NR(SET_IDENTITY_MAP_ADDR),
+	NR(CREATE_IRQCHIP),
+	NR(GET_IRQCHIP),
+	NR(SET_IRQCHIP),
+	NR(IRQ_LINE),
+	NR(IRQ_LINE_STATUS),
+	NR(CREATE_PIT2),
+	NR(GET_PIT2),
+	NR(SET_PIT2),
+	NR(SET_GSI_ROUTING),
+	NR(SIGNAL_MSI),
+	NR(IRQFD),
+	NR(IOEVENTFD),
+	NR(SET_CLOCK),
+	NR(GET_CLOCK),
+	NR(ENABLE_CAP),
+	NR(SET_BOOT_CPU_ID),
+	NR(X86_SET_MSR_FILTER),
+	NR(GET_STATS_FD), /* a vCPU, too */
+	NR(REINJECT_CONTROL),
+	NR(REGISTER_COALESCED_MMIO),
+	NR(UNREGISTER_COALESCED_MMIO),
+	NR(CREATE_DEVICE),
+	/* a vCPU */
+	NR(RUN),
+	NR(GET_REGS),
+	NR(SET_REGS),
+	NR(GET_SREGS),
+	NR(SET_SREGS),
+	NR(GET_SREGS2),
+	NR(SET_SREGS2),
+	NR(TRANSLATE),
+	NR(INTERRUPT),
+	NR(GET_MSRS),
+	NR(SET_MSRS),
+	NR(SET_SIGNAL_MASK),
+	NR(GET_FPU),
+	NR(SET_FPU),
+	NR(GET_LAPIC),
+	NR(SET_LAPIC),
+	NR(SET_VAPIC_ADDR),
+	NR(SET_CPUID2),
+	NR(GET_CPUID2),
+	NR(GET_MP_STATE),
+	NR(SET_MP_STATE),
+	NR(NMI),
+	NR(X86_SETUP_MCE),
+	NR(X86_SET_MCE),
+	NR(GET_VCPU_EVENTS),
+	NR(SET_VCPU_EVENTS),
+	NR(GET_DEBUGREGS),
+	NR(SET_DEBUGREGS),
+	NR(SET_GUEST_DEBUG),
+	NR(SET_TSC_KHZ),
+	NR(GET_TSC_KHZ),
+	NR(GET_XSAVE),
+	NR(SET_XSAVE),
+	NR(GET_XSAVE2),
+	NR(GET_XCRS),
+	NR(SET_XCRS),
+	NR(KVMCLOCK_CTRL),
+	NR(SET_DEVICE_ATTR),
+	NR(GET_DEVICE_ATTR),
+	NR(HAS_DEVICE_ATTR),
+	NR(PRE_FAULT_MEMORY),
+	NR(GET_NESTED_STATE),
+	NR(SET_NESTED_STATE),
+};
+
+/* Those of uapi/pacifica.h, likewise. */
+#define OWN(name) PACIFICA_NR_##name = PACIFICA_##name
+
+enum pacifica_own_ioctl_nr {
+	OWN(CHECK_FEATURE),
+	OWN(CREATE_SNAPSHOT),
+	OWN(RESET),
+	OWN(KEEP_PAGES),
+	OWN(SET_KEEP_LIMIT),
+	OWN(GET_KEPT),
+};
+
+/* A flag with a suffix of C. */
+enum pacifica_own_flag {
+	PACIFICA_RESET_FLAG_TIME = PACIFICA_RESET_TIME,
+};
+
+/* Members of enumerations that have a name of their own in 7.3. */
+enum pacifica_device_type {
+	PACIFICA_DEVICE_VFIO = KVM_DEV_TYPE_VFIO,
+};
+
+/* Flags that are shifts by a member of an enum, likewise. */
+enum pacifica_ioeventfd_flag {
+	PACIFICA_IOEVENTFD_DATAMATCH = KVM_IOEVENTFD_FLAG_DATAMATCH,
+	PACIFICA_IOEVENTFD_PIO = KVM_IOEVENTFD_FLAG_PIO,
+	PACIFICA_IOEVENTFD_DEASSIGN = KVM_IOEVENTFD_FLAG_DEASSIGN,
+};
+
+enum pacifica_dirty_gfn {
+	PACIFICA_DIRTY_GFN_DIRTY = KVM_DIRTY_GFN_F_DIRTY,
+	PACIFICA_DIRTY_GFN_RESET = KVM_DIRTY_GFN_F_RESET,
+};
+
+enum pacifica_x2apic_api {
+	PACIFICA_X2APIC_WIDE_IDS = KVM_X2APIC_API_USE_32BIT_IDS,
+	PACIFICA_X2APIC_NO_BROADCAST_QUIRK = KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+};

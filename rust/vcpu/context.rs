@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest's registers that VMRUN does not switch, and its ASID: into the CPU and out of it.
+//!
+//! Interrupts are off from [`load`] to [`unload`].
+
+use crate::host::fpu;
+use crate::host::{Host, Local, MSR_DEBUG_CTL, MSR_TSC_AUX};
+use crate::linux;
+use crate::vcpu::platform::deferred;
+use crate::vcpu::{Inner, Vcpu};
+use svm::asid;
+use svm::debug_ctl;
+use svm::exit::Exit;
+use svm::vmcb::{TlbControl, DR6_RESET};
+
+/// Whether the handler changed what [`load`] has put into the CPU.
+pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
+    match exit {
+        Exit::Dr(_) => true,
+        Exit::Xsetbv | Exit::Cr(_) => fpu::is_stale(inner, &host.fpu),
+        Exit::Msr { write } => *write && inner.tsc_aux != inner.state.msrs.tsc_aux,
+        _ => false,
+    }
+}
+
+/// Puts the guest into this CPU.
+pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Local) {
+    let cpu = linux::cpu();
+    if inner.cpu != cpu {
+        inner.cpu = cpu;
+        inner.asid = None;
+        inner.vmcb.set_all_dirty();
+    }
+    if local.last_guest.changes_to(vcpu.serial) {
+        linux::flush_predictors();
+    }
+    let mut flush = TlbControl::Nothing;
+    if inner.parts.deferred & deferred::FLUSH != 0 {
+        inner.parts.deferred &= !deferred::FLUSH;
+        match asid::flush_guest(vcpu.vm.features) {
+            Some(control) => flush = control,
+            None => inner.asid = None,
+        }
+    }
+    let (asid, control) = local.asids.assign(inner.asid);
+    if inner.asid != Some(asid) {
+        // A new generation may have begun with a CPU that has forgotten everything.
+        inner.asid = Some(asid);
+        inner.vmcb.set_all_dirty();
+    }
+    inner.vmcb.set_asid(asid.number);
+    inner
+        .vmcb
+        .set_tlb_control(if control == TlbControl::Nothing {
+            flush
+        } else {
+            control
+        });
+
+    // Even for a guest that does not have it: RDPID reads it whatever CPUID says.
+    inner.tsc_aux = inner.state.msrs.tsc_aux;
+    if u64::from(inner.tsc_aux) != local.tsc_aux {
+        // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
+        let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, u64::from(inner.tsc_aux)) };
+    }
+    let guest = inner.state.breakpoints(&inner.vmcb);
+    inner.debug_ctl = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
+    linux::debug_enter(guest, inner.debug_ctl, &mut inner.host_breakpoints);
+    linux::guest_timing_enter();
+    fpu::enter(inner, &host.fpu);
+}
+
+/// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it, a #DB has cleared
+/// a bit, or a step of ours has begun or ended.
+#[inline]
+pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
+    let wanted = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
+    if wanted != inner.debug_ctl {
+        set_debug_ctl(inner, wanted);
+    }
+}
+
+#[cold]
+fn set_debug_ctl(inner: &mut Inner, value: u64) {
+    inner.debug_ctl = value;
+    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here; `unload` brings the host's
+    // value back.
+    let _ = unsafe { linux::wrmsr(MSR_DEBUG_CTL, value) };
+}
+
+/// Puts the host's own state back.
+pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
+    keep_flush(inner, local);
+    fpu::exit(inner, &host.fpu);
+    // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
+    let dr6 = inner.vmcb.dr6() != DR6_RESET;
+    linux::debug_exit(&inner.host_breakpoints, inner.debug_ctl, dr6);
+    if u64::from(inner.tsc_aux) != local.tsc_aux {
+        // SAFETY: The host's own value.
+        let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
+    }
+    if !linux::tsc_stable() {
+        inner.last_tsc = linux::rdtsc();
+    }
+    linux::guest_was_here();
+    linux::guest_timing_exit();
+}
+
+/// A flush that no VMRUN has done is still due.
+fn keep_flush(inner: &mut Inner, local: &mut Local) {
+    let due = inner.vmcb.tlb_control();
+    if due == TlbControl::Nothing as u8 {
+        return;
+    }
+    if due == TlbControl::AllAsids as u8 {
+        local.asids.restart();
+        inner.asid = None;
+    } else {
+        inner.parts.deferred |= deferred::FLUSH;
+    }
+    inner.vmcb.set_tlb_control(TlbControl::Nothing);
+}

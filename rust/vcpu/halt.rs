@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A vCPU that waits: how long its thread looks for work before it sleeps, how much before the
+//! timer's deadline it is woken, and whom it leaves its CPU to if it waits by spinning.
+//!
+//! ```text
+//!   HLT ── polls, up to `poll_ns` ── sleeps ─────────► host's timer ── wakes ── deadline: interrupt
+//!          only while nobody else wants the CPU          └──── `early_ns` ────────┘
+//! ```
+//!
+//! Both times are learnt. A wait that polling a little longer would have met makes the next poll
+//! twice as long; one that no poll may meet, half as long. What waking took beyond the deadline is
+//! made up for next time.
+
+use crate::irq::mailbox::Mailbox;
+use crate::linux;
+use crate::vcpu::platform;
+use crate::vcpu::steal_time;
+use crate::vcpu::{Inner, Vcpu};
+use crate::vm::clock;
+use crate::vm::stats::Count;
+use irqchip::dest::IdSet;
+use irqchip::lapic::Deadline;
+use irqchip::Now;
+use kernel::prelude::*;
+use svm::state::MpState;
+
+/// The first poll. Waking costs about as much.
+const SHORTEST_POLL_NS: u32 = 10_000;
+/// The longest, unless the VMM wants another (KVM_CAP_HALT_POLL).
+pub(crate) const LONGEST_POLL_NS: u32 = 200_000;
+/// The host's timer is set so much earlier at most.
+const MOST_EARLY_NS: i64 = 5_000;
+/// A thread that comes so late had to wait for a CPU, and says nothing of what waking takes.
+const TOO_LATE_NS: i64 = 2 * MOST_EARLY_NS;
+
+/// What a vCPU has learnt.
+#[derive(Default)]
+pub(crate) struct Pace {
+    poll_ns: u32,
+    early_ns: i64,
+}
+
+/// Waits until something is asked of the vCPU; an error if a signal came first.
+pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
+    vcpu.stats.count(Count::Blocked);
+    if inner.state.mp_state != MpState::Halted {
+        return vcpu.mailbox.sleep();
+    }
+    let longest = match inner.state.msrs.pv_may_poll() {
+        true => vcpu.vm.choices.longest_poll_ns(),
+        false => 0,
+    };
+    let poll = inner.pace.poll_ns.min(longest);
+    let start = linux::now();
+    let mut now = start;
+    if poll != 0 {
+        vcpu.stats.count(Count::HaltPolls);
+        let end = start.saturating_add(poll.into());
+        while !vcpu.mailbox.is_asked() && now < end && linux::may_poll() {
+            now = linux::now();
+        }
+        let met = vcpu.mailbox.is_asked();
+        let spent = match met {
+            true => Count::HaltPollMetNs,
+            false => Count::HaltPollMissedNs,
+        };
+        vcpu.stats.add(spent, now.saturating_sub(start));
+        if met {
+            vcpu.stats.count(Count::HaltPollsMet);
+            return Ok(());
+        }
+    }
+    vcpu.mailbox.sleep()?;
+    let woken = linux::now();
+    vcpu.stats.count(Count::HaltWakeups);
+    vcpu.stats.add(Count::HaltWaitNs, woken.saturating_sub(now));
+    let waited = woken.saturating_sub(start);
+    inner.pace.poll_ns = next_poll(poll, longest, waited);
+    Ok(())
+}
+
+/// How long to poll after a wait that polling for `poll` did not meet.
+fn next_poll(poll: u32, longest: u32, waited: u64) -> u32 {
+    if waited > u64::from(longest) {
+        let half = poll / 2;
+        return if half < SHORTEST_POLL_NS { 0 } else { half };
+    }
+    poll.saturating_mul(2).max(SHORTEST_POLL_NS).min(longest)
+}
+
+/// The guest spins, or has said whom it waits for: a vCPU that waits for a CPU gets this one.
+#[cold]
+pub(crate) fn yield_cpu(vcpu: &Vcpu, inner: &mut Inner) {
+    vcpu.stats.count(Count::Yields);
+    steal_time::before_pause(inner);
+    let mailboxes = &vcpu.vm.mailboxes;
+    let yielded = match inner.parts.yield_to.take() {
+        Some(id) => mailboxes.by_apic_id(IdSet::one(id)).any(Mailbox::yield_to),
+        None => mailboxes.yield_from(&vcpu.mailbox),
+    };
+    if yielded {
+        vcpu.stats.count(Count::YieldsDone);
+    } else {
+        linux::yield_now();
+    }
+    steal_time::after_pause(inner);
+}
+
+/// Sets the host's timer to the LAPIC's next deadline, or a little earlier.
+pub(crate) fn set_timer(vcpu: &Vcpu, inner: &Inner) {
+    let Some(lapic) = &inner.parts.lapic else {
+        return;
+    };
+    match lapic.timer_deadline() {
+        None => vcpu.timer.cancel(),
+        Some(deadline) => {
+            let now = platform::now(inner.vmcb.tsc_offset());
+            let wait = until(deadline, now).saturating_sub(inner.pace.early_ns);
+            vcpu.timer.start(now.ns.saturating_add_signed(wait.max(0)));
+        }
+    }
+}
+
+/// The host's timer has expired: what the clocks show at the deadline, which is waited for.
+pub(crate) fn meet_deadline(inner: &mut Inner) -> Now {
+    let tsc_offset = inner.vmcb.tsc_offset();
+    let mut now = platform::now(tsc_offset);
+    let lapic = inner.parts.lapic.as_ref();
+    let Some(deadline) = lapic.and_then(|lapic| lapic.timer_deadline()) else {
+        return now;
+    };
+    let wait = until(deadline, now);
+    let early = inner.pace.early_ns;
+    // Otherwise the deadline was moved meanwhile, or somebody else had the CPU.
+    if (-TOO_LATE_NS..=early).contains(&wait) {
+        inner.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
+        while until(deadline, now) > 0 {
+            linux::yield_now();
+            now = platform::now(tsc_offset);
+        }
+    }
+    now
+}
+
+/// Nanoseconds until a deadline; negative if it has passed.
+fn until(deadline: Deadline, now: Now) -> i64 {
+    match deadline {
+        Deadline::Ns(ns) => ns.wrapping_sub(now.ns) as i64,
+        Deadline::Tsc(tsc) if tsc < now.tsc => -signed(clock::ticks_to_ns(now.tsc - tsc)),
+        Deadline::Tsc(tsc) => signed(clock::ticks_to_ns(tsc - now.tsc)),
+    }
+}
+
+fn signed(ns: u64) -> i64 {
+    i64::try_from(ns).unwrap_or(i64::MAX)
+}

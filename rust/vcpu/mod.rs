@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A virtual CPU: its parts, its file, and who answers its ioctls.
+
+pub(crate) mod context;
+pub(crate) mod halt;
+pub(crate) mod platform;
+pub(crate) mod pv_eoi;
+pub(crate) mod requests;
+pub(crate) mod run;
+pub(crate) mod snapshot_state;
+pub(crate) mod steal_time;
+pub(crate) mod user_exit;
+
+use crate::api::device::FileObject;
+use crate::api::stats_fd::StatsFd;
+use crate::api::vcpu;
+use crate::host::fpu;
+use crate::host::{host, resumes, tsc_lost};
+use crate::irq::mailbox::{request, Mailbox};
+use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
+use crate::memory::dirty_ring::DirtyRing;
+use crate::memory::VcpuMemory;
+use crate::uapi::run_page::RunPage;
+use crate::uapi::{self, Arg};
+use crate::vcpu::halt::Pace;
+use crate::vcpu::platform::{Parts, World, APIC_BASE_RESET};
+use crate::vcpu::steal_time::Steal;
+use crate::vm::clock;
+use crate::vm::config::disable_exits;
+use crate::vm::stats::Stats;
+use crate::vm::Vm;
+use core::pin::Pin;
+use irqchip::Lapic;
+use kernel::bindings;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{Arc, ArcBorrow};
+use svm::asid::Asid;
+use svm::cpu::Guest;
+use svm::features::SvmFeatures;
+use svm::state::{MpState, VcpuState};
+use svm::vmcb::Vmcb;
+
+/// Numbers the vCPUs of this boot.
+static SERIAL: Atomic<u64> = Atomic::new(1);
+
+/// A virtual CPU. Its file holds a reference, and while there is a file, the VM does.
+#[pin_data]
+pub(crate) struct Vcpu {
+    /// The LAPIC's timer; gone before the mailbox that it writes to.
+    pub(crate) timer: Pin<KBox<Timer<Mailbox>>>,
+    /// How others reach the vCPU.
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// What the VMM maps.
+    pub(crate) run_page: RunPage,
+    /// Which vCPU this is, of all that ever were; never 0.
+    pub(crate) serial: u64,
+    /// Its dirty ring, which the VMM maps likewise.
+    ring: Option<Arc<DirtyRing>>,
+    /// Counters.
+    pub(crate) stats: Arc<Stats>,
+    /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
+    #[pin]
+    pub(crate) inner: KillableMutex<Inner>,
+    /// Last, so that it outlives everything that belongs to it.
+    pub(crate) vm: Arc<Vm>,
+}
+
+/// What only one thread at a time may touch.
+pub(crate) struct Inner {
+    pub(crate) vmcb: Pages<Vmcb>,
+    pub(crate) state: KBox<VcpuState>,
+    pub(crate) parts: Parts,
+    /// The ASID on `cpu`.
+    pub(crate) asid: Option<Asid>,
+    /// The CPU that it ran on last.
+    pub(crate) cpu: u32,
+    /// Debug registers of the host, while the guest is in the CPU.
+    pub(crate) host_breakpoints: HostDebug,
+    /// TSC_AUX of the guest, while it is in the CPU.
+    pub(crate) tsc_aux: u32,
+    /// Extended state that is the guest's, while it is in the CPU.
+    pub(crate) reach: fpu::Reach,
+    /// What of it each entry and exit switches.
+    pub(crate) switch: fpu::Switch,
+    /// A machine check of the host ended the guest.
+    pub(crate) machine_check: bool,
+    /// DebugCtl of the guest, while it is in the CPU by hand.
+    pub(crate) debug_ctl: u64,
+    /// Signals that are let through during KVM_RUN.
+    pub(crate) signal_mask: Option<bindings::sigset_t>,
+    /// The time that was stolen from the guest.
+    pub(crate) steal: Steal,
+    /// The guest may end the interrupt in service without an exit: `pv_eoi.rs`.
+    pub(crate) pv_eoi_offered: bool,
+    /// How it waits.
+    pub(crate) pace: Pace,
+    /// KVM_RUN was called at least once.
+    pub(crate) has_run: bool,
+    /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
+    pub(crate) tsc_lost: u64,
+    /// How often the host had been suspended when the clock was computed.
+    pub(crate) resumes: u32,
+    /// Where the CPUs' TSCs differ: the CPU whose TSC the guest's time is computed from.
+    pub(crate) clock_cpu: u32,
+    /// Likewise: the host's TSC when the guest was last in a CPU.
+    pub(crate) last_tsc: u64,
+}
+
+impl Inner {
+    /// The guest as the handlers see it, and what it runs on.
+    #[inline]
+    pub(crate) fn with_guest<R>(
+        &mut self,
+        vcpu: &Vcpu,
+        may_sleep: bool,
+        f: impl FnOnce(&mut Guest<'_, World<'_>>) -> R,
+    ) -> R {
+        let mut world = World {
+            vm: &vcpu.vm,
+            vcpu,
+            parts: &mut self.parts,
+            tsc_offset: self.vmcb.tsc_offset(),
+            may_sleep,
+        };
+        f(&mut Guest {
+            vmcb: &mut self.vmcb,
+            state: &mut self.state,
+            platform: &mut world,
+            host: vcpu.vm.features,
+        })
+    }
+}
+
+/// The state after power-up, in memory of its own: it is too large for frames that hold copies.
+#[inline(never)]
+fn new_state(vmcb: &mut Vmcb, features: SvmFeatures) -> Result<KBox<VcpuState>> {
+    let mut state = KBox::new(VcpuState::new(), GFP_KERNEL_ACCOUNT)?;
+    state.reset(vmcb, features, 0);
+    Ok(state)
+}
+
+/// The LAPIC after power-up.
+#[inline(never)]
+fn new_lapic(vm: &Vm, id: u32) -> Result<KBox<Lapic>> {
+    let mut lapic = KBox::new(Lapic::new(id, id == vm.boot_cpu()), GFP_KERNEL_ACCOUNT)?;
+    lapic.set_bus_cycle_ns(vm.chips.bus_cycle_ns());
+    Ok(lapic)
+}
+
+impl Vcpu {
+    /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
+    pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
+        let host = host().ok_or(ENODEV)?;
+        let mailbox = vm.mailboxes.create(id)?;
+        let lapic = match vm.chips.has_lapics() {
+            true => Some(new_lapic(&vm, id)?),
+            false => None,
+        };
+        let apic = lapic.as_ref().map(|lapic| lapic.snapshot());
+        let mut vmcb = Pages::<Vmcb>::new()?;
+        let mut state = new_state(&mut vmcb, vm.features)?;
+        state.msrs.set_errata(host.errata.0, host.errata.1);
+        let (iopm, msrpm) = host.permission_maps();
+        vmcb.set_iopm_base(iopm);
+        vmcb.set_msrpm_base(msrpm);
+        vmcb.set_ncr3(vm.memory.ncr3());
+        disable_exits(&mut vmcb, vm.choices.disabled_exits());
+        // The guest's TSC begins at zero.
+        vmcb.set_tsc_offset(vm.clock.tsc_offset());
+
+        if lapic.is_some() && id != vm.boot_cpu() {
+            state.mp_state = MpState::Uninitialized;
+        }
+        let inner = Inner {
+            vmcb,
+            state,
+            parts: Parts {
+                lapic,
+                user_cr8: 0,
+                user_apic_base: APIC_BASE_RESET,
+                memory: VcpuMemory::new(vm.memory.clone())?,
+                cpuid: KVec::new(),
+                fpu: fpu::Area::new(&host.fpu.layout)?,
+                deferred: 0,
+                ext_int: false,
+                pic_in_user: !vm.chips.is_full(),
+                user_vector: None,
+                unhalted: false,
+                yield_to: None,
+                ended: 0,
+                user_window: false,
+                guest_stopped: false,
+                ipi: None,
+                host_error: None,
+                physical_bits: 36,
+                has_x2apic: false,
+                msr_filter: None,
+            },
+            asid: None,
+            cpu: u32::MAX,
+            host_breakpoints: HostDebug::default(),
+            tsc_aux: 0,
+            reach: fpu::Reach::default(),
+            switch: fpu::Switch::default(),
+            debug_ctl: 0,
+            machine_check: false,
+            signal_mask: None,
+            steal: Steal::default(),
+            pv_eoi_offered: false,
+            pace: Pace::default(),
+            has_run: false,
+            tsc_lost: tsc_lost(),
+            resumes: resumes(),
+            clock_cpu: u32::MAX,
+            last_tsc: 0,
+        };
+        let target: *const Mailbox = &*mailbox;
+        let timer = KBox::pin_init(
+            // SAFETY: The vCPU holds a reference to the mailbox for longer than the timer lives.
+            unsafe { Timer::new(target) },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
+        let ring = inner.parts.memory.shared_ring();
+        let (its_mailbox, its_stats) = (mailbox.clone(), stats.clone());
+        let vcpu = Arc::pin_init(
+            try_pin_init!(Self {
+                timer,
+                mailbox: its_mailbox,
+                serial: SERIAL.fetch_add(1, Relaxed),
+                run_page: RunPage::new(vm.coalesced.ring())?,
+                ring,
+                stats: its_stats,
+                inner <- KillableMutex::new(inner),
+                vm: vm.into(),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        vm.vcpus.add(&vcpu)?;
+        // Whoever sets a filter from now on finds the mailbox.
+        mailbox.ask(request::MSR_FILTER);
+        if let Some(apic) = apic {
+            vm.mailboxes.publish_apic(&mailbox, apic);
+        }
+        vm.mailboxes.publish(&mailbox);
+        crate::api::device::new_fd(c"pacifica-vcpu", vcpu.clone())
+            .inspect(|_| vm.stats.add(id, stats))
+            .inspect_err(|_| {
+                vm.vcpus.remove(&vcpu);
+                vm.mailboxes.withdraw(&mailbox);
+            })
+    }
+
+    /// An ioctl that has the vCPU for itself.
+    fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
+        let mut inner = self.inner.lock()?;
+        let inner = &mut *inner;
+        if inner.resumes != resumes() {
+            clock::after_suspend(inner);
+        }
+        if cmd != uapi::PACIFICA_RUN {
+            self.vm.chips.broadcasts.finish();
+        }
+        match cmd {
+            uapi::PACIFICA_RUN => {
+                if arg.0 != 0 {
+                    return Err(EINVAL);
+                }
+                run::run(self, inner)
+            }
+            uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
+            uapi::PACIFICA_KVMCLOCK_CTRL => clock::pause_notice(inner),
+            _ => vcpu::ioctl(self, inner, cmd, arg),
+        }
+    }
+}
+
+/// Whether the VMM maps the dirty ring, and not the pages before it.
+///
+/// # Safety
+///
+/// `vma` comes from an `mmap` call that is under way.
+unsafe fn is_ring(vma: *mut bindings::vm_area_struct) -> bool {
+    // SAFETY: As promised by the caller.
+    unsafe { (*vma).vm_pgoff >= uapi::KVM_DIRTY_LOG_PAGE_OFFSET as usize }
+}
+
+impl FileObject for Vcpu {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+        if !this.vm.memory.is_current() {
+            return Err(EIO);
+        }
+        this.locked_ioctl(cmd, arg)
+    }
+
+    fn release(this: ArcBorrow<'_, Self>) {
+        this.vm.vcpus.remove(&this);
+    }
+
+    unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {
+        // SAFETY: As promised by the caller.
+        unsafe {
+            match &this.ring {
+                Some(ring) if is_ring(vma) => ring.map(vma),
+                _ => this.run_page.map(vma),
+            }
+        }
+    }
+}

@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What surrounds a guest CPU: memory, devices, time. The module's `svm::dispatch::Platform`.
+
+use crate::host::fpu::Area;
+use crate::irq::irqchip::Chips;
+use crate::irq::mailbox::{request, Interrupt};
+use crate::linux;
+use crate::memory::{Outcome, VcpuMemory};
+use crate::vcpu::Vcpu;
+use crate::vm::msr_filter::MsrFilter;
+use crate::vm::Vm;
+use irqchip::dest::IdSet;
+use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
+use irqchip::{DeliveryMode, Destination, Lapic, Now};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use svm::dispatch::{FaultOutcome, Platform, Policy};
+use svm::exit::NestedError;
+use svm::inject::InterruptSource;
+use x86::cpu::{GuestMemory, MemError};
+use x86::cpuid::{self, Dynamic, Entry};
+use x86::msr::Origin;
+use x86::regs::Exception;
+
+/// Work that a handler leaves to the run loop, which has the whole vCPU at hand. One bit each.
+pub(crate) mod deferred {
+    /// Set the LAPIC's timer anew.
+    pub(crate) const TIMER: u32 = 1 << 0;
+    /// Write the paravirtual clock.
+    pub(crate) const PV_CLOCK: u32 = 1 << 1;
+    /// Write the paravirtual wall clock.
+    pub(crate) const PV_WALL_CLOCK: u32 = 1 << 2;
+    /// Flush the guest's TLB entries before the next VMRUN.
+    pub(crate) const FLUSH: u32 = 1 << 3;
+    /// Tell the VMM's IOAPIC that an interrupt has ended: `ended` in the parts says which.
+    pub(crate) const EOI: u32 = 1 << 4;
+    /// Tell the resamplers whose interrupts have ended.
+    pub(crate) const TELL: u32 = 1 << 5;
+    /// Tell the VMM that its debugger's single step is done.
+    pub(crate) const STEPPED: u32 = 1 << 6;
+    /// Begin to count the time that is stolen from the guest.
+    pub(crate) const STEAL_TIME: u32 = 1 << 7;
+    /// Let another vCPU have this CPU: `yield_to` in the parts, or any.
+    pub(crate) const YIELD: u32 = 1 << 8;
+    /// Bring in the page of the guest's paravirtual EOI.
+    pub(crate) const EOI_PAGE: u32 = 1 << 9;
+    /// Send `ipi` in the parts, as soon as interrupts are on.
+    pub(crate) const IPI: u32 = 1 << 10;
+    /// Write the caches back, for a device that reaches memory past them.
+    pub(crate) const WBINVD: u32 = 1 << 11;
+    /// What KVM_RUN returns for.
+    pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
+}
+
+/// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
+pub(crate) struct Parts {
+    /// The local APIC, if interrupt controllers are in the kernel.
+    pub(crate) lapic: Option<KBox<Lapic>>,
+    /// CR8 of a guest whose local APIC is the VMM's.
+    pub(crate) user_cr8: u8,
+    /// The APIC base of such a guest.
+    pub(crate) user_apic_base: u64,
+    /// The guest's memory.
+    pub(crate) memory: VcpuMemory,
+    /// What CPUID answers.
+    pub(crate) cpuid: KVec<Entry>,
+    /// x87, SSE and extended registers, while the guest is not in the CPU.
+    pub(crate) fpu: Area,
+    /// See [`deferred`].
+    pub(crate) deferred: u32,
+    /// The PIC's output is up, or `user_vector` waits, and this vCPU takes it.
+    pub(crate) ext_int: bool,
+    /// PIC and IOAPIC, at least, are the VMM's.
+    pub(crate) pic_in_user: bool,
+    /// The interrupt of the VMM's PIC, with a LAPIC in the kernel (KVM_INTERRUPT).
+    pub(crate) user_vector: Option<u8>,
+    /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
+    pub(crate) unhalted: bool,
+    /// The APIC ID of `deferred::YIELD`.
+    pub(crate) yield_to: Option<u32>,
+    /// The vector of `deferred::EOI`.
+    pub(crate) ended: u8,
+    /// The VMM waits for an interrupt window (`request_interrupt_window`).
+    pub(crate) user_window: bool,
+    /// The next update of the clock tells that the guest was stopped.
+    pub(crate) guest_stopped: bool,
+    /// A message to be sent as soon as interrupts are on.
+    pub(crate) ipi: Option<Ipi>,
+    /// Why the guest's memory could not be had.
+    pub(crate) host_error: Option<Error>,
+    /// Width of the guest's physical addresses.
+    pub(crate) physical_bits: u8,
+    /// The guest's CPUID has x2APIC.
+    pub(crate) has_x2apic: bool,
+    /// The MSRs that the guest may not access by itself; the VMCB has its permission map.
+    pub(crate) msr_filter: Option<Arc<MsrFilter>>,
+}
+
+/// The surroundings, for the time of one handler.
+pub(crate) struct World<'a> {
+    pub(crate) vm: &'a Vm,
+    pub(crate) vcpu: &'a Vcpu,
+    pub(crate) parts: &'a mut Parts,
+    /// What the guest's TSC is ahead of the host's.
+    pub(crate) tsc_offset: u64,
+    /// Interrupts are on, and the guest's registers are out of the CPU.
+    pub(crate) may_sleep: bool,
+}
+
+/// What the clocks show to a guest with this TSC offset.
+pub(crate) fn now(tsc_offset: u64) -> Now {
+    Now {
+        ns: linux::now(),
+        tsc: linux::rdtsc().wrapping_add(tsc_offset),
+    }
+}
+
+/// A message to more than one vCPU, which is not sent with interrupts off: waking one takes some thousand instructions.
+#[derive(Clone, Copy)]
+pub(crate) enum Ipi {
+    /// By a write of the ICR.
+    To(Destination, Interrupt),
+    /// By a hypercall.
+    Set(IdSet, Interrupt),
+}
+
+/// Sends what a handler has put off. Interrupts are on.
+#[cold]
+pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut Parts) {
+    parts.deferred &= !deferred::IPI;
+    let mailboxes = &vcpu.vm.mailboxes;
+    match parts.ipi.take() {
+        Some(Ipi::To(to, interrupt)) => {
+            let mut kicks = mailboxes.kicks();
+            mailboxes.deliver(&to, Some(vcpu.mailbox.id), &interrupt, &mut kicks);
+        }
+        Some(Ipi::Set(ids, interrupt)) => mailboxes.deliver_set(ids, &interrupt),
+        None => {}
+    }
+}
+
+impl World<'_> {
+    #[cold]
+    fn send_later(&mut self, ipi: Ipi) {
+        self.parts.ipi = Some(ipi);
+        self.parts.deferred |= deferred::IPI;
+    }
+
+    fn chips(&self) -> &Chips {
+        &self.vm.chips
+    }
+
+    /// Does what a register write of the LAPIC asks for.
+    pub(crate) fn apic_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Eoi(eoi) => {
+                if eoi.level || self.chips().wants_end(eoi.vector) {
+                    self.end_of_interrupt(eoi.vector);
+                }
+            }
+            Effect::Ipi(ipi) => {
+                let interrupt = Interrupt {
+                    mode: ipi.mode,
+                    vector: ipi.vector,
+                    level: ipi.level,
+                };
+                let (mailboxes, source) = (&self.vm.mailboxes, Some(self.vcpu.mailbox.id));
+                if self.may_sleep || mailboxes.is_for_one(&ipi.dest, source) {
+                    let mut kicks = mailboxes.kicks();
+                    mailboxes.deliver(&ipi.dest, source, &interrupt, &mut kicks);
+                } else {
+                    self.send_later(Ipi::To(ipi.dest, interrupt));
+                }
+            }
+            Effect::Timer => self.parts.deferred |= deferred::TIMER,
+            Effect::Routing => {
+                self.parts.deferred |= deferred::TIMER;
+                // LINT0 may have been opened or closed to the PIC.
+                self.vcpu.mailbox.ask(request::CHIPS);
+                if let Some(lapic) = &self.parts.lapic {
+                    self.vm
+                        .mailboxes
+                        .publish_apic(&self.vcpu.mailbox, lapic.snapshot());
+                }
+            }
+        }
+    }
+
+    /// The IOAPIC hears that an interrupt has ended.
+    #[cold]
+    fn end_of_interrupt(&mut self, vector: u8) {
+        if !self.parts.pic_in_user {
+            self.chips().end_of_interrupt(vector);
+            self.note_ends();
+        } else if self.chips().tells_vmm_of_eoi() {
+            self.parts.ended = vector;
+            self.parts.deferred |= deferred::EOI;
+        }
+    }
+
+    /// A controller may have ended interrupts that resamplers are to hear of.
+    fn note_ends(&mut self) {
+        if self.chips().has_untold() {
+            self.parts.deferred |= deferred::TELL;
+        }
+    }
+
+    /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
+    fn apic_offset(&self, gpa: u64) -> Option<u32> {
+        let lapic = self.parts.lapic.as_ref()?;
+        let page = lapic.mmio_base()?;
+        (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
+    }
+}
+
+impl GuestMemory for World<'_> {
+    fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> core::result::Result<(), MemError> {
+        self.parts.memory.access(self.may_sleep).read_gpa(gpa, buf)
+    }
+
+    fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> core::result::Result<(), MemError> {
+        self.parts
+            .memory
+            .access(self.may_sleep)
+            .write_gpa(gpa, data)
+    }
+
+    fn compare_exchange_gpa(
+        &mut self,
+        gpa: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> core::result::Result<core::result::Result<(), u64>, MemError> {
+        self.parts
+            .memory
+            .access(self.may_sleep)
+            .compare_exchange_gpa(gpa, size, old, new)
+    }
+}
+
+impl Platform for World<'_> {
+    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
+        cpuid::guest_view(&self.parts.cpuid, function, index, dynamic)
+    }
+
+    fn tsc(&self) -> u64 {
+        linux::rdtsc()
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {
+        let value = self.chips().port_in(port, size)?;
+        self.note_ends();
+        Some(value)
+    }
+
+    fn port_answer(&self, offset: usize, bytes: &mut [u8]) {
+        self.vcpu.run_page.io_answer(offset, bytes);
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
+        let bytes = value.to_le_bytes();
+        let data = bytes.get(..usize::from(size)).unwrap_or(&bytes);
+        if self.chips().port_out(port, size, value) {
+            self.note_ends();
+            return true;
+        }
+        self.vm.eventfds.ring(true, u64::from(port), data)
+            || self.vm.coalesced.put(true, u64::from(port), data)
+    }
+
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let now = now(self.tsc_offset);
+            if let Some(lapic) = &mut self.parts.lapic {
+                lapic.mmio_read(offset, data, now);
+                return true;
+            }
+        }
+        self.chips().mmio_read(gpa, data)
+    }
+
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let now = now(self.tsc_offset);
+            if let Some(lapic) = &mut self.parts.lapic {
+                let effect = lapic.mmio_write(offset, data, now);
+                self.apic_effect(effect);
+                return true;
+            }
+        }
+        self.chips().mmio_write(gpa, data)
+            || self.vm.eventfds.ring(false, gpa, data)
+            || self.vm.coalesced.put(false, gpa, data)
+    }
+
+    fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {
+        // With interrupts off the locks of guest memory are out of bounds.
+        if !self.may_sleep {
+            return FaultOutcome::WouldSleep;
+        }
+        let write = error.contains(NestedError::WRITE);
+        let present = error.contains(NestedError::PRESENT);
+        match self.parts.memory.fault(gpa, write, present, true) {
+            Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
+            Outcome::Mmio => FaultOutcome::Mmio,
+            Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
+            Outcome::WouldSleep => FaultOutcome::WouldSleep,
+            // The signal will be seen before the guest faults again.
+            Outcome::HostFault(error) if error == EINTR => FaultOutcome::Mapped,
+            Outcome::HostFault(error) => {
+                self.parts.host_error = Some(error);
+                FaultOutcome::HostFault
+            }
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        self.vm.choices.policy()
+    }
+
+    #[inline]
+    fn msr_denied(&self, index: u32, write: bool) -> bool {
+        match &self.parts.msr_filter {
+            Some(filter) => filter.denies(index, write),
+            None => false,
+        }
+    }
+
+    fn flush_predictors(&mut self) -> bool {
+        linux::flush_predictors();
+        linux::host_has_ibpb()
+    }
+
+    fn show_mwait(&mut self, on: bool) {
+        /// MONITOR and MWAIT, in ECX.
+        const MWAIT: u32 = 1 << 3;
+        let leaves = self.parts.cpuid.iter_mut();
+        for leaf in leaves.filter(|leaf| leaf.function == cpuid::function::FEATURES) {
+            leaf.ecx = (leaf.ecx & !MWAIT) | if on { MWAIT } else { 0 };
+        }
+    }
+
+    fn apic_base(&self) -> u64 {
+        self.parts.apic_base()
+    }
+
+    fn set_apic_base(&mut self, value: u64, origin: Origin) -> core::result::Result<(), Exception> {
+        let writer = match origin {
+            Origin::Guest => BaseWriter::Guest,
+            Origin::Host => BaseWriter::Vmm,
+        };
+        let limits = BaseLimits {
+            physical_bits: self.parts.physical_bits,
+            x2apic: self.parts.has_x2apic,
+        };
+        let Some(lapic) = &mut self.parts.lapic else {
+            let old = self.parts.user_apic_base;
+            let new = limits.written(old, value, writer);
+            self.parts.user_apic_base = new.map_err(|_| Exception::GP0)?;
+            return Ok(());
+        };
+        let effect = lapic
+            .set_base(value, writer, limits)
+            .map_err(|_| Exception::GP0)?;
+        self.apic_effect(effect);
+        Ok(())
+    }
+
+    fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
+        let now = now(self.tsc_offset);
+        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        lapic
+            .msr_read(X2APIC_MSRS + u32::from(register), now)
+            .map_err(|_| Exception::GP0)
+    }
+
+    fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
+        let now = now(self.tsc_offset);
+        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        let effect = lapic
+            .msr_write(X2APIC_MSRS + u32::from(register), value, now)
+            .map_err(|_| Exception::GP0)?;
+        self.apic_effect(effect);
+        Ok(())
+    }
+
+    fn tsc_deadline(&mut self, origin: Origin) -> u64 {
+        let now = now(self.tsc_offset);
+        let Some(lapic) = &mut self.parts.lapic else {
+            return 0;
+        };
+        if origin == Origin::Guest {
+            lapic.timer_expired(now);
+        }
+        lapic.tsc_deadline()
+    }
+
+    fn set_tsc_deadline(&mut self, value: u64, origin: Origin) {
+        let now = now(self.tsc_offset);
+        if let Some(lapic) = &mut self.parts.lapic {
+            let effect = match origin {
+                Origin::Guest => lapic.set_tsc_deadline(value, now),
+                Origin::Host => lapic.restore_tsc_deadline(value),
+            };
+            self.apic_effect(effect);
+        }
+    }
+
+    fn cr8_written(&mut self, old: u8, new: u8) -> bool {
+        match &mut self.parts.lapic {
+            Some(lapic) => {
+                lapic.set_cr8(u64::from(new));
+                false
+            }
+            None => {
+                self.parts.user_cr8 = new;
+                new < old
+            }
+        }
+    }
+
+    fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
+        self.vm.clock.sync_tsc(value, offset)
+    }
+
+    fn tsc_changed(&mut self) {
+        self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+    }
+
+    fn flush_tlb(&mut self) {
+        self.parts.deferred |= deferred::FLUSH;
+    }
+
+    fn wbinvd(&mut self) {
+        if self.vm.vfio.is_noncoherent() {
+            self.parts.deferred |= deferred::WBINVD;
+        }
+    }
+
+    fn stepped(&mut self) {
+        self.parts.deferred |= deferred::STEPPED;
+    }
+
+    fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
+        linux::real_at_tsc().filter(|_| linux::tsc_stable())
+    }
+
+    fn wake(&mut self, apic_id: u32) {
+        let meant = self.vm.mailboxes.by_apic_id(IdSet::one(apic_id));
+        meant.for_each(|mailbox| mailbox.ask(request::UNHALT));
+    }
+
+    fn yield_to(&mut self, apic_id: u32) {
+        self.parts.yield_to = Some(apic_id);
+        self.pause();
+    }
+
+    fn pause(&mut self) {
+        self.parts.deferred |= deferred::YIELD;
+    }
+
+    fn send_ipis(&mut self, first: u32, bits: u128, message: u32) -> u32 {
+        let interrupt = Interrupt {
+            mode: DeliveryMode::from_bits(message >> 8),
+            vector: message as u8,
+            level: message & ICR_LEVEL != 0,
+        };
+        let ids = IdSet { first, bits };
+        let mailboxes = &self.vm.mailboxes;
+        let count = mailboxes.count_set(ids, &interrupt);
+        if self.may_sleep || bits.count_ones() <= 1 {
+            mailboxes.deliver_set(ids, &interrupt);
+        } else {
+            self.send_later(Ipi::Set(ids, interrupt));
+        }
+        count
+    }
+
+    fn pv_wall_clock(&mut self, _value: u64) {
+        self.parts.deferred |= deferred::PV_WALL_CLOCK;
+    }
+
+    fn pv_system_time(&mut self, _value: u64) {
+        self.parts.deferred |= deferred::PV_CLOCK;
+    }
+
+    fn pv_steal_time(&mut self) {
+        self.parts.deferred |= deferred::STEAL_TIME;
+    }
+}
+
+impl Parts {
+    /// `IA32_APIC_BASE`.
+    pub(crate) fn apic_base(&self) -> u64 {
+        let lapic = self.lapic.as_ref();
+        lapic.map_or(self.user_apic_base, |lapic| lapic.base())
+    }
+}
+
+/// `IA32_APIC_BASE` after reset: enabled, the boot processor (APM vol. 2, 16.3.1).
+pub(crate) const APIC_BASE_RESET: u64 = 0xfee0_0900;
+/// Trigger mode in the interrupt command register (APM vol. 2, 16.5).
+const ICR_LEVEL: u32 = 1 << 15;
+/// First MSR of the x2APIC (APM vol. 2, 16.11).
+const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
+
+impl InterruptSource for World<'_> {
+    #[inline]
+    fn has_interrupt(&self) -> bool {
+        match &self.parts.lapic {
+            Some(lapic) => {
+                self.parts.ext_int || self.parts.user_window || lapic.pending_vector().is_some()
+            }
+            None => self.parts.user_window,
+        }
+    }
+
+    fn acknowledge(&mut self) -> Option<u8> {
+        if core::mem::take(&mut self.parts.ext_int) {
+            if let Some(vector) = self.parts.user_vector.take() {
+                return Some(vector);
+            }
+            let vector = self.chips().acknowledge_pic();
+            if self.chips().has_untold() {
+                // It ended at once. The guest is about to run: leave it again.
+                self.parts.deferred |= deferred::TELL;
+                linux::kick_cpu(linux::cpu());
+            }
+            self.parts.ext_int = self.chips().pic_output();
+            if vector.is_some() {
+                return vector;
+            }
+        }
+        self.parts.lapic.as_mut()?.acknowledge()
+    }
+
+    #[inline]
+    fn watch_cr8(&self) -> bool {
+        match &self.parts.lapic {
+            Some(lapic) => !lapic.requests().is_empty() && lapic.pending_vector().is_none(),
+            None => true,
+        }
+    }
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KVM_RUN: the loop around VMRUN.
+//!
+//! ```text
+//!   requests, pending work, block on HLT                interrupts on, may sleep
+//!   ┌ window: interrupts off, guest's registers in the CPU
+//!   │   ┌ inject, VMRUN, take back, decode, dispatch
+//!   │   └ as long as the handler says Resume and nobody asks for anything
+//!   └ host's registers back, interrupts on
+//!   what the handler could not do without sleeping, or the VMM has to do
+//! ```
+
+use crate::api::sync_regs;
+use crate::host::fpu;
+use crate::host::{host, Host};
+use crate::linux;
+use crate::uapi;
+use crate::vcpu::context::{follow_debug_ctl, is_stale, load, unload};
+use crate::vcpu::halt;
+use crate::vcpu::platform::{deferred, send_ipi};
+use crate::vcpu::pv_eoi;
+use crate::vcpu::requests::{
+    do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
+};
+use crate::vcpu::steal_time;
+use crate::vcpu::user_exit::{set_common, to_user};
+use crate::vcpu::{Inner, Vcpu};
+use crate::vm::clock;
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use svm::dispatch::{self, Action, UserExit};
+use svm::exit::{Exit, ExitCode};
+use svm::inject::{self, Entry};
+use svm::io::UserIo;
+use svm::state::MpState;
+use svm::vmcb::TlbControl;
+use x86::regs::vector;
+use x86::sregs::is_valid_cr8;
+
+/// Runs the guest until the VMM is needed, or a signal comes.
+#[inline(never)]
+pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
+    sync_regs::take(vcpu, inner)?;
+    vcpu.mailbox.runner.set();
+    let old_mask = inner.signal_mask.as_ref().map(linux::set_signal_mask);
+    let result = run_unmasked(vcpu, inner);
+    vcpu.mailbox.runner.clear();
+    if inner.parts.deferred & deferred::TELL != 0 {
+        do_deferred(vcpu, inner);
+    }
+    if let Some(mask) = &old_mask {
+        linux::set_signal_mask(mask);
+    }
+    set_common(vcpu, inner);
+    sync_regs::show(vcpu, inner);
+    match result {
+        Ok(Leave::ToUser) => Ok(0),
+        Ok(Leave::Interrupted) => {
+            vcpu.run_page.set_reason(uapi::KVM_EXIT_INTR);
+            Err(EINTR)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Why KVM_RUN returns.
+enum Leave {
+    /// The exit reason is in `struct kvm_run`.
+    ToUser,
+    /// A signal, or `immediate_exit`.
+    Interrupted,
+}
+
+fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
+    inner.has_run = true;
+    if inner.parts.lapic.is_none() {
+        let cr8 = vcpu.run_page.cr8();
+        if !is_valid_cr8(cr8) {
+            return Err(EINVAL);
+        }
+        inner.parts.user_cr8 = cr8 as u8;
+        inner.vmcb.set_v_tpr(inner.parts.user_cr8);
+    }
+    if let Some(io) = inner.state.io.pending() {
+        let action = inner.with_guest(vcpu, true, |guest| match io {
+            UserIo::Port { .. } => {
+                let mut data = [0; 8];
+                vcpu.run_page.io_answer(0, &mut data);
+                dispatch::finish_io(guest, data)
+            }
+            UserIo::Mmio { .. } => dispatch::finish_io(guest, vcpu.run_page.mmio_data()),
+            UserIo::Msr { .. } => {
+                dispatch::finish_msr(guest, vcpu.run_page.msr_answer());
+                Action::Resume
+            }
+        });
+        if let Some(leave) = act(vcpu, inner, action)? {
+            return Ok(leave);
+        }
+    }
+    if vcpu.run_page.immediate_exit() {
+        // The exit reason stays what it was: the VMM may only have wanted its answer taken.
+        return Err(EINTR);
+    }
+    steal_time::after_pause(inner);
+    loop {
+        if let Some(leave) = prepare(vcpu, inner)? {
+            return Ok(leave);
+        }
+        let left = window(vcpu, inner);
+        pv_eoi::take_back(inner, true);
+        let action = match left? {
+            None => {
+                linux::yield_now();
+                continue;
+            }
+            Some(Action::NeedSleep) => {
+                let exit = Exit::decode(&inner.vmcb);
+                inner.with_guest(vcpu, true, |guest| dispatch::dispatch(guest, exit))
+            }
+            Some(action) => action,
+        };
+        if let Some(leave) = act(vcpu, inner, action)? {
+            return Ok(leave);
+        }
+    }
+}
+
+/// What is to be done with interrupts on, before the guest can be entered.
+fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
+    loop {
+        if linux::work_pending() {
+            if linux::signal_pending() {
+                return Ok(Some(Leave::Interrupted));
+            }
+            steal_time::before_pause(inner);
+            if linux::handle_work().is_err() {
+                return Ok(Some(Leave::Interrupted));
+            }
+        }
+        // Also of a pause that nobody announced: the kernel may be a preemptible one.
+        steal_time::after_pause(inner);
+        if vcpu.mailbox.is_asked() {
+            serve(vcpu, inner);
+        }
+        if inner.parts.memory.ring().is_some_and(|ring| ring.is_full()) {
+            vcpu.run_page.set_reason(uapi::KVM_EXIT_DIRTY_RING_FULL);
+            return Ok(Some(Leave::ToUser));
+        }
+        if inner.parts.memory.keeping.is_exceeded() {
+            return Err(ENOSPC);
+        }
+        if inner.parts.deferred != 0 {
+            do_deferred(vcpu, inner);
+            if inner.parts.deferred & deferred::FOR_VMM != 0 {
+                return tell_vmm(vcpu, inner).map(Some);
+            }
+        }
+        let mut window = false;
+        if inner.parts.pic_in_user {
+            // The wish for a window alone does not wake the guest.
+            inner.parts.user_window = false;
+            window = wants_user_window(vcpu, inner);
+            let nmi = inner.state.events.nmi_is_next();
+            if window && !nmi && ready_for_user_interrupt(inner) {
+                vcpu.run_page.set_reason(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
+                return Ok(Some(Leave::ToUser));
+            }
+        }
+        if is_runnable(vcpu, inner) {
+            inner.parts.user_window = window;
+            break;
+        }
+        if halt::wait(vcpu, inner).is_err() {
+            return Ok(Some(Leave::Interrupted));
+        }
+    }
+    Ok(None)
+}
+
+/// What the handlers have put off that is the VMM's.
+#[cold]
+fn tell_vmm(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
+    if inner.parts.deferred & deferred::EOI != 0 {
+        inner.parts.deferred &= !deferred::EOI;
+        vcpu.run_page.set_eoi(inner.parts.ended);
+    } else {
+        inner.parts.deferred &= !deferred::STEPPED;
+        to_user(vcpu, inner, UserExit::STEPPED)?;
+    }
+    Ok(Leave::ToUser)
+}
+
+/// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
+/// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the VMCB.
+fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
+    let host = host().ok_or(ENODEV)?;
+    linux::irq_disable();
+    vcpu.mailbox.enter();
+    // SAFETY: Interrupts are off until `leave`, and this is the only reference on this CPU.
+    let local = unsafe { host.local() };
+    let result = match local {
+        // The CPU is going offline or down. The thread will be moved, or it dies.
+        Some(local) if !local.is_on() => Ok(None),
+        Some(_) if clock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
+        Some(local) if !must_leave(vcpu) => {
+            host.keep_save_area();
+            load(vcpu, inner, host, local);
+            let result = turns(vcpu, inner, host);
+            unload(inner, host, local);
+            if core::mem::take(&mut inner.machine_check) {
+                linux::machine_check();
+            }
+            result
+        }
+        _ => Ok(None),
+    };
+    vcpu.mailbox.leave();
+    linux::irq_enable();
+    if inner.parts.deferred & deferred::IPI != 0 {
+        send_ipi(vcpu, &mut inner.parts);
+    }
+    result
+}
+
+/// Whether something waits for this thread that needs interrupts on.
+#[inline]
+fn must_leave(vcpu: &Vcpu) -> bool {
+    vcpu.mailbox.is_asked() || linux::work_pending()
+}
+
+/// Enters the guest as often as its exits can be handled right here.
+///
+/// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as it
+/// is entered. So only what the handlers themselves may have caused is looked at: requests to this
+/// vCPU, and threads that they woke on this CPU.
+///
+/// But an event that is injected comes before an interrupt, and a guest can make its delivery raise the same exception
+/// again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint. So interrupts are
+/// let in after each exception.
+fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
+    let features = vcpu.vm.features;
+    let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
+    let tracing = linux::tracing();
+    let switches = fpu::switches(inner);
+    // SAFETY: The page is this CPU's, and interrupts are off.
+    unsafe { linux::save_host(save) };
+    loop {
+        if let Some(lapic) = &inner.parts.lapic {
+            inner.vmcb.set_v_tpr(lapic.cr8() as u8);
+        }
+        let entry = inner.with_guest(vcpu, false, |guest| {
+            inject::prepare(guest.vmcb, guest.state, guest.platform)
+        });
+        follow_debug_ctl(inner);
+        if entry != Entry::Run {
+            if entry == Entry::Shutdown {
+                return Ok(Some(Action::User(UserExit::Shutdown)));
+            }
+            // The event in EVENTINJ comes first, then this ends the guest: the NMI that waits is next.
+            linux::kick_cpu(linux::cpu());
+        }
+        if tracing && inner.vmcb.event_inj() != 0 {
+            linux::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
+        }
+        pv_eoi::offer(vcpu, inner);
+        // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
+        // that could reach the host is intercepted; its maps and tables are alive. The page is
+        // this CPU's, was filled above, and interrupts are off.
+        let entered = unsafe {
+            if switches {
+                fpu::enter_guest(inner, vmcb, save)
+            } else {
+                linux::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr())
+            }
+        };
+        if let Err(error) = entered {
+            inject::cancel(&mut inner.vmcb, &mut inner.state);
+            return Err(error);
+        }
+        inject::after_exit(&mut inner.vmcb, &mut inner.state, features);
+        if let Some(lapic) = &mut inner.parts.lapic {
+            let cr8 = u64::from(inner.vmcb.v_tpr());
+            // After SHUTDOWN the VMCB's state is undefined (APM vol. 2, 15.14.3).
+            if cr8 != lapic.cr8() && ExitCode(inner.vmcb.exit_code()) != ExitCode::SHUTDOWN {
+                lapic.set_cr8(cr8);
+            }
+        }
+
+        let exit = Exit::decode(&inner.vmcb);
+        if !matches!(exit, Exit::Invalid) {
+            // Done. A VMRUN that was refused may have flushed nothing.
+            inner.vmcb.set_tlb_control(TlbControl::Nothing);
+        }
+        vcpu.stats.exit(&exit);
+        if tracing {
+            trace_exit(vcpu, inner);
+        }
+        match exit {
+            // They are taken as soon as interrupts are on.
+            Exit::Intr | Exit::Smi | Exit::Init => return Ok(Some(Action::Resume)),
+            // Taken already, when GIF was set.
+            Exit::Nmi => return Ok(Some(Action::Resume)),
+            Exit::Exception {
+                vector: vector::MC, ..
+            } => {
+                // For when the host's own state is back.
+                inner.machine_check = true;
+                return Ok(Some(Action::Resume));
+            }
+            // They take locks whose holders may wait for this CPU to take an interrupt.
+            Exit::NestedFault { .. } => return Ok(Some(Action::NeedSleep)),
+            // Many doorbells at once, each with many who wait for it.
+            Exit::Io(io) if io.string => return Ok(Some(Action::NeedSleep)),
+            // The VMM waits for the window.
+            Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
+            _ => {}
+        }
+        if !pv_eoi::take_back(inner, false) {
+            return Ok(Some(Action::NeedSleep));
+        }
+        let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
+        if !matches!(action, Action::Resume)
+            || inner.parts.deferred != 0
+            || vcpu.mailbox.is_asked()
+            || is_stale(inner, host, &exit)
+            || inner.parts.memory.ring().is_some_and(|ring| ring.is_full())
+            || (may_wake(&exit) && linux::work_pending())
+            || matches!(exit, Exit::Exception { .. })
+        {
+            return Ok(Some(action));
+        }
+    }
+}
+
+/// Whether the handler of such an exit can wake another thread: a doorbell, an IPI, a hypercall.
+fn may_wake(exit: &Exit) -> bool {
+    matches!(exit, Exit::Io(_) | Exit::Msr { .. } | Exit::Vmmcall)
+}
+
+#[cold]
+fn trace_exit(vcpu: &Vcpu, inner: &Inner) {
+    let vmcb = &inner.vmcb;
+    let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
+    linux::trace_exit(vcpu.mailbox.id, code, info1, info2, vmcb.rip());
+}
+
+/// Does what an exit asks for, with interrupts on.
+fn act(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<Leave>> {
+    match action {
+        Action::Resume => Ok(None),
+        Action::Halt if inner.parts.lapic.is_some() => {
+            inner.state.mp_state = MpState::Halted;
+            Ok(None)
+        }
+        Action::Halt => {
+            vcpu.run_page.set_reason(uapi::KVM_EXIT_HLT);
+            Ok(Some(Leave::ToUser))
+        }
+        Action::NeedSleep => {
+            let action = inner.with_guest(vcpu, true, |guest| dispatch::resume_io(guest));
+            match action {
+                // Sleeping was allowed, so nothing is left to wait for.
+                Action::NeedSleep => Err(EFAULT),
+                other => act(vcpu, inner, other),
+            }
+        }
+        Action::User(exit) => to_user(vcpu, inner, exit).map(|()| Some(Leave::ToUser)),
+    }
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The state of a snapshot: vCPUs, interrupt controllers, clock, as plain values.
+//!
+//! What the VMM has decided stays as it is: filters of MSRs, routes, event descriptors, the signal
+//! mask of `KVM_RUN`, capabilities. So do counters, and what is learnt of the host.
+//!
+//! The host's time goes on. If the guest's shall not, its TSC, its clock, and the deadlines that are
+//! in the host's time are moved by as much as has passed.
+
+use crate::api::snapshot::Stopped;
+use crate::host;
+use crate::host::fpu;
+use crate::irq::mailbox::request;
+use crate::linux::{self, Pages};
+use crate::uapi::run_page::Answer;
+use crate::vcpu::platform::deferred;
+use crate::vcpu::requests;
+use crate::vcpu::user_exit::set_common;
+use crate::vcpu::Vcpu;
+use crate::vm::clock::{self, ClockState};
+use crate::vm::Vm;
+use irqchip::{Ioapic, Lapic, Pic, Pit};
+use kernel::prelude::*;
+use svm::state::VcpuState;
+use svm::vmcb::{TlbControl, Vmcb};
+use x86::cpuid::Entry;
+
+/// What the host's clocks show.
+#[derive(Clone, Copy)]
+pub(crate) struct Instant {
+    tsc: u64,
+    ns: u64,
+    boot: u64,
+}
+
+/// How long it was.
+#[derive(Clone, Copy)]
+pub(crate) struct Passed {
+    /// Ticks of the host's TSC.
+    pub(crate) tsc: u64,
+    /// Nanoseconds of the monotonic clock.
+    pub(crate) ns: u64,
+    /// Of the one that counts what the host was suspended for, too.
+    pub(crate) boot: u64,
+}
+
+impl Instant {
+    pub(crate) fn now() -> Self {
+        Self {
+            tsc: linux::rdtsc(),
+            ns: linux::now(),
+            boot: linux::boot_ns(),
+        }
+    }
+
+    /// What has passed since.
+    pub(crate) fn passed(&self) -> Passed {
+        let now = Self::now();
+        Passed {
+            tsc: now.tsc.wrapping_sub(self.tsc),
+            ns: now.ns.wrapping_sub(self.ns),
+            boot: now.boot.wrapping_sub(self.boot),
+        }
+    }
+}
+
+/// The small values of [`crate::vcpu::platform::Parts`] and [`crate::vcpu::Inner`].
+#[derive(Clone, Copy)]
+struct Small {
+    user_cr8: u8,
+    user_apic_base: u64,
+    deferred: u32,
+    ext_int: bool,
+    user_vector: Option<u8>,
+    unhalted: bool,
+    yield_to: Option<u32>,
+    ended: u8,
+    user_window: bool,
+    guest_stopped: bool,
+    physical_bits: u8,
+    has_x2apic: bool,
+    has_run: bool,
+    /// What the host's TSC had lost, as far as it is in the offset.
+    tsc_lost: u64,
+    sipi_vector: u8,
+}
+
+/// A vCPU.
+pub(crate) struct VcpuSnapshot {
+    /// Which one.
+    serial: u64,
+    vmcb: Pages<Vmcb>,
+    /// One element.
+    state: KVec<VcpuState>,
+    lapic: Option<Lapic>,
+    fpu: fpu::Area,
+    cpuid: KVec<Entry>,
+    small: Small,
+    answer: Answer,
+}
+
+impl VcpuSnapshot {
+    /// Copies the state of a vCPU.
+    pub(crate) fn take(one: &mut Stopped<'_>) -> Result<Self> {
+        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
+        if inner.resumes != host::resumes() {
+            clock::after_suspend(inner);
+        }
+        // What others have sent belongs to the state.
+        requests::serve_for_state(vcpu, inner);
+        let mut vmcb = Pages::<Vmcb>::new()?;
+        copy(&inner.vmcb, &mut vmcb);
+        let mut state = KVec::new();
+        state.extend_from_slice(core::slice::from_ref(&*inner.state), GFP_KERNEL_ACCOUNT)?;
+        let parts = &inner.parts;
+        let mut cpuid = KVec::new();
+        cpuid.extend_from_slice(&parts.cpuid, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self {
+            serial: vcpu.serial,
+            vmcb,
+            state,
+            lapic: parts.lapic.as_deref().copied(),
+            fpu: parts.fpu.try_clone()?,
+            cpuid,
+            small: Small {
+                user_cr8: parts.user_cr8,
+                user_apic_base: parts.user_apic_base,
+                deferred: parts.deferred,
+                ext_int: parts.ext_int,
+                user_vector: parts.user_vector,
+                unhalted: parts.unhalted,
+                yield_to: parts.yield_to,
+                ended: parts.ended,
+                user_window: parts.user_window,
+                guest_stopped: parts.guest_stopped,
+                physical_bits: parts.physical_bits,
+                has_x2apic: parts.has_x2apic,
+                has_run: inner.has_run,
+                tsc_lost: inner.tsc_lost,
+                sipi_vector: vcpu.mailbox.sipi_vector(),
+            },
+            answer: vcpu.run_page.answer()?,
+        })
+    }
+
+    /// Whether it is of this vCPU.
+    pub(crate) fn is_of(&self, vcpu: &Vcpu) -> bool {
+        self.serial == vcpu.serial
+    }
+
+    /// Does beforehand what could fail.
+    pub(crate) fn prepare(&self, one: &mut Stopped<'_>) -> Result {
+        let cpuid = &mut one.inner.parts.cpuid;
+        let more = self.cpuid.len().saturating_sub(cpuid.len());
+        Ok(cpuid.reserve(more, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// The vCPU is as it was, but for its time, unless so much of it is taken back.
+    pub(crate) fn put_back(&self, one: &mut Stopped<'_>, passed: Option<Passed>) {
+        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
+        if inner.resumes != host::resumes() {
+            clock::after_suspend(inner);
+        }
+        // What was sent since is gone.
+        vcpu.mailbox.take();
+        vcpu.mailbox.take_interrupts();
+        vcpu.mailbox.set_sipi_vector(self.small.sipi_vector);
+        copy(&self.vmcb, &mut inner.vmcb);
+        inner.vmcb.set_all_dirty();
+        inner.vmcb.set_tlb_control(TlbControl::Nothing);
+        let offset = self.vmcb.tsc_offset();
+        inner.vmcb.set_tsc_offset(match passed {
+            Some(passed) => offset.wrapping_sub(passed.tsc),
+            None => offset.wrapping_add(inner.tsc_lost.wrapping_sub(self.small.tsc_lost)),
+        });
+        if let Some(state) = self.state.first() {
+            *inner.state = *state;
+        }
+        self.put_back_parts(one, passed);
+        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
+        // The filter is the VMM's: the one of now.
+        requests::set_msr_filter(vcpu, inner);
+        if let Some(lapic) = &inner.parts.lapic {
+            vcpu.vm
+                .mailboxes
+                .publish_apic(&vcpu.mailbox, lapic.snapshot());
+        }
+        vcpu.mailbox.leave_request(request::CHIPS);
+        vcpu.run_page.put_back(&self.answer);
+        set_common(vcpu, inner);
+    }
+
+    fn put_back_parts(&self, one: &mut Stopped<'_>, passed: Option<Passed>) {
+        let (inner, small) = (&mut *one.inner, &self.small);
+        inner.has_run = small.has_run;
+        inner.pv_eoi_offered = false;
+        inner.machine_check = false;
+        inner.steal.look_again();
+        let parts = &mut inner.parts;
+        if let (Some(lapic), Some(old)) = (&mut parts.lapic, &self.lapic) {
+            **lapic = *old;
+            lapic.move_time(passed.map_or(0, |passed| passed.ns));
+        }
+        parts.fpu.copy_from(&self.fpu);
+        parts.cpuid.clear();
+        for entry in self.cpuid.iter() {
+            // `prepare` has made room.
+            let _ = parts.cpuid.push_within_capacity(*entry);
+        }
+        parts.user_cr8 = small.user_cr8;
+        parts.user_apic_base = small.user_apic_base;
+        // The guest's page tables are others, and its timers and clock are to be set.
+        parts.deferred = small.deferred | deferred::FLUSH | deferred::TIMER | deferred::PV_CLOCK;
+        parts.ext_int = small.ext_int;
+        parts.user_vector = small.user_vector;
+        parts.unhalted = small.unhalted;
+        parts.yield_to = small.yield_to;
+        parts.ended = small.ended;
+        parts.user_window = small.user_window;
+        parts.guest_stopped = small.guest_stopped;
+        parts.ipi = None;
+        parts.host_error = None;
+        parts.physical_bits = small.physical_bits;
+        parts.has_x2apic = small.has_x2apic;
+    }
+}
+
+/// Copies a VMCB, which is too large to be moved about on the stack.
+fn copy(from: &Vmcb, to: &mut Vmcb) {
+    // SAFETY: Two different ones, and all of it is integers.
+    unsafe { core::ptr::copy_nonoverlapping(from, to, 1) };
+}
+
+/// What belongs to the VM as a whole.
+pub(crate) struct ChipsState {
+    pic: Pic,
+    ioapic: Ioapic,
+    pit: Option<Pit>,
+    clock: ClockState,
+}
+
+impl ChipsState {
+    /// Copies it.
+    pub(crate) fn take(vm: &Vm) -> Self {
+        let devices = vm.chips.devices();
+        Self {
+            pic: devices.pic,
+            ioapic: devices.ioapic,
+            pit: devices.pit,
+            clock: vm.clock.save(),
+        }
+    }
+
+    /// It is as it was, but does nothing yet: see [`crate::irq::irqchip::Chips::restart`].
+    pub(crate) fn put_back(&self, vm: &Vm, passed: Option<Passed>) {
+        vm.chips.stop();
+        vm.clock.put_back(&self.clock, passed);
+        let mut held = vm.chips.devices();
+        let devices = &mut *held;
+        devices.pic = self.pic;
+        devices.ioapic = self.ioapic;
+        if let (Some(pit), Some(old)) = (&mut devices.pit, &self.pit) {
+            *pit = *old;
+            pit.move_time(passed.map_or(0, |passed| passed.ns));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Steal time: how long the vCPU's thread had to wait for a CPU, and whether it waits now
+//! (Documentation/virt/kvm/x86/msr.rst).
+//!
+//! ```text
+//!   before_pause   preempted := 1    another vCPU may set FLUSH_TLB there, instead of an IPI, or give
+//!                                    its CPU to this one (KVM_HC_SCHED_YIELD)
+//!   ... others run on this CPU
+//!   after_pause    preempted := 0, flush if asked to; steal += the time since
+//! ```
+//!
+//! The record is in the guest's memory and nowhere else, so it moves with the guest.
+
+use crate::linux;
+use crate::vcpu::platform::deferred;
+use crate::vcpu::Inner;
+use x86::cpu::{GuestMemory, MemError};
+
+/// What is known of the vCPU's thread.
+#[derive(Default)]
+pub(crate) struct Steal {
+    /// How long it had waited when the record was last written.
+    run_delay: u64,
+    /// The record may say that the vCPU is preempted, or be new.
+    pending: bool,
+}
+
+impl Steal {
+    /// The record is one of before.
+    pub(crate) fn look_again(&mut self) {
+        self.pending = true;
+    }
+}
+
+/// Where the fields are, and the two bits of `preempted`.
+const VERSION: u64 = 8;
+const PREEMPTED: u64 = 16;
+const VCPU_PREEMPTED: u8 = 1;
+const VCPU_FLUSH_TLB: u64 = 2;
+
+/// The guest has set the record's address.
+pub(crate) fn start(inner: &mut Inner) {
+    inner.steal = Steal {
+        run_delay: linux::run_delay(),
+        pending: true,
+    };
+    after_pause(inner);
+}
+
+/// Somebody else gets the CPU, perhaps.
+#[inline]
+pub(crate) fn before_pause(inner: &mut Inner) {
+    if let Some(record) = inner.state.msrs.pv_steal_gpa() {
+        let mut memory = inner.parts.memory.access(true);
+        let result = memory.write_gpa(record + PREEMPTED, &[VCPU_PREEMPTED]);
+        inner.steal.pending |= result.is_ok();
+    }
+}
+
+/// The thread runs, and the guest will soon.
+#[inline]
+pub(crate) fn after_pause(inner: &mut Inner) {
+    if let Some(record) = inner.state.msrs.pv_steal_gpa() {
+        let run_delay = linux::run_delay();
+        if inner.steal.pending || run_delay != inner.steal.run_delay {
+            if update(inner, record, run_delay).is_err() {
+                // It may still say that the vCPU does not run: others may leave their flushes there.
+                inner.parts.deferred |= deferred::FLUSH;
+            }
+        }
+    }
+}
+
+fn update(inner: &mut Inner, record: u64, run_delay: u64) -> Result<(), MemError> {
+    // Another thread than last time may have waited less.
+    let stolen = run_delay.saturating_sub(inner.steal.run_delay);
+    inner.steal.run_delay = run_delay;
+    let mut memory = inner.parts.memory.access(true);
+    let mut preempted = 0;
+    while let Err(now) = memory.compare_exchange_gpa(record + PREEMPTED, 1, preempted, 0)? {
+        preempted = now;
+    }
+    inner.steal.pending = false;
+    if preempted & VCPU_FLUSH_TLB != 0 {
+        inner.parts.deferred |= deferred::FLUSH;
+    }
+    let mut steal = [0; 8];
+    let mut version = [0; 4];
+    memory.read_gpa(record, &mut steal)?;
+    memory.read_gpa(record + VERSION, &mut version)?;
+    let steal = u64::from_le_bytes(steal).wrapping_add(stolen);
+    // Odd while the rest changes, then even.
+    let version = u32::from_le_bytes(version) | 1;
+    memory.write_gpa(record + VERSION, &version.to_le_bytes())?;
+    memory.write_gpa(record, &steal.to_le_bytes())?;
+    memory.write_gpa(record + VERSION, &version.wrapping_add(1).to_le_bytes())
+}

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The paravirtual clock, and the clock of a VM (Documentation/virt/kvm/x86/msr.rst, api.rst).
+
+use crate::api::vcpu::touch_time;
+use crate::host;
+use crate::irq::mailbox::request;
+use crate::irq::vcpu_table::Mailboxes;
+use crate::linux::{self, IrqLock};
+use crate::uapi::{self, Arg};
+use crate::vcpu::snapshot_state::Passed;
+use crate::vcpu::{Inner, Vcpu};
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use x86::cpu::GuestMemory;
+use x86::pvclock::{next_version, PvClock, Scale, WallClock};
+
+/// Bit 0 of the MSR that places the vCPU's clock: it is on.
+const SYSTEM_TIME_ON: u64 = 1;
+
+/// The clock of a VM and the TSC that its vCPUs share.
+///
+/// While the host's TSC is stable the guest's time is a function of it alone, the same for
+/// KVM_GET_CLOCK and for what every vCPU computes from its page: nanoseconds at [`Base::tsc`], and
+/// from there on ticks of the TSC.
+#[pin_data]
+pub(crate) struct VmClock {
+    #[pin]
+    state: IrqLock<State>,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    base: Base,
+    /// The TSC offset of new vCPUs, and of those whose TSC is set to nearly the same.
+    tsc_offset: u64,
+    /// What of [`host::tsc_lost`] is in it already.
+    tsc_lost: u64,
+    /// The VMM has set the TSC.
+    tsc_is_set: bool,
+}
+
+/// The guest's time at one instant.
+#[derive(Clone, Copy)]
+struct Base {
+    /// The host's TSC.
+    tsc: u64,
+    /// The guest's nanoseconds.
+    ns: u64,
+    /// The host's nanoseconds since boot.
+    boot: u64,
+    /// How often the host had been suspended: since then the TSC may have stopped.
+    resumes: u32,
+}
+
+impl Base {
+    /// The guest's time is `ns` now.
+    fn new(ns: u64) -> Self {
+        Self {
+            tsc: linux::rdtsc(),
+            ns,
+            boot: linux::boot_ns(),
+            resumes: host::resumes(),
+        }
+    }
+
+    /// The guest's nanoseconds when the host's TSC is `tsc`.
+    fn ns_at(&self, tsc: u64) -> u64 {
+        let passed = ticks_to_ns(tsc.saturating_sub(self.tsc));
+        self.ns.wrapping_add(passed)
+    }
+}
+
+impl State {
+    /// The base to compute with: another one where the TSC cannot tell the time since the last.
+    fn base(&mut self) -> Base {
+        if !linux::tsc_stable() || self.base.resumes != host::resumes() {
+            let passed = linux::boot_ns().wrapping_sub(self.base.boot);
+            self.base = Base::new(self.base.ns.wrapping_add(passed));
+        }
+        self.base
+    }
+
+    /// The TSC offset, with what the host's TSC has lost since it was set.
+    fn tsc_offset(&mut self) -> u64 {
+        let lost = host::tsc_lost();
+        let more = lost.wrapping_sub(self.tsc_lost);
+        self.set_tsc_offset(self.tsc_offset.wrapping_add(more));
+        self.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        self.tsc_lost = host::tsc_lost();
+    }
+}
+
+/// What a snapshot has of a clock.
+pub(crate) struct ClockState(State);
+
+impl VmClock {
+    /// A clock and a TSC that begin at zero.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        let base = Base::new(0);
+        let state = State {
+            base,
+            tsc_offset: base.tsc.wrapping_neg(),
+            tsc_lost: host::tsc_lost(),
+            tsc_is_set: false,
+        };
+        pin_init!(Self { state <- IrqLock::new(state, c"pacifica_clock", kernel::static_lock_class!()) })
+    }
+
+    /// The TSC offset of a new vCPU: all begin together.
+    pub(crate) fn tsc_offset(&self) -> u64 {
+        self.state.lock().tsc_offset()
+    }
+
+    /// The VMM sets a vCPU's TSC offset, and the coming ones follow.
+    pub(crate) fn set_tsc_offset(&self, offset: u64) {
+        let mut state = self.state.lock();
+        state.set_tsc_offset(offset);
+        state.tsc_is_set = true;
+    }
+
+    /// The offset for a TSC that the VMM sets to `value`, which exactly would be `offset`. A VMM
+    /// that sets one vCPU after the other means them to be equal: less than a second apart counts
+    /// as that, and so does zero.
+    pub(crate) fn sync_tsc(&self, value: u64, offset: u64) -> u64 {
+        let second = u64::from(linux::tsc_khz()).wrapping_mul(1000);
+        let mut state = self.state.lock();
+        let ahead = offset.wrapping_sub(state.tsc_offset());
+        let near = ahead.wrapping_add(second) < second.wrapping_mul(2);
+        if value != 0 && !(state.tsc_is_set && near) {
+            state.set_tsc_offset(offset);
+            state.tsc_is_set = true;
+        }
+        state.tsc_offset()
+    }
+
+    /// The guest's nanoseconds.
+    fn now(&self) -> u64 {
+        let base = self.state.lock().base();
+        base.ns_at(linux::rdtsc())
+    }
+
+    /// All of it, for a snapshot.
+    pub(crate) fn save(&self) -> ClockState {
+        let mut state = self.state.lock();
+        state.base();
+        state.tsc_offset();
+        ClockState(*state)
+    }
+
+    /// It is as it was, but for the time, unless so much of it is taken back.
+    pub(crate) fn put_back(&self, old: &ClockState, passed: Option<Passed>) {
+        let mut state = old.0;
+        if let Some(passed) = passed {
+            let base = &mut state.base;
+            base.tsc = base.tsc.wrapping_add(passed.tsc);
+            base.boot = base.boot.wrapping_add(passed.boot);
+            base.resumes = host::resumes();
+            state.set_tsc_offset(state.tsc_offset.wrapping_sub(passed.tsc));
+        }
+        *self.state.lock() = state;
+    }
+
+    /// KVM_GET_CLOCK.
+    pub(crate) fn get(&self, arg: Arg) -> Result<c_long> {
+        let mut data = uapi::kvm_clock_data::default();
+        let base = self.state.lock().base();
+        match linux::real_at_tsc() {
+            Some((tsc, real)) if linux::tsc_stable() => {
+                data.flags = uapi::KVM_CLOCK_TSC_STABLE
+                    | uapi::KVM_CLOCK_REALTIME
+                    | uapi::KVM_CLOCK_HOST_TSC;
+                (data.host_tsc, data.realtime) = (tsc, real);
+                data.clock = base.ns_at(tsc);
+            }
+            _ => data.clock = base.ns_at(linux::rdtsc()),
+        }
+        arg.write(&data)?;
+        Ok(0)
+    }
+
+    /// KVM_SET_CLOCK. With the real time of the value, what has passed since is added.
+    pub(crate) fn set(&self, arg: Arg, vcpus: &Mailboxes) -> Result<c_long> {
+        let data: uapi::kvm_clock_data = arg.read()?;
+        // The others come from KVM_GET_CLOCK and have no effect.
+        if data.flags & !FLAGS != 0 {
+            return Err(EINVAL);
+        }
+        let passed = match data.flags & uapi::KVM_CLOCK_REALTIME {
+            0 => 0,
+            _ => real_ns().saturating_sub(data.realtime),
+        };
+        self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
+        vcpus.all().for_each(|vcpu| vcpu.ask(request::CLOCK));
+        Ok(0)
+    }
+}
+
+/// The flags of KVM_GET_CLOCK and KVM_SET_CLOCK.
+pub(crate) const FLAGS: u32 =
+    uapi::KVM_CLOCK_TSC_STABLE | uapi::KVM_CLOCK_REALTIME | uapi::KVM_CLOCK_HOST_TSC;
+
+/// Nanoseconds since 1970.
+fn real_ns() -> u64 {
+    let (sec, nsec) = linux::real_time();
+    sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec))
+}
+
+/// Whether a guest's TSC can have this frequency: the host's, with KVM's tolerance of 250 ppm.
+pub(crate) fn is_own_rate(khz: usize) -> bool {
+    let host = linux::tsc_khz() as usize;
+    khz == 0 || khz.abs_diff(host) <= host / 4000
+}
+
+/// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
+pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+    let attr: uapi::kvm_device_attr = arg.read()?;
+    if attr.group != uapi::KVM_VCPU_TSC_CTRL || attr.attr != u64::from(uapi::KVM_VCPU_TSC_OFFSET) {
+        return Err(ENXIO);
+    }
+    let value = Arg(attr.addr as usize);
+    match cmd {
+        uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&inner.vmcb.tsc_offset())?,
+        uapi::PACIFICA_SET_DEVICE_ATTR => {
+            let offset = value.read()?;
+            vcpu.vm.clock.set_tsc_offset(offset);
+            inner.vmcb.set_tsc_offset(offset);
+            touch_time(inner);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The host was suspended: the guest's TSC goes on from where it was, and its clock has another base,
+/// even if the TSC did not stop.
+#[cold]
+pub(crate) fn after_suspend(inner: &mut Inner) {
+    let lost = host::tsc_lost();
+    let more = lost.wrapping_sub(inner.tsc_lost);
+    (inner.tsc_lost, inner.resumes) = (lost, host::resumes());
+    inner.last_tsc = 0;
+    let offset = inner.vmcb.tsc_offset().wrapping_add(more);
+    inner.vmcb.set_tsc_offset(offset);
+    touch_time(inner);
+}
+
+/// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before it
+/// runs. Its own TSC does not go back. Interrupts are off.
+pub(crate) fn is_elsewhere(inner: &mut Inner) -> bool {
+    let cpu = linux::cpu();
+    if linux::tsc_stable() || inner.clock_cpu == cpu {
+        return false;
+    }
+    inner.clock_cpu = cpu;
+    let back = inner.last_tsc.saturating_sub(linux::rdtsc());
+    let offset = inner.vmcb.tsc_offset().wrapping_add(back);
+    inner.vmcb.set_tsc_offset(offset);
+    touch_time(inner);
+    true
+}
+
+/// Nanoseconds in so many ticks of the TSC.
+pub(crate) fn ticks_to_ns(ticks: u64) -> u64 {
+    Scale::new(linux::tsc_khz()).ns(ticks)
+}
+
+/// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know.
+pub(crate) fn pause_notice(inner: &mut Inner) -> Result<c_long> {
+    if inner.state.msrs.pv_system_time & SYSTEM_TIME_ON == 0 {
+        return Err(EINVAL);
+    }
+    inner.parts.guest_stopped = true;
+    inner.parts.deferred |= crate::vcpu::platform::deferred::PV_CLOCK;
+    Ok(0)
+}
+
+/// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
+/// as on any write to an address without memory.
+pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
+    let cpu = linux::cpu();
+    let base = vcpu.vm.clock.state.lock().base();
+    if linux::cpu() != cpu || inner.clock_cpu != cpu {
+        // The base is of another TSC.
+        inner.clock_cpu = u32::MAX;
+    }
+    let at = inner.state.msrs.pv_system_time;
+    if at & SYSTEM_TIME_ON != 0 {
+        let at = at & !SYSTEM_TIME_ON;
+        let old: [u8; PvClock::SIZE] = read(inner, at);
+        let version = next_version(version_of(&old));
+        let clock = PvClock {
+            tsc: base.tsc.wrapping_add(inner.vmcb.tsc_offset()),
+            system_time: base.ns,
+            scale: Scale::new(linux::tsc_khz()),
+            stable: linux::tsc_stable(),
+            guest_stopped: core::mem::take(&mut inner.parts.guest_stopped)
+                || PvClock::tells_stop(&old),
+        };
+        // Odd while the rest changes, then even (msr.rst).
+        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
+        write(inner, at, &clock.bytes(version));
+    }
+    if wall {
+        let clock = WallClock::at_boot(real_ns(), vcpu.vm.clock.now());
+        let at = inner.state.msrs.pv_wall_clock;
+        let version = next_version(version_of(&read::<4>(inner, at)));
+        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
+        write(inner, at, &clock.bytes(version));
+    }
+}
+
+const NS_PER_SEC: u64 = 1_000_000_000;
+
+/// The version with which both records begin.
+fn version_of(record: &[u8]) -> u32 {
+    let version = record.first_chunk().copied();
+    u32::from_le_bytes(version.unwrap_or_default())
+}
+
+/// Reads guest memory, page by page; zeros where there is none.
+fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
+    let mut data = [0; N];
+    let mut memory = inner.parts.memory.access(true);
+    let first = N.min((0x1000 - (gpa & 0xfff)) as usize);
+    let (head, tail) = data.split_at_mut(first);
+    let _ = memory.read_gpa(gpa, head);
+    if !tail.is_empty() {
+        let _ = memory.read_gpa(gpa.wrapping_add(first as u64), tail);
+    }
+    data
+}
+
+/// Writes guest memory, page by page.
+fn write(inner: &mut Inner, gpa: u64, data: &[u8]) {
+    let mut memory = inner.parts.memory.access(true);
+    let first = data.len().min((0x1000 - (gpa & 0xfff)) as usize);
+    let (head, tail) = data.split_at(first);
+    let _ = memory.write_gpa(gpa, head);
+    if !tail.is_empty() {
+        let _ = memory.write_gpa(gpa.wrapping_add(first as u64), tail);
+    }
+}
