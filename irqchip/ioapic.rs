@@ -117,6 +117,8 @@ pub struct Ioapic {
     asserted: u32,
     /// One bit for each pin whose last rise has been sent.
     sent: u32,
+    /// One bit for each pin with an edge that came in a pause.
+    waiting: u32,
     storms: Storms<PINS>,
 }
 
@@ -136,6 +138,7 @@ impl Ioapic {
             lines: Lines::LOW,
             asserted: 0,
             sent: 0,
+            waiting: 0,
             storms: Storms::NONE,
         }
     }
@@ -165,7 +168,11 @@ impl Ioapic {
         if rises {
             self.sent &= !bit;
         }
-        let waits = entry.remote_irr() || self.storms.paused() & bit != 0;
+        let paused = self.storms.paused() & bit != 0;
+        if rises && paused && !entry.is_level() && !entry.is_masked() {
+            self.waiting |= bit;
+        }
+        let waits = entry.remote_irr() || paused;
         if !entry.is_level() && !rises || waits {
             Delivery::Coalesced
         } else if self.service(index, send) {
@@ -181,12 +188,14 @@ impl Ioapic {
         let Some(entry) = self.table.get_mut(index) else {
             return false;
         };
-        let paused = self.storms.paused() & 1u32.wrapping_shl(index as u32) != 0;
+        let bit = 1u32.wrapping_shl(index as u32);
+        let paused = self.storms.paused() & bit != 0;
         if entry.is_masked() || entry.remote_irr() || paused {
             return false;
         }
         // An edge is sent once, whether somebody takes it or not.
-        self.sent |= 1u32.wrapping_shl(index as u32);
+        self.sent |= bit;
+        self.waiting &= !bit;
         let taken = send(entry.message());
         if taken && entry.is_level() {
             entry.0 |= Entry::REMOTE_IRR;
@@ -199,6 +208,15 @@ impl Ioapic {
         let is_level = self.table.get(index).is_some_and(|entry| entry.is_level());
         if is_level && self.asserted & 1u32.wrapping_shl(index as u32) != 0 {
             self.service(index, send);
+        }
+    }
+
+    /// Sends for `pin` if its level asks for it, or an edge that came in a pause.
+    fn service_waiting(&mut self, index: usize, send: &mut impl FnMut(Message) -> bool) {
+        if self.waiting & 1u32.wrapping_shl(index as u32) != 0 {
+            self.service(index, send);
+        } else {
+            self.service_level(index, send);
         }
     }
 
@@ -262,12 +280,11 @@ impl Ioapic {
 
     /// The pause is over.
     pub fn resume(&mut self, send: &mut impl FnMut(Message) -> bool) {
-        let pins = self.storms.resume() & self.asserted;
+        let pins = self.storms.resume();
         for index in 0..PINS {
             let bit = 1u32.wrapping_shl(index as u32);
-            let level = self.table.get(index).is_some_and(|entry| entry.is_level());
-            if pins & bit != 0 && (level || self.sent & bit == 0) {
-                self.service(index, send);
+            if pins & bit != 0 {
+                self.service_waiting(index, send);
             }
         }
     }
@@ -341,8 +358,11 @@ impl Ioapic {
                 entry.0 & !low | u64::from(value)
             };
             *entry = entry.written(written);
+            if entry.is_level() {
+                self.waiting &= !1u32.wrapping_shl(index as u32);
+            }
         }
-        self.service_level(index, send);
+        self.service_waiting(index, send);
     }
 
     /// Fills in `kvm_ioapic_state`. Its `irr` has the levels, but no edge that was sent.
@@ -350,7 +370,8 @@ impl Ioapic {
         let mut irr = 0;
         for (i, entry) in self.table.iter().enumerate() {
             let bit = 1 << i;
-            if self.asserted & bit != 0 && (entry.is_level() || self.sent & bit == 0) {
+            let asks = entry.is_level() || self.sent & bit == 0;
+            if self.asserted & bit != 0 && asks || self.waiting & bit != 0 {
                 irr |= bit;
             }
         }
@@ -376,6 +397,7 @@ impl Ioapic {
         let _padding = reader.get_u32();
         self.lines = Lines::LOW;
         self.sent = 0;
+        self.waiting = 0;
         self.storms = Storms::NONE;
         for entry in &mut self.table {
             *entry = Entry::restored(reader.get_u64());
