@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) steal: Steal,
     /// The guest may end the interrupt in service without an exit: `pv_eoi.rs`.
     pub(crate) pv_eoi_offered: bool,
+    /// For so many entries that is not tried: its page could not be written.
+    pub(crate) pv_eoi_rest: u16,
     /// How it waits.
     pub(crate) pace: Pace,
     /// KVM_RUN was called at least once.
@@ -210,6 +212,7 @@ impl Vcpu {
             signal_mask: None,
             steal: Steal::default(),
             pv_eoi_offered: false,
+            pv_eoi_rest: 0,
             pace: Pace::default(),
             has_run: false,
             tsc_lost: tsc_lost(),

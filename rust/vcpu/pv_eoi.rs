@@ -15,6 +15,9 @@ use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
 use x86::cpu::{GuestMemory, MemError};
 
+/// After a page could not be written, even by waiting for it, so many entries go without a try.
+const REST: u16 = 256;
+
 /// Says to the guest that it need not write the EOI register. Interrupts are off.
 #[inline]
 pub(crate) fn offer(vcpu: &Vcpu, inner: &mut Inner) {
@@ -32,6 +35,10 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
     let Some(vector) = lapic.and_then(|lapic| lapic.quiet_service()) else {
         return;
     };
+    if let Some(rest) = inner.pv_eoi_rest.checked_sub(1) {
+        inner.pv_eoi_rest = rest;
+        return;
+    }
     if !vcpu.vm.chips.wants_end(vector) {
         // Without a page the register remains; next time it may be there.
         match inner.parts.memory.access(false).write_gpa(gpa, &[1]) {
@@ -42,11 +49,19 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
     }
 }
 
-/// Brings the page in.
+/// Brings the page in. One that can not be written at all is not asked for at each entry.
 #[cold]
 pub(crate) fn fetch_page(inner: &mut Inner) {
     if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        let _ = inner.parts.memory.access(true).write_gpa(gpa, &[0]);
+        if inner
+            .parts
+            .memory
+            .access(true)
+            .write_gpa(gpa, &[0])
+            .is_err()
+        {
+            inner.pv_eoi_rest = REST;
+        }
     }
 }
 

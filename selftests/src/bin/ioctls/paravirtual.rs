@@ -3,6 +3,10 @@
 //! What guests of KVM find by CPUID, or by trying: the end of interrupts without an exit, and the
 //! host's time with the TSC of the same instant.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::FromRawFd;
+
 use kvm_bindings::*;
 use selftests::kvm::{msrs, number, supported_cpuid, Handle, Number};
 use selftests::tap::{equal, skipped};
@@ -17,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
         offered,
     ),
     ("a guest ends an interrupt without an exit", eoi),
+    (
+        "a page for it that cannot be written is seldom tried",
+        unwritable,
+    ),
     (
         "KVM_HC_CLOCK_PAIRING tells the time and the TSC of it",
         pairing,
@@ -44,7 +52,7 @@ fn offered(path: &str) -> Result<(), String> {
 
 /// Where the guest keeps its byte, and the handler the byte that it has found.
 const BYTE: usize = 0x3000;
-const FOUND: usize = 0x3004;
+const FOUND: usize = 0x5004;
 
 /// Enables the local APIC, in x2APIC mode, and the byte; then sleeps, and writes out after each
 /// interrupt what its handler has found.
@@ -55,21 +63,22 @@ const CODE: &[u8] = &[
     0x30, // 4b56_4d04 = 3001h
     OUT[0], OUT[1], // ready
     0xfb, 0xf4, 0xfa, // 1: sti; hlt; cli
-    0xa0, 4, 0x30, OUT[0], OUT[1], // mov 3004h, %al; out
+    0xa0, 4, 0x50, OUT[0], OUT[1], // mov 5004h, %al; out
     0xeb, 0xf6, // jmp 1b
 ];
 
-/// Notes the byte, clears it, and writes the EOI register if it was 0.
+/// Notes the byte; clears it, or writes the EOI register if it was 0.
 const HANDLER: &[u8] = &[
-    0xa0, 0, 0x30, 0xa2, 4, 0x30, // mov 3000h, %al; mov %al, 3004h
-    0xc6, 6, 0, 0x30, 0, // movb $0, 3000h
-    0x84, 0xc0, 0x75, 14, // test %al, %al; jnz 1f
-    0x66, 0xb9, 0x0b, 8, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30, // EOI
-    0xcf, // 1: iret
+    0xa0, 0, 0x30, 0xa2, 4, 0x50, // mov 3000h, %al; mov %al, 5004h
+    0x84, 0xc0, 0x74, 6, // test %al, %al; jz 1f
+    0xc6, 6, 0, 0x30, 0,    // movb $0, 3000h
+    0xcf, // iret
+    0x66, 0xb9, 0x0b, 8, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30, // 1: EOI
+    0xcf, // iret
 ];
 
-fn eoi(path: &str) -> Result<(), String> {
-    const LEVEL: u64 = 1 << 15;
+/// The guest, when it is ready.
+fn ender(path: &str) -> Result<Bare, String> {
     let bare = Bare::with(path, CODE, |vm| {
         vm.call(number::CREATE_IRQCHIP, 0)?;
         Ok(())
@@ -83,6 +92,68 @@ fn eoi(path: &str) -> Result<(), String> {
     bare.ram.write(0x2000, HANDLER);
     bare.ram.write(BYTE, &[0]);
     equal("ready", bare.byte(), Ok(1))?;
+    Ok(bare)
+}
+
+/// The page faults of this thread, those that end in an error too.
+struct PageFaults(File);
+
+impl PageFaults {
+    fn new() -> Option<Self> {
+        const SOFTWARE: u64 = 1;
+        const SIZE: u64 = 64;
+        const PAGE_FAULTS: u64 = 2;
+        let mut attributes = [0u64; 8];
+        (attributes[0], attributes[1]) = (SOFTWARE | SIZE << 32, PAGE_FAULTS);
+        let number = libc::SYS_perf_event_open;
+        // SAFETY: It reads the attributes, as long as they say, and makes a file.
+        let file = unsafe { libc::syscall(number, &attributes, 0, -1, -1, 0) } as i32;
+        // SAFETY: The file is new.
+        (file >= 0).then(|| Self(unsafe { File::from_raw_fd(file) }))
+    }
+
+    fn count(&self) -> u64 {
+        let mut count = [0; 8];
+        let _ = (&self.0).read(&mut count);
+        u64::from_ne_bytes(count)
+    }
+}
+
+/// The VMM has taken the page away, and later gives it back.
+fn unwritable(path: &str) -> Result<(), String> {
+    let bare = ender(path)?;
+    let protect = |protection| {
+        // SAFETY: The page is the guest's, and nothing in this program is in it.
+        let answer = unsafe { libc::mprotect(bare.ram.start().add(BYTE).cast(), 4096, protection) };
+        equal("mprotect", answer, 0)
+    };
+    let interrupt = || {
+        vm_msi(&bare.vm, 0xfee0_0000, 0x41, 0)?;
+        bare.byte()
+    };
+    equal("with the page", interrupt(), Ok(1))?;
+    protect(libc::PROT_READ)?;
+    let faults = PageFaults::new();
+    let before = faults.as_ref().map(PageFaults::count);
+    for _ in 0..200 {
+        equal("without the page", interrupt(), Ok(0))?;
+    }
+    if let (Some(faults), Some(before)) = (&faults, before) {
+        let tries = faults.count() - before;
+        equal("more than a few tries", (tries, tries > 20), (tries, false))?;
+    }
+    protect(libc::PROT_READ | libc::PROT_WRITE)?;
+    for _ in 0..2000 {
+        if interrupt()? == 1 {
+            return Ok(());
+        }
+    }
+    Err("the page is never used again".into())
+}
+
+fn eoi(path: &str) -> Result<(), String> {
+    const LEVEL: u64 = 1 << 15;
+    let bare = ender(path)?;
     let after = |what: &str, found: u8| -> Result<(), String> {
         equal(what, bare.byte(), Ok(found))?;
         equal("the byte is cleared", bare.ram.read(BYTE, 1)[0], 0)?;
