@@ -18,7 +18,7 @@
 
 use kernel::prelude::*;
 
-use api::device;
+use api::node;
 use linux::compat;
 
 mod api;
@@ -45,7 +45,7 @@ module! {
 }
 
 struct Pacifica {
-    devices: [Option<device::Registration>; 2],
+    devices: [Option<node::Registration>; 2],
 }
 
 impl kernel::Module for Pacifica {
@@ -58,11 +58,11 @@ impl kernel::Module for Pacifica {
 }
 
 /// The nodes that are asked for.
-fn devices() -> Result<[Option<device::Registration>; 2]> {
-    let own = device::Registration::own()?;
+fn devices() -> Result<[Option<node::Registration>; 2]> {
+    let own = node::Registration::own()?;
     let kvm = match compat::is_set(module_parameters::kvm_node.value()) {
         false => None,
-        true => Some(device::Registration::as_kvm()?),
+        true => Some(node::Registration::as_kvm()?),
     };
     Ok([Some(own), kvm])
 }

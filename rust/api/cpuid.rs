@@ -130,12 +130,6 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     Ok(())
 }
 
-/// Family, model and stepping, which RDX holds after RESET and INIT.
-pub(crate) fn signature(inner: &Inner) -> u32 {
-    let [eax, ..] = cpuid::lookup(&inner.parts.cpuid, cpuid::function::FEATURES, 0);
-    eax
-}
-
 /// What shows through CPUID now.
 fn dynamic(vcpu: &Vcpu, inner: &mut Inner) -> Dynamic {
     inner.with_guest(vcpu, true, |guest| {

@@ -2,10 +2,10 @@
 
 //! Events, debug registers, machine-check set-up and LAPIC of a vCPU, to and from the VMM.
 
-use crate::api::vcpu::touch_time;
 use crate::irq::mailbox::request;
 use crate::uapi::{self, Arg};
 use crate::vcpu::platform::{self, deferred};
+use crate::vcpu::pvclock::touch_time;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::option;
 use irqchip::lapic::STATE_SIZE;

@@ -13,7 +13,7 @@ use x86::xsave::{self, IMAGE_SIZE};
 /// GET/SET of FPU, XSAVE and XCRS.
 pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
     let host = &host().ok_or(ENODEV)?.fpu;
-    let area = &mut inner.parts.fpu;
+    let area = &mut inner.parts.fpu.area;
     match cmd {
         uapi::PACIFICA_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
         uapi::PACIFICA_SET_FPU => {

@@ -12,77 +12,17 @@
 //!
 //! A VM has one snapshot at a time. While there is one, no slot and no vCPU comes or goes.
 
-use crate::api::device::{self, FileObject};
 use crate::linux::compat::unsupported;
-use crate::linux::{KillableGuard, KillableMutex};
+use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
-use crate::vcpu::snapshot_state::{ChipsState, Instant, VcpuSnapshot};
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::snapshot_state::{ChipsState, VcpuSnapshot};
+use crate::vcpu::stopped::Stopped;
+use crate::vm::clock::Instant;
 use crate::vm::Vm;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::{Arc, ArcBorrow, Mutex};
+use kernel::sync::{Arc, ArcBorrow};
 use npt::{GpaRange, PageSize};
-
-/// The vCPUs of a VM that have a descriptor, in the order in which they were made.
-#[pin_data]
-pub(crate) struct Vcpus {
-    #[pin]
-    list: Mutex<KVec<Arc<Vcpu>>>,
-    /// Held by who stops all of them, and by who uses a snapshot.
-    #[pin]
-    stopping: KillableMutex<()>,
-}
-
-impl Vcpus {
-    /// None.
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            list <- kernel::new_mutex!(KVec::new(), "pacifica::vcpus"),
-            stopping <- KillableMutex::new(()),
-        })
-    }
-
-    /// Another one. It holds a reference to the VM, so it must be [removed](Self::remove) when its
-    /// last descriptor goes.
-    pub(crate) fn add(&self, vcpu: &Arc<Vcpu>) -> Result {
-        Ok(self.list.lock().push(vcpu.clone(), GFP_KERNEL_ACCOUNT)?)
-    }
-
-    /// It goes.
-    pub(crate) fn remove(&self, vcpu: &Vcpu) {
-        let mut list = self.list.lock();
-        // It is not the last reference: the caller has one.
-        list.retain(|other| !core::ptr::eq(&**other, vcpu));
-    }
-
-    fn all(&self) -> Result<KVec<Arc<Vcpu>>> {
-        let list = self.list.lock();
-        let mut all = KVec::with_capacity(list.len(), GFP_KERNEL)?;
-        for vcpu in list.iter() {
-            all.push(vcpu.clone(), GFP_KERNEL)?;
-        }
-        Ok(all)
-    }
-
-    /// Calls `f` with all vCPUs, while none of them is in an ioctl; `EBUSY` if one is. May sleep.
-    fn stopped<R>(&self, f: impl FnOnce(&mut [Stopped<'_>]) -> Result<R>) -> Result<R> {
-        let outer = self.stopping.lock()?;
-        let all = self.all()?;
-        let mut stopped = KVec::with_capacity(all.len(), GFP_KERNEL)?;
-        for vcpu in all.iter() {
-            let inner = vcpu.inner.try_lock_inside(&outer).ok_or(EBUSY)?;
-            stopped.push(Stopped { vcpu, inner }, GFP_KERNEL)?;
-        }
-        f(&mut stopped)
-    }
-}
-
-/// A vCPU that is in no ioctl.
-pub(crate) struct Stopped<'a> {
-    pub(crate) vcpu: &'a Vcpu,
-    pub(crate) inner: KillableGuard<'a, Inner>,
-}
 
 /// A snapshot. Its file holds the only reference.
 pub(crate) struct Snapshot {
@@ -125,7 +65,7 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: Arg) -> Result<c_long> {
         vm.memory.begin_keeping(config.limit)?;
         Ok(snapshot)
     })?;
-    device::new_fd(c"pacifica-snapshot", snapshot).inspect_err(|_| vm.memory.end_keeping())
+    file::new_fd(c"pacifica-snapshot", snapshot).inspect_err(|_| vm.memory.end_keeping())
 }
 
 impl Snapshot {

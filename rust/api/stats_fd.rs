@@ -6,7 +6,7 @@
 //!   struct kvm_stats_header ─ name ─ a descriptor with its name for each counter ─ the counters
 //! ```
 
-use crate::api::device::{self, FileObject};
+use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
 use crate::vcpu::Vcpu;
 use crate::vm::stats::{Stats, VmStats, NAMES, PAGE_NAMES};
@@ -51,7 +51,7 @@ impl StatsFd {
 
     fn open(source: Source, name: CString) -> Result<c_long> {
         let file = Arc::new(Self { source, name }, GFP_KERNEL_ACCOUNT)?;
-        device::new_fd(c"pacifica-stats", file)
+        file::new_fd(c"pacifica-stats", file)
     }
 
     fn value(&self, counter: usize) -> u64 {

@@ -4,8 +4,8 @@
 //! ioctls of their own.
 
 use crate::api::events;
+use crate::api::regs;
 use crate::api::sregs;
-use crate::api::vcpu;
 use crate::uapi;
 use crate::vcpu::requests;
 use crate::vcpu::{Inner, Vcpu};
@@ -42,7 +42,7 @@ fn take_fields(vcpu: &Vcpu, inner: &mut Inner, dirty: u64) -> Result {
         requests::serve(vcpu, inner);
     }
     if has(dirty, uapi::KVM_SYNC_X86_REGS) {
-        vcpu::set_regs(inner, &page.sync_regs());
+        regs::set_regs(inner, &page.sync_regs());
     }
     if has(dirty, uapi::KVM_SYNC_X86_SREGS) {
         sregs::set(vcpu, inner, &page.sync_sregs())?;
@@ -66,9 +66,9 @@ pub(crate) fn show(vcpu: &Vcpu, inner: &mut Inner) {
 #[inline(never)]
 fn show_fields(vcpu: &Vcpu, inner: &mut Inner, valid: u64) {
     let page = &vcpu.run_page;
-    vcpu::settle(vcpu, inner);
+    regs::settle(vcpu, inner);
     if has(valid, uapi::KVM_SYNC_X86_REGS) {
-        page.show_regs(vcpu::get_regs(inner));
+        page.show_regs(regs::get_regs(inner));
     }
     if has(valid, uapi::KVM_SYNC_X86_SREGS) {
         page.show_sregs(sregs::get(inner));

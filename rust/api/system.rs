@@ -4,9 +4,10 @@
 
 use crate::api::cpuid;
 use crate::api::irqchip;
+use crate::api::regs;
 use crate::api::snapshot;
 use crate::api::sync_regs;
-use crate::api::vcpu;
+use crate::api::vm;
 use crate::host::host;
 use crate::irq::vcpu_table::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::linux;
@@ -17,7 +18,6 @@ use crate::uapi::run_page;
 use crate::uapi::{self, Arg};
 use crate::vm::clock;
 use crate::vm::config;
-use crate::vm::Vm;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use x86::msr::index::PATCH_LEVEL;
@@ -28,7 +28,7 @@ pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
     match cmd {
         uapi::PACIFICA_GET_API_VERSION if arg.0 == 0 => Ok(uapi::KVM_API_VERSION as c_long),
         // There is one type of machine.
-        uapi::PACIFICA_CREATE_VM if arg.0 == 0 => Vm::create(),
+        uapi::PACIFICA_CREATE_VM if arg.0 == 0 => vm::create(),
         uapi::PACIFICA_GET_API_VERSION | uapi::PACIFICA_CREATE_VM => Err(EINVAL),
         uapi::PACIFICA_CHECK_EXTENSION => Ok(check_extension(arg.0)),
         uapi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
@@ -155,7 +155,7 @@ fn attribute(cmd: u32, arg: Arg) -> Result<c_long> {
 
 /// KVM_GET_MSRS on the node: what can be had of the feature MSRs. Answers how many are known.
 fn get_feature_msrs(arg: Arg) -> Result<c_long> {
-    let mut entries = vcpu::read_msrs(arg)?;
+    let mut entries = regs::read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
         // Where there is none, a hypervisor keeps the microcode to itself.

@@ -1,34 +1,103 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Ioctls of a vCPU that read or set its registers. Conversions, no more: the rules are in the
-//! pure crates.
+//! Ioctls of a vCPU.
 
 use crate::api::cpuid;
 use crate::api::events;
 use crate::api::fpu;
 use crate::api::prefault;
+use crate::api::regs;
 use crate::api::sregs;
-use crate::irq::mailbox::request;
+use crate::api::stats_fd::StatsFd;
+use crate::api::sync_regs;
+use crate::host::resumes;
 use crate::linux;
+use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
-use crate::vcpu::platform::deferred;
+use crate::vcpu::pvclock;
 use crate::vcpu::requests;
+use crate::vcpu::run;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::clock;
-use crate::vm::option;
+use crate::vm::Vm;
+use kernel::bindings;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use svm::dispatch;
-use svm::event::QueuedInterrupt;
-use svm::inject;
+use kernel::sync::ArcBorrow;
 use svm::state::MpState;
-use x86::msr::Origin;
-use x86::paging;
-use x86::regs::{gpr, Rflags};
+
+/// KVM_CREATE_VCPU: a vCPU in the state after power-up, and its descriptor.
+pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
+    let vcpu = Vcpu::create(vm, id)?;
+    file::new_fd(c"pacifica-vcpu", vcpu.clone())
+        .inspect(|_| vm.stats.add(id, vcpu.stats.clone()))
+        .inspect_err(|_| vcpu.discard())
+}
+
+impl Vcpu {
+    /// An ioctl that has the vCPU for itself.
+    fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
+        let mut inner = self.inner.lock()?;
+        let inner = &mut *inner;
+        if inner.resumes != resumes() {
+            pvclock::after_suspend(inner);
+        }
+        if cmd != uapi::PACIFICA_RUN {
+            self.vm.chips.broadcasts.finish();
+        }
+        match cmd {
+            uapi::PACIFICA_RUN => {
+                if arg.0 != 0 {
+                    return Err(EINVAL);
+                }
+                sync_regs::take(self, inner)?;
+                let result = run::run(self, inner);
+                sync_regs::show(self, inner);
+                result
+            }
+            uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
+            uapi::PACIFICA_KVMCLOCK_CTRL => pvclock::pause_notice(inner),
+            _ => ioctl(self, inner, cmd, arg),
+        }
+    }
+}
+
+/// Whether the VMM maps the dirty ring, and not the pages before it.
+///
+/// # Safety
+///
+/// `vma` comes from an `mmap` call that is under way.
+unsafe fn is_ring(vma: *mut bindings::vm_area_struct) -> bool {
+    // SAFETY: As promised by the caller.
+    unsafe { (*vma).vm_pgoff >= uapi::KVM_DIRTY_LOG_PAGE_OFFSET as usize }
+}
+
+impl FileObject for Vcpu {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+        if !this.vm.memory.is_current() {
+            return Err(EIO);
+        }
+        this.locked_ioctl(cmd, arg)
+    }
+
+    fn release(this: ArcBorrow<'_, Self>) {
+        this.vm.vcpus.remove(&this);
+    }
+
+    unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {
+        // SAFETY: As promised by the caller.
+        unsafe {
+            match &this.ring {
+                Some(ring) if is_ring(vma) => ring.map(vma),
+                _ => this.run_page.map(vma),
+            }
+        }
+    }
+}
 
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
 #[inline(never)] // Its frame must not lie under the guest's.
-pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
+fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
     if matches!(
         cmd,
         uapi::PACIFICA_GET_VCPU_EVENTS
@@ -36,23 +105,23 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
             | uapi::PACIFICA_GET_SREGS2
             | uapi::PACIFICA_GET_DEBUGREGS
     ) {
-        settle(vcpu, inner);
+        regs::settle(vcpu, inner);
     } else if vcpu.mailbox.is_asked() {
         requests::serve_for_state(vcpu, inner);
     }
     match cmd {
-        uapi::PACIFICA_GET_REGS => arg.write(&get_regs(inner))?,
-        uapi::PACIFICA_SET_REGS => set_regs(inner, &arg.read()?),
+        uapi::PACIFICA_GET_REGS => arg.write(&regs::get_regs(inner))?,
+        uapi::PACIFICA_SET_REGS => regs::set_regs(inner, &arg.read()?),
         uapi::PACIFICA_GET_SREGS => arg.write(&sregs::get(inner))?,
         uapi::PACIFICA_SET_SREGS => sregs::set(vcpu, inner, &arg.read()?)?,
         uapi::PACIFICA_GET_SREGS2 => arg.write(&sregs::get2(vcpu, inner))?,
         uapi::PACIFICA_SET_SREGS2 => sregs::set2(vcpu, inner, &arg.read()?)?,
-        uapi::PACIFICA_TRANSLATE => translate(vcpu, inner, arg)?,
-        uapi::PACIFICA_INTERRUPT => interrupt(vcpu, inner, &arg.read()?)?,
+        uapi::PACIFICA_TRANSLATE => regs::translate(vcpu, inner, arg)?,
+        uapi::PACIFICA_INTERRUPT => regs::interrupt(vcpu, inner, &arg.read()?)?,
         uapi::PACIFICA_NMI => inner.state.events.raise_nmi(),
-        uapi::PACIFICA_GET_MSRS => return get_msrs(vcpu, inner, arg),
-        uapi::PACIFICA_SET_MSRS => return set_msrs(vcpu, inner, arg),
-        uapi::PACIFICA_SET_SIGNAL_MASK => set_signal_mask(inner, arg)?,
+        uapi::PACIFICA_GET_MSRS => return regs::get_msrs(vcpu, inner, arg),
+        uapi::PACIFICA_SET_MSRS => return regs::set_msrs(vcpu, inner, arg),
+        uapi::PACIFICA_SET_SIGNAL_MASK => regs::set_signal_mask(inner, arg)?,
         uapi::PACIFICA_GET_MP_STATE => {
             arg.write(&uapi::kvm_mp_state {
                 mp_state: match inner.state.mp_state {
@@ -62,7 +131,7 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
                 } as u32,
             })?;
         }
-        uapi::PACIFICA_SET_MP_STATE => set_mp_state(vcpu, inner, &arg.read()?)?,
+        uapi::PACIFICA_SET_MP_STATE => regs::set_mp_state(vcpu, inner, &arg.read()?)?,
         uapi::PACIFICA_GET_TSC_KHZ => return Ok(linux::tsc_khz() as c_long),
         // The TSC runs at the host's rate, always.
         uapi::PACIFICA_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
@@ -86,245 +155,14 @@ pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Resul
         | uapi::PACIFICA_SET_VAPIC_ADDR => events::ioctl(vcpu, inner, cmd, arg)?,
         uapi::PACIFICA_HAS_DEVICE_ATTR
         | uapi::PACIFICA_GET_DEVICE_ATTR
-        | uapi::PACIFICA_SET_DEVICE_ATTR => clock::attribute(vcpu, inner, cmd, arg)?,
+        | uapi::PACIFICA_SET_DEVICE_ATTR => pvclock::attribute(vcpu, inner, cmd, arg)?,
         uapi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(inner, arg)?,
         uapi::PACIFICA_SET_CPUID2 => cpuid::set(vcpu, inner, arg)?,
         uapi::PACIFICA_GET_CPUID2 => cpuid::get(vcpu, inner, arg)?,
-        uapi::PACIFICA_ENABLE_CAP => enable_cap(&arg.read()?)?,
-        uapi::PACIFICA_GET_NESTED_STATE => get_nested_state(arg)?,
-        uapi::PACIFICA_SET_NESTED_STATE => set_nested_state(&arg.read()?)?,
+        uapi::PACIFICA_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,
+        uapi::PACIFICA_GET_NESTED_STATE => regs::get_nested_state(arg)?,
+        uapi::PACIFICA_SET_NESTED_STATE => regs::set_nested_state(&arg.read()?)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)
-}
-
-/// KVM_ENABLE_CAP of a vCPU. Guests have what their CPUID offers here, and no more, in any case.
-fn enable_cap(cap: &uapi::kvm_enable_cap) -> Result {
-    let known = cap.cap == uapi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID && cap.flags == 0;
-    known.then_some(()).ok_or(EINVAL)
-}
-
-/// The state of a guest of the guest's, of which there are none, is a header and no more.
-const NESTED_STATE: NestedState = NestedState {
-    flags: uapi::KVM_STATE_NESTED_GIF_SET as u16,
-    format: uapi::KVM_STATE_NESTED_FORMAT_SVM as u16,
-    size: core::mem::size_of::<NestedState>() as u32,
-    header: [0; 15],
-};
-
-/// `struct kvm_nested_state` without what follows its header.
-#[repr(C)]
-pub(crate) struct NestedState {
-    flags: u16,
-    format: u16,
-    /// Of all of it.
-    size: u32,
-    header: [u64; 15],
-}
-
-/// KVM_GET_NESTED_STATE: the caller says in it how much room there is.
-fn get_nested_state(arg: Arg) -> Result {
-    const SIZE: usize = core::mem::offset_of!(NestedState, size);
-    let room: u32 = arg.offset(SIZE).read()?;
-    if room < NESTED_STATE.size {
-        arg.offset(SIZE).write(&NESTED_STATE.size)?;
-        return Err(E2BIG);
-    }
-    arg.write(&NESTED_STATE)
-}
-
-/// KVM_SET_NESTED_STATE takes what the other gives.
-fn set_nested_state(state: &NestedState) -> Result {
-    let same = state.flags == NESTED_STATE.flags && state.format == NESTED_STATE.format;
-    (same && state.size >= NESTED_STATE.size)
-        .then_some(())
-        .ok_or(EINVAL)
-}
-
-/// Brings the state into the form in which it is shown. What others have sent belongs to it, and so
-/// does what comes with a pending exception, if the VMM does not take it apart.
-pub(crate) fn settle(vcpu: &Vcpu, inner: &mut Inner) {
-    if vcpu.mailbox.is_asked() {
-        requests::serve_for_state(vcpu, inner);
-    }
-    if !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
-        inject::expose_exception(&mut inner.vmcb, &mut inner.state);
-    }
-}
-
-pub(crate) fn get_regs(inner: &Inner) -> uapi::kvm_regs {
-    let r = &inner.state.regs;
-    uapi::kvm_regs {
-        rax: r.get(gpr::RAX),
-        rbx: r.get(gpr::RBX),
-        rcx: r.get(gpr::RCX),
-        rdx: r.get(gpr::RDX),
-        rsi: r.get(gpr::RSI),
-        rdi: r.get(gpr::RDI),
-        rsp: r.get(gpr::RSP),
-        rbp: r.get(gpr::RBP),
-        r8: r.get(8),
-        r9: r.get(9),
-        r10: r.get(10),
-        r11: r.get(11),
-        r12: r.get(12),
-        r13: r.get(13),
-        r14: r.get(14),
-        r15: r.get(15),
-        rip: inner.vmcb.rip(),
-        rflags: inner.state.debug.rflags(&inner.vmcb).bits(),
-    }
-}
-
-pub(crate) fn set_regs(inner: &mut Inner, regs: &uapi::kvm_regs) {
-    inner.state.regs.gpr = [
-        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
-        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
-    ];
-    if regs.rip != inner.vmcb.rip() {
-        inner.state.events.rip_set();
-        inner.vmcb.set_rip(regs.rip);
-    }
-    let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;
-    inner.state.debug.set_rflags(&mut inner.vmcb, rflags);
-    inner.state.events.forget_pending();
-}
-
-fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
-    let mut t: uapi::kvm_translation = arg.read()?;
-    let linear = t.linear_address;
-    let result = inner.with_guest(vcpu, true, |guest| {
-        let paging = guest.paging();
-        paging::inspect(guest.platform, &paging, linear)
-    });
-    match result {
-        // KVM's word for "nowhere" is an address, too.
-        Ok(translation) if translation.gpa != u64::MAX => {
-            t.physical_address = translation.gpa;
-            t.valid = 1;
-        }
-        _ => {
-            t.physical_address = u64::MAX;
-            t.valid = 0;
-        }
-    }
-    t.writeable = 1;
-    t.usermode = 0;
-    arg.write(&t)
-}
-
-/// KVM_INTERRUPT: an interrupt of the VMM's own controller.
-fn interrupt(vcpu: &Vcpu, inner: &mut Inner, interrupt: &uapi::kvm_interrupt) -> Result {
-    let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-    if !inner.parts.pic_in_user {
-        return Err(ENXIO);
-    }
-    if inner.parts.lapic.is_some() {
-        // The processor takes it as it would from a PIC: through LINT0, when it is ready.
-        if inner.parts.user_vector.is_some() {
-            return Err(EEXIST);
-        }
-        inner.parts.user_vector = Some(vector);
-        vcpu.mailbox.ask(request::CHIPS);
-        return Ok(());
-    }
-    if inner.state.events.interrupt.is_some() {
-        return Err(EEXIST);
-    }
-    inner.state.events.interrupt = Some(QueuedInterrupt {
-        vector,
-        soft: false,
-    });
-    inner.state.mp_state = MpState::Runnable;
-    Ok(())
-}
-
-/// Most MSRs of one call, as KVM has it.
-const MAX_MSRS: u32 = 256;
-
-/// The MSRs that a call is about.
-pub(crate) fn read_msrs(arg: Arg) -> Result<KVec<uapi::kvm_msr_entry>> {
-    let header: uapi::kvm_msrs = arg.read()?;
-    if header.nmsrs >= MAX_MSRS {
-        return Err(E2BIG);
-    }
-    arg.after::<uapi::kvm_msrs>()
-        .read_array(header.nmsrs as usize)
-}
-
-/// Answers how many could be read.
-fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
-    let mut entries = read_msrs(arg)?;
-    let mut done = 0;
-    for entry in entries.iter_mut() {
-        let index = entry.index;
-        let value = inner.with_guest(vcpu, true, |guest| {
-            dispatch::read_msr(guest, index, Origin::Host)
-        });
-        match value {
-            Ok(value) => entry.data = value,
-            Err(_) => break,
-        }
-        done += 1;
-    }
-    arg.after::<uapi::kvm_msrs>().write_array(&entries)?;
-    Ok(done)
-}
-
-/// Answers how many could be set.
-fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
-    let entries = read_msrs(arg)?;
-    let mut done = 0;
-    for entry in entries.iter() {
-        let (index, value) = (entry.index, entry.data);
-        let result = inner.with_guest(vcpu, true, |guest| {
-            dispatch::write_msr(guest, index, value, Origin::Host)
-        });
-        if result.is_err() {
-            break;
-        }
-        done += 1;
-    }
-    Ok(done)
-}
-
-fn set_signal_mask(inner: &mut Inner, arg: Arg) -> Result {
-    if arg.0 == 0 {
-        inner.signal_mask = None;
-        return Ok(());
-    }
-    let header: uapi::kvm_signal_mask = arg.read()?;
-    let set: u64 = match header.len {
-        8 => arg.after::<uapi::kvm_signal_mask>().read()?,
-        _ => return Err(EINVAL),
-    };
-    // The same as the kernel's own: a word with a bit for each signal but two.
-    inner.signal_mask = Some(linux::signal_set(set));
-    Ok(())
-}
-
-fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &uapi::kvm_mp_state) -> Result {
-    let new = match state.mp_state {
-        uapi::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
-        // Without a LAPIC in the kernel nobody would ever wake it.
-        _ if inner.parts.lapic.is_none() => return Err(EINVAL),
-        uapi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
-        uapi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
-        uapi::KVM_MP_STATE_HALTED => MpState::Halted,
-        uapi::KVM_MP_STATE_SIPI_RECEIVED => {
-            inner
-                .state
-                .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
-            MpState::Runnable
-        }
-        _ => return Err(EINVAL),
-    };
-    inner.state.mp_state = new;
-    inner.parts.unhalted = false;
-    Ok(())
-}
-
-/// Whatever the VMM changed may concern timers and the clock page.
-pub(crate) fn touch_time(inner: &mut Inner) {
-    inner.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
 }

@@ -12,13 +12,8 @@
 //! host's again whenever host code runs, the handlers of NMIs and machine checks included: PKRU would bind accesses to
 //! user memory. What is the same for both is not switched.
 
-use crate::host::host;
-use crate::linux;
-use crate::vcpu::platform::World;
-use crate::vcpu::Inner;
+use crate::linux::{self, Switch};
 use kernel::prelude::*;
-use x86::cpu::{ExtendedState, X87};
-use x86::fxsave;
 use x86::regs::Cr4;
 use x86::xsave::{self, Layout};
 
@@ -110,50 +105,12 @@ pub(crate) struct Reach {
     pkru: bool,
 }
 
-/// What each entry and exit switches: `struct pacifica_switch` (`helpers.h`).
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Switch {
-    what: u32,
-    guest_pkru: u32,
-    host_pkru: u32,
-    guest_xcr0: u64,
-    host_xcr0: u64,
-    host_xss: u64,
-}
-
-impl Switch {
-    const PKRU: u32 = 1 << 0;
-    const XCR0: u32 = 1 << 1;
-    const XSS: u32 = 1 << 2;
-
-    #[cold]
-    fn fill(&mut self, reach: &Reach, host: &HostState) {
-        if reach.pkru {
-            self.what |= Self::PKRU;
-            self.host_pkru = linux::rdpkru();
-        }
-        if reach.xcr0 != host.xcr0 {
-            self.what |= Self::XCR0;
-            (self.guest_xcr0, self.host_xcr0) = (reach.xcr0, host.xcr0);
-        }
-        if let (true, Some(xss)) = (reach.xss, host.xss) {
-            self.what |= Self::XSS;
-            self.host_xss = xss;
-        }
-    }
-}
-
 impl Reach {
-    fn of(inner: &Inner, host: &HostState) -> Self {
-        let cr4 = inner.vmcb.cr4();
+    /// What a guest with this CR4 and XCR0 reaches.
+    fn of(cr4: Cr4, xcr0: u64, host: &HostState) -> Self {
         let has_xsave = cr4.contains(Cr4::OSXSAVE);
         // Without OSXSAVE nothing of the guest looks at XCR0.
-        let xcr0 = if has_xsave {
-            inner.state.xcr0
-        } else {
-            host.xcr0
-        };
+        let xcr0 = if has_xsave { xcr0 } else { host.xcr0 };
         let has_key = cr4.contains(Cr4::PKE) || (has_xsave && xcr0 & xsave::PKRU != 0);
         Self {
             xcr0,
@@ -163,121 +120,90 @@ impl Reach {
     }
 }
 
-/// Whether the guest's reach has changed since [`enter`].
-pub(crate) fn is_stale(inner: &Inner, host: &HostState) -> bool {
-    inner.reach != Reach::of(inner, host)
-}
-
-/// Puts the guest's extended state into the CPU. Interrupts are off until [`exit`].
-pub(crate) fn enter(inner: &mut Inner, host: &HostState) {
-    // SAFETY: The area has the size of these components, and XRSTOR takes it.
-    unsafe { linux::fpu_enter(inner.parts.fpu.0.as_ptr().cast(), host.layout.in_area()) };
-    inner.reach = Reach::of(inner, host);
-    inner.switch.what = 0;
-    if inner.reach.pkru || inner.reach.xss || inner.reach.xcr0 != host.xcr0 {
-        inner.switch.fill(&inner.reach, host);
+#[cold]
+fn fill(switch: &mut Switch, reach: &Reach, host: &HostState) {
+    if reach.pkru {
+        switch.what |= Switch::PKRU;
+        switch.host_pkru = linux::rdpkru();
+    }
+    if reach.xcr0 != host.xcr0 {
+        switch.what |= Switch::XCR0;
+        (switch.guest_xcr0, switch.host_xcr0) = (reach.xcr0, host.xcr0);
+    }
+    if let (true, Some(xss)) = (reach.xss, host.xss) {
+        switch.what |= Switch::XSS;
+        switch.host_xss = xss;
     }
 }
 
-/// Takes the guest's registers back.
-pub(crate) fn exit(inner: &mut Inner, host: &HostState) {
-    // SAFETY: The area has the size of these components.
-    unsafe { linux::fpu_exit(inner.parts.fpu.0.as_mut_ptr().cast(), host.layout.in_area()) };
+/// The extended state of a guest.
+pub(crate) struct GuestFpu {
+    /// Its registers, while they are not in the CPU.
+    pub(crate) area: Area,
+    /// What it reaches, since [`enter`](Self::enter).
+    reach: Reach,
+    /// What of it each entry and exit switches.
+    switch: Switch,
 }
 
-/// Whether entries of this window switch anything.
-#[inline]
-pub(crate) fn switches(inner: &Inner) -> bool {
-    inner.switch.what != 0
-}
-
-/// Enters the guest where [`switches`] says that something is switched.
-///
-/// # Safety
-///
-/// As for [`linux::enter_guest`].
-pub(crate) unsafe fn enter_guest(inner: &mut Inner, vmcb: u64, save: u64) -> Result {
-    let Inner { state, switch, .. } = inner;
-    switch.guest_pkru = state.pkru;
-    // SAFETY: `set_xcr0` has checked XCR0; the rest is the host's, 0, or PKRU, which takes anything. The others are as
-    // promised by the caller.
-    unsafe { linux::enter_guest_switching(vmcb, save, state.regs.gpr.as_mut_ptr(), switch) }?;
-    if switch.what & Switch::PKRU != 0 {
-        state.pkru = switch.guest_pkru;
-    }
-    Ok(())
-}
-
-/// The registers while they are out of the CPU, which they are when an instruction is emulated.
-impl ExtendedState for World<'_> {
-    fn xmm(&mut self, index: u8) -> u128 {
-        fxsave::xmm(self.parts.fpu.bytes(), index)
+impl GuestFpu {
+    /// The state of a new vCPU.
+    pub(crate) fn new(layout: &Layout) -> Result<Self> {
+        Ok(Self {
+            area: Area::new(layout)?,
+            reach: Reach::default(),
+            switch: Switch::default(),
+        })
     }
 
-    fn set_xmm(&mut self, index: u8, value: u128) {
-        let area = self.parts.fpu.bytes_mut();
-        fxsave::set_xmm(area, index, value);
-        xsave::mark(area, xsave::SSE);
+    /// Whether the guest's reach has changed since [`enter`](Self::enter).
+    pub(crate) fn is_stale(&self, cr4: Cr4, xcr0: u64, host: &HostState) -> bool {
+        self.reach != Reach::of(cr4, xcr0, host)
     }
 
-    fn ymm_high(&mut self, index: u8) -> u128 {
-        let Some(host) = host() else { return 0 };
-        host.fpu.layout.ymm_high(self.parts.fpu.bytes(), index)
-    }
-
-    fn set_ymm_high(&mut self, index: u8, value: u128) {
-        if let Some(host) = host() {
-            let area = self.parts.fpu.bytes_mut();
-            host.fpu.layout.set_ymm_high(area, index, value);
+    /// Puts the guest's extended state into the CPU. Interrupts are off until [`exit`](Self::exit).
+    pub(crate) fn enter(&mut self, cr4: Cr4, xcr0: u64, host: &HostState) {
+        // SAFETY: The area has the size of these components, and XRSTOR takes it.
+        unsafe { linux::fpu_enter(self.area.0.as_ptr().cast(), host.layout.in_area()) };
+        self.reach = Reach::of(cr4, xcr0, host);
+        self.switch.what = 0;
+        if self.reach.pkru || self.reach.xss || self.reach.xcr0 != host.xcr0 {
+            fill(&mut self.switch, &self.reach, host);
         }
     }
 
-    fn mxcsr(&mut self) -> u32 {
-        fxsave::mxcsr(self.parts.fpu.bytes())
+    /// Takes the guest's registers back.
+    pub(crate) fn exit(&mut self, host: &HostState) {
+        // SAFETY: The area has the size of these components.
+        unsafe { linux::fpu_exit(self.area.0.as_mut_ptr().cast(), host.layout.in_area()) };
     }
 
-    fn set_mxcsr(&mut self, value: u32) -> bool {
-        let valid = host().is_some_and(|host| value & !host.fpu.mxcsr_mask == 0);
-        if valid {
-            let area = self.parts.fpu.bytes_mut();
-            fxsave::set_mxcsr(area, value);
-            xsave::mark(area, xsave::SSE);
+    /// Whether entries of this window switch anything.
+    #[inline]
+    pub(crate) fn switches(&self) -> bool {
+        self.switch.what != 0
+    }
+
+    /// Enters the guest where [`switches`](Self::switches) says that something is switched.
+    ///
+    /// # Safety
+    ///
+    /// As for [`linux::enter_guest`], with the general registers `gpr`.
+    pub(crate) unsafe fn enter_guest(
+        &mut self,
+        vmcb: u64,
+        save: u64,
+        gpr: *mut u64,
+        pkru: &mut u32,
+    ) -> Result {
+        let switch = &mut self.switch;
+        switch.guest_pkru = *pkru;
+        // SAFETY: `set_xcr0` has checked XCR0; the rest is the host's, 0, or PKRU, which takes
+        // anything. The others are as promised by the caller.
+        unsafe { linux::enter_guest_switching(vmcb, save, gpr, switch) }?;
+        if switch.what & Switch::PKRU != 0 {
+            *pkru = switch.guest_pkru;
         }
-        valid
-    }
-
-    fn fxsave(&mut self, image: &mut [u8; fxsave::SIZE]) {
-        let mask = host().map_or(0, |host| host.fpu.mxcsr_mask);
-        fxsave::save(self.parts.fpu.bytes(), mask, image);
-    }
-
-    fn fxrstor(&mut self, image: &[u8; fxsave::SIZE]) -> bool {
-        let mask = host().map_or(0, |host| host.fpu.mxcsr_mask);
-        let area = self.parts.fpu.bytes_mut();
-        let valid = fxsave::restore(area, mask, image);
-        if valid {
-            xsave::mark(area, xsave::LEGACY);
-        }
-        valid
-    }
-
-    fn x87(&mut self) -> X87 {
-        fxsave::x87(self.parts.fpu.bytes())
-    }
-
-    fn set_x87(&mut self, value: X87) {
-        let area = self.parts.fpu.bytes_mut();
-        fxsave::set_x87(area, value);
-        xsave::mark(area, xsave::X87);
-    }
-
-    fn mmx(&mut self, index: u8) -> u64 {
-        fxsave::mmx(self.parts.fpu.bytes(), index)
-    }
-
-    fn use_mmx(&mut self, write: Option<(u8, u64)>) {
-        let area = self.parts.fpu.bytes_mut();
-        fxsave::use_mmx(area, write);
-        xsave::mark(area, xsave::X87);
+        Ok(())
     }
 }

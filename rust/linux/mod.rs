@@ -17,13 +17,30 @@ pub(crate) use pages::Pages;
 pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableGuard, KillableMutex};
 pub(crate) use sync::{Runner, Sleeper, Timer, Work};
 
-use crate::host::fpu::Switch;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use kernel::prelude::*;
 use kernel::types::Opaque;
+
+/// What each entry and exit switches: `struct pacifica_switch` (`helpers.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Switch {
+    pub(crate) what: u32,
+    pub(crate) guest_pkru: u32,
+    pub(crate) host_pkru: u32,
+    pub(crate) guest_xcr0: u64,
+    pub(crate) host_xcr0: u64,
+    pub(crate) host_xss: u64,
+}
+
+impl Switch {
+    pub(crate) const PKRU: u32 = 1 << 0;
+    pub(crate) const XCR0: u32 = 1 << 1;
+    pub(crate) const XSS: u32 = 1 << 2;
+}
 
 #[expect(improper_ctypes, reason = "kernel structures with empty lock classes")]
 extern "C" {

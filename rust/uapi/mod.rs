@@ -5,6 +5,7 @@
 //! The crate `kvm_abi` is made by bindgen from the kernel's own `<linux/kvm.h>`, and from ours,
 //! `uapi/pacifica.h`.
 
+pub(crate) mod file;
 pub(crate) mod run_page;
 
 use core::mem::{size_of, MaybeUninit};
@@ -18,6 +19,16 @@ pub(crate) use kvm_abi::*;
 ///
 /// The type consists of integers and arrays and unions of them, without implicit padding.
 pub(crate) unsafe trait Abi {}
+
+/// `struct kvm_nested_state` without what follows its header.
+#[repr(C)]
+pub(crate) struct NestedState {
+    pub(crate) flags: u16,
+    pub(crate) format: u16,
+    /// Of all of it.
+    pub(crate) size: u32,
+    pub(crate) header: [u64; 15],
+}
 
 macro_rules! abi {
     ($($t:ty),* $(,)?) => { $(
@@ -74,7 +85,7 @@ abi!(
     pacifica_create_snapshot,
     pacifica_reset,
     pacifica_keep_pages,
-    crate::api::vcpu::NestedState,
+    NestedState,
 );
 
 /// The argument of an ioctl: an address in user space.

@@ -4,7 +4,6 @@
 //!
 //! Interrupts are off from [`load`] to [`unload`].
 
-use crate::host::fpu;
 use crate::host::{Host, Local, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::linux;
 use crate::vcpu::platform::deferred;
@@ -18,7 +17,10 @@ use svm::vmcb::{TlbControl, DR6_RESET};
 pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
     match exit {
         Exit::Dr(_) => true,
-        Exit::Xsetbv | Exit::Cr(_) => fpu::is_stale(inner, &host.fpu),
+        Exit::Xsetbv | Exit::Cr(_) => {
+            let (cr4, xcr0) = (inner.vmcb.cr4(), inner.state.xcr0);
+            inner.parts.fpu.is_stale(cr4, xcr0, &host.fpu)
+        }
         Exit::Msr { write } => *write && inner.tsc_aux != inner.state.msrs.tsc_aux,
         _ => false,
     }
@@ -68,7 +70,8 @@ pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Loca
     inner.debug_ctl = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
     linux::debug_enter(guest, inner.debug_ctl, &mut inner.host_breakpoints);
     linux::guest_timing_enter();
-    fpu::enter(inner, &host.fpu);
+    let (cr4, xcr0) = (inner.vmcb.cr4(), inner.state.xcr0);
+    inner.parts.fpu.enter(cr4, xcr0, &host.fpu);
 }
 
 /// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it, a #DB has cleared
@@ -92,7 +95,7 @@ fn set_debug_ctl(inner: &mut Inner, value: u64) {
 /// Puts the host's own state back.
 pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
     keep_flush(inner, local);
-    fpu::exit(inner, &host.fpu);
+    inner.parts.fpu.exit(&host.fpu);
     // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
     let dr6 = inner.vmcb.dr6() != DR6_RESET;
     linux::debug_exit(&inner.host_breakpoints, inner.debug_ctl, dr6);

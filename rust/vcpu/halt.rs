@@ -27,8 +27,6 @@ use svm::state::MpState;
 
 /// The first poll. Waking costs about as much.
 const SHORTEST_POLL_NS: u32 = 10_000;
-/// The longest, unless the VMM wants another (KVM_CAP_HALT_POLL).
-pub(crate) const LONGEST_POLL_NS: u32 = 200_000;
 /// The host's timer is set so much earlier at most.
 const MOST_EARLY_NS: i64 = 5_000;
 /// A thread that comes so late had to wait for a CPU, and says nothing of what waking takes.

@@ -1,39 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A virtual CPU: its parts, its file, and who answers its ioctls.
+//! A virtual CPU: its parts.
 
 pub(crate) mod context;
+mod extended_state;
 pub(crate) mod halt;
 pub(crate) mod platform;
 pub(crate) mod pv_eoi;
+pub(crate) mod pvclock;
 pub(crate) mod requests;
 pub(crate) mod run;
 pub(crate) mod snapshot_state;
 pub(crate) mod steal_time;
+pub(crate) mod stopped;
 pub(crate) mod user_exit;
 
-use crate::api::device::FileObject;
-use crate::api::stats_fd::StatsFd;
-use crate::api::vcpu;
-use crate::host::fpu;
+use crate::host::fpu::GuestFpu;
 use crate::host::{host, resumes, tsc_lost};
 use crate::irq::mailbox::{request, Mailbox};
 use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
-use crate::uapi::{self, Arg};
 use crate::vcpu::halt::Pace;
 use crate::vcpu::platform::{Parts, World, APIC_BASE_RESET};
 use crate::vcpu::steal_time::Steal;
-use crate::vm::clock;
 use crate::vm::config::disable_exits;
 use crate::vm::stats::Stats;
 use crate::vm::Vm;
 use core::pin::Pin;
 use irqchip::Lapic;
 use kernel::bindings;
-use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, ArcBorrow};
@@ -58,7 +55,7 @@ pub(crate) struct Vcpu {
     /// Which vCPU this is, of all that ever were; never 0.
     pub(crate) serial: u64,
     /// Its dirty ring, which the VMM maps likewise.
-    ring: Option<Arc<DirtyRing>>,
+    pub(crate) ring: Option<Arc<DirtyRing>>,
     /// Counters.
     pub(crate) stats: Arc<Stats>,
     /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
@@ -81,10 +78,6 @@ pub(crate) struct Inner {
     pub(crate) host_breakpoints: HostDebug,
     /// TSC_AUX of the guest, while it is in the CPU.
     pub(crate) tsc_aux: u32,
-    /// Extended state that is the guest's, while it is in the CPU.
-    pub(crate) reach: fpu::Reach,
-    /// What of it each entry and exit switches.
-    pub(crate) switch: fpu::Switch,
     /// A machine check of the host ended the guest.
     pub(crate) machine_check: bool,
     /// DebugCtl of the guest, while it is in the CPU by hand.
@@ -153,8 +146,8 @@ fn new_lapic(vm: &Vm, id: u32) -> Result<KBox<Lapic>> {
 }
 
 impl Vcpu {
-    /// KVM_CREATE_VCPU: a vCPU as after power-up, and its descriptor.
-    pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
+    /// Creates a vCPU in the state after power-up.
+    pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<Arc<Self>> {
         let host = host().ok_or(ENODEV)?;
         let mailbox = vm.mailboxes.create(id)?;
         let lapic = match vm.chips.has_lapics() {
@@ -185,7 +178,7 @@ impl Vcpu {
                 user_apic_base: APIC_BASE_RESET,
                 memory: VcpuMemory::new(vm.memory.clone())?,
                 cpuid: KVec::new(),
-                fpu: fpu::Area::new(&host.fpu.layout)?,
+                fpu: GuestFpu::new(&host.fpu.layout)?,
                 deferred: 0,
                 ext_int: false,
                 pic_in_user: !vm.chips.is_full(),
@@ -205,8 +198,6 @@ impl Vcpu {
             cpu: u32::MAX,
             host_breakpoints: HostDebug::default(),
             tsc_aux: 0,
-            reach: fpu::Reach::default(),
-            switch: fpu::Switch::default(),
             debug_ctl: 0,
             machine_check: false,
             signal_mask: None,
@@ -228,7 +219,7 @@ impl Vcpu {
         )?;
         let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
         let ring = inner.parts.memory.shared_ring();
-        let (its_mailbox, its_stats) = (mailbox.clone(), stats.clone());
+        let its_mailbox = mailbox.clone();
         let vcpu = Arc::pin_init(
             try_pin_init!(Self {
                 timer,
@@ -236,7 +227,7 @@ impl Vcpu {
                 serial: SERIAL.fetch_add(1, Relaxed),
                 run_page: RunPage::new(vm.coalesced.ring())?,
                 ring,
-                stats: its_stats,
+                stats,
                 inner <- KillableMutex::new(inner),
                 vm: vm.into(),
             }),
@@ -249,67 +240,12 @@ impl Vcpu {
             vm.mailboxes.publish_apic(&mailbox, apic);
         }
         vm.mailboxes.publish(&mailbox);
-        crate::api::device::new_fd(c"pacifica-vcpu", vcpu.clone())
-            .inspect(|_| vm.stats.add(id, stats))
-            .inspect_err(|_| {
-                vm.vcpus.remove(&vcpu);
-                vm.mailboxes.withdraw(&mailbox);
-            })
+        Ok(vcpu)
     }
 
-    /// An ioctl that has the vCPU for itself.
-    fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
-        let mut inner = self.inner.lock()?;
-        let inner = &mut *inner;
-        if inner.resumes != resumes() {
-            clock::after_suspend(inner);
-        }
-        if cmd != uapi::PACIFICA_RUN {
-            self.vm.chips.broadcasts.finish();
-        }
-        match cmd {
-            uapi::PACIFICA_RUN => {
-                if arg.0 != 0 {
-                    return Err(EINVAL);
-                }
-                run::run(self, inner)
-            }
-            uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
-            uapi::PACIFICA_KVMCLOCK_CTRL => clock::pause_notice(inner),
-            _ => vcpu::ioctl(self, inner, cmd, arg),
-        }
-    }
-}
-
-/// Whether the VMM maps the dirty ring, and not the pages before it.
-///
-/// # Safety
-///
-/// `vma` comes from an `mmap` call that is under way.
-unsafe fn is_ring(vma: *mut bindings::vm_area_struct) -> bool {
-    // SAFETY: As promised by the caller.
-    unsafe { (*vma).vm_pgoff >= uapi::KVM_DIRTY_LOG_PAGE_OFFSET as usize }
-}
-
-impl FileObject for Vcpu {
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
-        if !this.vm.memory.is_current() {
-            return Err(EIO);
-        }
-        this.locked_ioctl(cmd, arg)
-    }
-
-    fn release(this: ArcBorrow<'_, Self>) {
-        this.vm.vcpus.remove(&this);
-    }
-
-    unsafe fn mmap(this: ArcBorrow<'_, Self>, vma: *mut bindings::vm_area_struct) -> Result {
-        // SAFETY: As promised by the caller.
-        unsafe {
-            match &this.ring {
-                Some(ring) if is_ring(vma) => ring.map(vma),
-                _ => this.run_page.map(vma),
-            }
-        }
+    /// Takes back a new vCPU that gets no descriptor.
+    pub(crate) fn discard(&self) {
+        self.vm.vcpus.remove(self);
+        self.vm.mailboxes.withdraw(&self.mailbox);
     }
 }

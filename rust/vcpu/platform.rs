@@ -2,7 +2,7 @@
 
 //! What surrounds a guest CPU: memory, devices, time. The module's `svm::dispatch::Platform`.
 
-use crate::host::fpu::Area;
+use crate::host::fpu::GuestFpu;
 use crate::irq::irqchip::Chips;
 use crate::irq::mailbox::{request, Interrupt};
 use crate::linux;
@@ -66,7 +66,7 @@ pub(crate) struct Parts {
     /// What CPUID answers.
     pub(crate) cpuid: KVec<Entry>,
     /// x87, SSE and extended registers, while the guest is not in the CPU.
-    pub(crate) fpu: Area,
+    pub(crate) fpu: GuestFpu,
     /// See [`deferred`].
     pub(crate) deferred: u32,
     /// The PIC's output is up, or `user_vector` waits, and this vCPU takes it.

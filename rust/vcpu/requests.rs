@@ -2,19 +2,19 @@
 
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
-use crate::api::cpuid;
 use crate::host::host;
 use crate::irq::mailbox::request;
 use crate::linux;
 use crate::vcpu::halt;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::pv_eoi;
+use crate::vcpu::pvclock;
 use crate::vcpu::steal_time;
 use crate::vcpu::{Inner, Vcpu};
-use crate::vm::clock;
 use crate::vm::stats::Count;
 use svm::inject::{self, InterruptSource};
 use svm::state::MpState;
+use x86::cpuid;
 use x86::regs::Rflags;
 
 /// Whether the guest has something to execute. One that was halted runs on if it has.
@@ -132,9 +132,15 @@ pub(crate) fn set_msr_filter(vcpu: &Vcpu, inner: &mut Inner) {
     inner.parts.msr_filter = filter;
 }
 
+/// Family, model and stepping, which RDX holds after RESET and INIT.
+fn signature(inner: &Inner) -> u32 {
+    let [eax, ..] = cpuid::lookup(&inner.parts.cpuid, cpuid::function::FEATURES, 0);
+    eax
+}
+
 /// An INIT (APM vol. 2, 14.1): application processors wait for a STARTUP IPI.
 fn init(vcpu: &Vcpu, inner: &mut Inner) {
-    let signature = cpuid::signature(inner);
+    let signature = signature(inner);
     inner.state.init(&mut inner.vmcb, signature);
     inner.parts.unhalted = false;
     if let Some(lapic) = &mut inner.parts.lapic {
@@ -169,7 +175,7 @@ pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
         halt::set_timer(vcpu, inner);
     }
     if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
-        clock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
+        pvclock::update(vcpu, inner, work & deferred::PV_WALL_CLOCK != 0);
     }
     if work & deferred::WBINVD != 0 {
         linux::wbinvd();

@@ -11,8 +11,6 @@
 //!   what the handler could not do without sleeping, or the VMM has to do
 //! ```
 
-use crate::api::sync_regs;
-use crate::host::fpu;
 use crate::host::{host, Host};
 use crate::linux;
 use crate::uapi;
@@ -20,13 +18,13 @@ use crate::vcpu::context::{follow_debug_ctl, is_stale, load, unload};
 use crate::vcpu::halt;
 use crate::vcpu::platform::{deferred, send_ipi};
 use crate::vcpu::pv_eoi;
+use crate::vcpu::pvclock;
 use crate::vcpu::requests::{
     do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
 };
 use crate::vcpu::steal_time;
 use crate::vcpu::user_exit::{set_common, to_user};
 use crate::vcpu::{Inner, Vcpu};
-use crate::vm::clock;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
@@ -41,7 +39,6 @@ use x86::sregs::is_valid_cr8;
 /// Runs the guest until the VMM is needed, or a signal comes.
 #[inline(never)]
 pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
-    sync_regs::take(vcpu, inner)?;
     vcpu.mailbox.runner.set();
     let old_mask = inner.signal_mask.as_ref().map(linux::set_signal_mask);
     let result = run_unmasked(vcpu, inner);
@@ -53,7 +50,6 @@ pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
         linux::set_signal_mask(mask);
     }
     set_common(vcpu, inner);
-    sync_regs::show(vcpu, inner);
     match result {
         Ok(Leave::ToUser) => Ok(0),
         Ok(Leave::Interrupted) => {
@@ -203,7 +199,7 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
     let result = match local {
         // The CPU is going offline or down. The thread will be moved, or it dies.
         Some(local) if !local.is_on() => Ok(None),
-        Some(_) if clock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
+        Some(_) if pvclock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
         Some(local) if !must_leave(vcpu) => {
             host.keep_save_area();
             load(vcpu, inner, host, local);
@@ -243,7 +239,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
     let tracing = linux::tracing();
-    let switches = fpu::switches(inner);
+    let switches = inner.parts.fpu.switches();
     // SAFETY: The page is this CPU's, and interrupts are off.
     unsafe { linux::save_host(save) };
     loop {
@@ -270,7 +266,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         // this CPU's, was filled above, and interrupts are off.
         let entered = unsafe {
             if switches {
-                fpu::enter_guest(inner, vmcb, save)
+                let (gpr, pkru) = (inner.state.regs.gpr.as_mut_ptr(), &mut inner.state.pkru);
+                inner.parts.fpu.enter_guest(vmcb, save, gpr, pkru)
             } else {
                 linux::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr())
             }

@@ -8,62 +8,24 @@
 //! The host's time goes on. If the guest's shall not, its TSC, its clock, and the deadlines that are
 //! in the host's time are moved by as much as has passed.
 
-use crate::api::snapshot::Stopped;
 use crate::host;
 use crate::host::fpu;
 use crate::irq::mailbox::request;
-use crate::linux::{self, Pages};
+use crate::linux::Pages;
 use crate::uapi::run_page::Answer;
 use crate::vcpu::platform::deferred;
+use crate::vcpu::pvclock;
 use crate::vcpu::requests;
+use crate::vcpu::stopped::Stopped;
 use crate::vcpu::user_exit::set_common;
 use crate::vcpu::Vcpu;
-use crate::vm::clock::{self, ClockState};
+use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
 use irqchip::{Ioapic, Lapic, Pic, Pit};
 use kernel::prelude::*;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
-
-/// What the host's clocks show.
-#[derive(Clone, Copy)]
-pub(crate) struct Instant {
-    tsc: u64,
-    ns: u64,
-    boot: u64,
-}
-
-/// How long it was.
-#[derive(Clone, Copy)]
-pub(crate) struct Passed {
-    /// Ticks of the host's TSC.
-    pub(crate) tsc: u64,
-    /// Nanoseconds of the monotonic clock.
-    pub(crate) ns: u64,
-    /// Of the one that counts what the host was suspended for, too.
-    pub(crate) boot: u64,
-}
-
-impl Instant {
-    pub(crate) fn now() -> Self {
-        Self {
-            tsc: linux::rdtsc(),
-            ns: linux::now(),
-            boot: linux::boot_ns(),
-        }
-    }
-
-    /// What has passed since.
-    pub(crate) fn passed(&self) -> Passed {
-        let now = Self::now();
-        Passed {
-            tsc: now.tsc.wrapping_sub(self.tsc),
-            ns: now.ns.wrapping_sub(self.ns),
-            boot: now.boot.wrapping_sub(self.boot),
-        }
-    }
-}
 
 /// The small values of [`crate::vcpu::platform::Parts`] and [`crate::vcpu::Inner`].
 #[derive(Clone, Copy)]
@@ -105,7 +67,7 @@ impl VcpuSnapshot {
     pub(crate) fn take(one: &mut Stopped<'_>) -> Result<Self> {
         let (vcpu, inner) = (one.vcpu, &mut *one.inner);
         if inner.resumes != host::resumes() {
-            clock::after_suspend(inner);
+            pvclock::after_suspend(inner);
         }
         // What others have sent belongs to the state.
         requests::serve_for_state(vcpu, inner);
@@ -121,7 +83,7 @@ impl VcpuSnapshot {
             vmcb,
             state,
             lapic: parts.lapic.as_deref().copied(),
-            fpu: parts.fpu.try_clone()?,
+            fpu: parts.fpu.area.try_clone()?,
             cpuid,
             small: Small {
                 user_cr8: parts.user_cr8,
@@ -160,7 +122,7 @@ impl VcpuSnapshot {
     pub(crate) fn put_back(&self, one: &mut Stopped<'_>, passed: Option<Passed>) {
         let (vcpu, inner) = (one.vcpu, &mut *one.inner);
         if inner.resumes != host::resumes() {
-            clock::after_suspend(inner);
+            pvclock::after_suspend(inner);
         }
         // What was sent since is gone.
         vcpu.mailbox.take();
@@ -202,7 +164,7 @@ impl VcpuSnapshot {
             **lapic = *old;
             lapic.move_time(passed.map_or(0, |passed| passed.ns));
         }
-        parts.fpu.copy_from(&self.fpu);
+        parts.fpu.area.copy_from(&self.fpu);
         parts.cpuid.clear();
         for entry in self.cpuid.iter() {
             // `prepare` has made room.

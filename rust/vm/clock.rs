@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The paravirtual clock, and the clock of a VM (Documentation/virt/kvm/x86/msr.rst, api.rst).
+//! The clock of a VM, and the TSC that its vCPUs share (Documentation/virt/kvm/api.rst).
 
-use crate::api::vcpu::touch_time;
 use crate::host;
 use crate::irq::mailbox::request;
 use crate::irq::vcpu_table::Mailboxes;
 use crate::linux::{self, IrqLock};
 use crate::uapi::{self, Arg};
-use crate::vcpu::snapshot_state::Passed;
-use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use x86::cpu::GuestMemory;
-use x86::pvclock::{next_version, PvClock, Scale, WallClock};
-
-/// Bit 0 of the MSR that places the vCPU's clock: it is on.
-const SYSTEM_TIME_ON: u64 = 1;
+use x86::pvclock::Scale;
 
 /// The clock of a VM and the TSC that its vCPUs share.
 ///
@@ -42,11 +35,11 @@ struct State {
 
 /// The guest's time at one instant.
 #[derive(Clone, Copy)]
-struct Base {
+pub(crate) struct Base {
     /// The host's TSC.
-    tsc: u64,
+    pub(crate) tsc: u64,
     /// The guest's nanoseconds.
-    ns: u64,
+    pub(crate) ns: u64,
     /// The host's nanoseconds since boot.
     boot: u64,
     /// How often the host had been suspended: since then the TSC may have stopped.
@@ -138,8 +131,13 @@ impl VmClock {
         state.tsc_offset()
     }
 
+    /// The guest's time at an instant not long ago.
+    pub(crate) fn base(&self) -> Base {
+        self.state.lock().base()
+    }
+
     /// The guest's nanoseconds.
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         let base = self.state.lock().base();
         base.ns_at(linux::rdtsc())
     }
@@ -200,12 +198,51 @@ impl VmClock {
     }
 }
 
+/// What the host's clocks show.
+#[derive(Clone, Copy)]
+pub(crate) struct Instant {
+    tsc: u64,
+    ns: u64,
+    boot: u64,
+}
+
+/// How long it was.
+#[derive(Clone, Copy)]
+pub(crate) struct Passed {
+    /// Ticks of the host's TSC.
+    pub(crate) tsc: u64,
+    /// Nanoseconds of the monotonic clock.
+    pub(crate) ns: u64,
+    /// Of the one that counts what the host was suspended for, too.
+    pub(crate) boot: u64,
+}
+
+impl Instant {
+    pub(crate) fn now() -> Self {
+        Self {
+            tsc: linux::rdtsc(),
+            ns: linux::now(),
+            boot: linux::boot_ns(),
+        }
+    }
+
+    /// What has passed since.
+    pub(crate) fn passed(&self) -> Passed {
+        let now = Self::now();
+        Passed {
+            tsc: now.tsc.wrapping_sub(self.tsc),
+            ns: now.ns.wrapping_sub(self.ns),
+            boot: now.boot.wrapping_sub(self.boot),
+        }
+    }
+}
+
 /// The flags of KVM_GET_CLOCK and KVM_SET_CLOCK.
 pub(crate) const FLAGS: u32 =
     uapi::KVM_CLOCK_TSC_STABLE | uapi::KVM_CLOCK_REALTIME | uapi::KVM_CLOCK_HOST_TSC;
 
 /// Nanoseconds since 1970.
-fn real_ns() -> u64 {
+pub(crate) fn real_ns() -> u64 {
     let (sec, nsec) = linux::real_time();
     sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec))
 }
@@ -216,132 +253,9 @@ pub(crate) fn is_own_rate(khz: usize) -> bool {
     khz == 0 || khz.abs_diff(host) <= host / 4000
 }
 
-/// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
-pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
-    let attr: uapi::kvm_device_attr = arg.read()?;
-    if attr.group != uapi::KVM_VCPU_TSC_CTRL || attr.attr != u64::from(uapi::KVM_VCPU_TSC_OFFSET) {
-        return Err(ENXIO);
-    }
-    let value = Arg(attr.addr as usize);
-    match cmd {
-        uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&inner.vmcb.tsc_offset())?,
-        uapi::PACIFICA_SET_DEVICE_ATTR => {
-            let offset = value.read()?;
-            vcpu.vm.clock.set_tsc_offset(offset);
-            inner.vmcb.set_tsc_offset(offset);
-            touch_time(inner);
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// The host was suspended: the guest's TSC goes on from where it was, and its clock has another base,
-/// even if the TSC did not stop.
-#[cold]
-pub(crate) fn after_suspend(inner: &mut Inner) {
-    let lost = host::tsc_lost();
-    let more = lost.wrapping_sub(inner.tsc_lost);
-    (inner.tsc_lost, inner.resumes) = (lost, host::resumes());
-    inner.last_tsc = 0;
-    let offset = inner.vmcb.tsc_offset().wrapping_add(more);
-    inner.vmcb.set_tsc_offset(offset);
-    touch_time(inner);
-}
-
-/// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before it
-/// runs. Its own TSC does not go back. Interrupts are off.
-pub(crate) fn is_elsewhere(inner: &mut Inner) -> bool {
-    let cpu = linux::cpu();
-    if linux::tsc_stable() || inner.clock_cpu == cpu {
-        return false;
-    }
-    inner.clock_cpu = cpu;
-    let back = inner.last_tsc.saturating_sub(linux::rdtsc());
-    let offset = inner.vmcb.tsc_offset().wrapping_add(back);
-    inner.vmcb.set_tsc_offset(offset);
-    touch_time(inner);
-    true
-}
-
 /// Nanoseconds in so many ticks of the TSC.
 pub(crate) fn ticks_to_ns(ticks: u64) -> u64 {
     Scale::new(linux::tsc_khz()).ns(ticks)
 }
 
-/// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know.
-pub(crate) fn pause_notice(inner: &mut Inner) -> Result<c_long> {
-    if inner.state.msrs.pv_system_time & SYSTEM_TIME_ON == 0 {
-        return Err(EINVAL);
-    }
-    inner.parts.guest_stopped = true;
-    inner.parts.deferred |= crate::vcpu::platform::deferred::PV_CLOCK;
-    Ok(0)
-}
-
-/// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
-/// as on any write to an address without memory.
-pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
-    let cpu = linux::cpu();
-    let base = vcpu.vm.clock.state.lock().base();
-    if linux::cpu() != cpu || inner.clock_cpu != cpu {
-        // The base is of another TSC.
-        inner.clock_cpu = u32::MAX;
-    }
-    let at = inner.state.msrs.pv_system_time;
-    if at & SYSTEM_TIME_ON != 0 {
-        let at = at & !SYSTEM_TIME_ON;
-        let old: [u8; PvClock::SIZE] = read(inner, at);
-        let version = next_version(version_of(&old));
-        let clock = PvClock {
-            tsc: base.tsc.wrapping_add(inner.vmcb.tsc_offset()),
-            system_time: base.ns,
-            scale: Scale::new(linux::tsc_khz()),
-            stable: linux::tsc_stable(),
-            guest_stopped: core::mem::take(&mut inner.parts.guest_stopped)
-                || PvClock::tells_stop(&old),
-        };
-        // Odd while the rest changes, then even (msr.rst).
-        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
-        write(inner, at, &clock.bytes(version));
-    }
-    if wall {
-        let clock = WallClock::at_boot(real_ns(), vcpu.vm.clock.now());
-        let at = inner.state.msrs.pv_wall_clock;
-        let version = next_version(version_of(&read::<4>(inner, at)));
-        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
-        write(inner, at, &clock.bytes(version));
-    }
-}
-
 const NS_PER_SEC: u64 = 1_000_000_000;
-
-/// The version with which both records begin.
-fn version_of(record: &[u8]) -> u32 {
-    let version = record.first_chunk().copied();
-    u32::from_le_bytes(version.unwrap_or_default())
-}
-
-/// Reads guest memory, page by page; zeros where there is none.
-fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
-    let mut data = [0; N];
-    let mut memory = inner.parts.memory.access(true);
-    let first = N.min((0x1000 - (gpa & 0xfff)) as usize);
-    let (head, tail) = data.split_at_mut(first);
-    let _ = memory.read_gpa(gpa, head);
-    if !tail.is_empty() {
-        let _ = memory.read_gpa(gpa.wrapping_add(first as u64), tail);
-    }
-    data
-}
-
-/// Writes guest memory, page by page.
-fn write(inner: &mut Inner, gpa: u64, data: &[u8]) {
-    let mut memory = inner.parts.memory.access(true);
-    let first = data.len().min((0x1000 - (gpa & 0xfff)) as usize);
-    let (head, tail) = data.split_at(first);
-    let _ = memory.write_gpa(gpa, head);
-    if !tail.is_empty() {
-        let _ = memory.write_gpa(gpa.wrapping_add(first as u64), tail);
-    }
-}

@@ -7,7 +7,6 @@ use crate::irq::mailbox::request;
 use crate::irq::vcpu_table::Mailboxes;
 use crate::linux;
 use crate::uapi::{self, Arg};
-use crate::vcpu::halt;
 use crate::vm::msr_filter::MsrFilter;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -16,6 +15,9 @@ use kernel::sync::{Arc, Mutex};
 use svm::dispatch::Policy;
 use svm::intercept::{Word3, Word4};
 use svm::vmcb::Vmcb;
+
+/// The longest poll of a halted vCPU, unless the VMM wants another (KVM_CAP_HALT_POLL).
+const LONGEST_POLL_NS: u32 = 200_000;
 
 /// Old behaviour that a VMM can do without: `KVM_X86_QUIRK_*`.
 pub(crate) const QUIRKS: u32 = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
@@ -42,7 +44,7 @@ impl Choices {
         pin_init!(Self {
             policy: Atomic::new(0),
             disabled_exits: Atomic::new(0),
-            longest_poll_ns: Atomic::new(halt::LONGEST_POLL_NS),
+            longest_poll_ns: Atomic::new(LONGEST_POLL_NS),
             msr_filter <- kernel::new_mutex!(None),
         })
     }

@@ -6,8 +6,8 @@
 //! A guest with a device that reaches memory past the caches must be able to write its caches back: its
 //! WBINVD is executed then. The memory types are the guest's in any case (APM vol. 2, 15.25.8).
 
-use crate::api::device::{self, FileObject};
 use crate::linux::OpenFile;
+use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
 use crate::vm::Vm;
 use kernel::ffi::c_long;
@@ -69,7 +69,7 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: Arg) -> Result<c_long> {
         }),
         GFP_KERNEL_ACCOUNT,
     );
-    let fd = vfio.and_then(|vfio| device::new_fd(c"pacifica-vfio", vfio));
+    let fd = vfio.and_then(|vfio| file::new_fd(c"pacifica-vfio", vfio));
     create.fd = fd.inspect_err(|_| vm.vfio.exists.store(0, Relaxed))? as u32;
     arg.write(&create)?;
     Ok(0)

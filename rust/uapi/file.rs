@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `/dev/pacifica`, and what its three kinds of file have in common.
+//! Files: descriptors that answer ioctls.
 
 use crate::linux;
 use crate::linux::compat::this_module;
 use crate::uapi::Arg;
 use core::marker::PhantomData;
 use kernel::bindings;
-use kernel::error::to_result;
 use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::ForeignOwnable;
 
-/// A kind of file: the node, a VM, a vCPU. The file holds one reference to its object.
+/// What a descriptor stands for: a VM, a vCPU, a snapshot. The file holds one reference to its object.
 pub(crate) trait FileObject: Sized + Send + Sync + 'static {
     /// Any process that has the descriptor.
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long>;
@@ -41,7 +40,7 @@ struct Operations<T>(PhantomData<T>);
 
 /// Lets a constant table be a static.
 #[repr(transparent)]
-struct Table(bindings::file_operations);
+pub(crate) struct Table(pub(crate) bindings::file_operations);
 // SAFETY: The table is never written.
 unsafe impl Sync for Table {}
 
@@ -124,68 +123,5 @@ pub(crate) fn new_fd<T: FileObject>(name: &CStr, object: Arc<T>) -> Result<c_lon
             drop(unsafe { <Arc<T> as ForeignOwnable>::from_foreign(private) });
             Err(error)
         }
-    }
-}
-
-/// The node itself has no state: its files need no object.
-static NODE_OPERATIONS: Table = Table(bindings::file_operations {
-    owner: this_module(),
-    unlocked_ioctl: Some(node_ioctl),
-    // As above.
-    compat_ioctl: None,
-    llseek: Some(bindings::noop_llseek),
-    // SAFETY: All zeroes is a table without functions.
-    ..unsafe { core::mem::zeroed() }
-});
-
-unsafe extern "C" fn node_ioctl(_: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
-    match crate::api::system::ioctl(cmd, Arg(arg)) {
-        Ok(value) => value,
-        Err(error) => error.to_errno() as c_long,
-    }
-}
-
-/// The registered node.
-pub(crate) struct Registration(Pin<KBox<kernel::types::Opaque<bindings::miscdevice>>>);
-
-// SAFETY: Registration and deregistration may happen on different threads.
-unsafe impl Send for Registration {}
-// SAFETY: There is nothing to do with a shared reference.
-unsafe impl Sync for Registration {}
-
-impl Registration {
-    /// Makes `/dev/pacifica` appear.
-    pub(crate) fn own() -> Result<Self> {
-        Self::new(c"pacifica", bindings::MISC_DYNAMIC_MINOR)
-    }
-
-    /// Makes `/dev/kvm` appear, with KVM's number: VMMs that know no other name find it, and so do those
-    /// that make a node of their own.
-    pub(crate) fn as_kvm() -> Result<Self> {
-        Self::new(c"kvm", bindings::KVM_MINOR).inspect_err(|error| {
-            if *error == EBUSY {
-                pr_err!("/dev/kvm is KVM's: run `modprobe -r kvm_amd kvm`\n");
-            }
-        })
-    }
-
-    fn new(name: &'static CStr, minor: u32) -> Result<Self> {
-        let device = bindings::miscdevice {
-            minor: minor as c_int,
-            name: name.as_char_ptr(),
-            fops: &NODE_OPERATIONS.0,
-            ..Default::default()
-        };
-        let device = KBox::pin(kernel::types::Opaque::new(device), GFP_KERNEL)?;
-        // SAFETY: The structure is filled, pinned, and lives until `misc_deregister`.
-        to_result(unsafe { bindings::misc_register(device.get()) })?;
-        Ok(Self(device))
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        // SAFETY: `new` registered it.
-        unsafe { bindings::misc_deregister(self.0.get()) };
     }
 }
