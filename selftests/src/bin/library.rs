@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The library for VMMs (`userspace-tool/lib`): what it writes into guest memory, in whatever way,
-//! a reset puts back, and nothing is written that could not be.
+//! a reset puts back, and nothing is written that could not be. And the examples.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
@@ -296,6 +296,25 @@ fn pointer(kvm: &Kvm) -> Outcome {
     Ok(())
 }
 
+/// A program that stands beside this one; answers what it printed.
+fn program(name: &str, words: &[&str]) -> Outcome<String> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    let output = Command::new(path).args(words).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}\n{text}{errors}", output.status).into())
+}
+
+/// `rust/uapi/example.c`.
+fn in_c(_: &Kvm) -> Outcome {
+    let text = program("c-example", &[])?;
+    let last = "3 times 5 is 15, and after the reset 0 again; 2 pages put back";
+    Ok(equal("the last line", text.lines().last(), Some(last))?)
+}
+
 type Test = fn(&Kvm) -> Outcome;
 
 const TESTS: &[(&str, Test)] = &[
@@ -305,6 +324,7 @@ const TESTS: &[(&str, Test)] = &[
     ("the limit ends KVM_RUN, and it goes on", guest_limit),
     ("slices that live", slices),
     ("writes by a pointer", pointer),
+    ("the example in C", in_c),
 ];
 
 fn main() -> ExitCode {
