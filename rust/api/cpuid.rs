@@ -4,6 +4,7 @@
 
 use crate::host::host;
 use crate::linux;
+use crate::linux::Sleep;
 use crate::uapi::{self, Arg};
 use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
@@ -132,7 +133,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
 
 /// What shows through CPUID now.
 fn dynamic(vcpu: &Vcpu, inner: &mut Inner) -> Dynamic {
-    inner.with_guest(vcpu, true, |guest| {
+    inner.with_guest(vcpu, Sleep::Allowed, |guest| {
         dispatch::dynamic(guest, cpuid::function::XSTATE)
     })
 }

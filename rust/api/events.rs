@@ -3,6 +3,7 @@
 //! Events, debug registers, machine-check set-up and LAPIC of a vCPU, to and from the VMM.
 
 use crate::irq::mailbox::request;
+use crate::linux::Sleep;
 use crate::uapi::{self, Arg};
 use crate::vcpu::platform::{self, deferred};
 use crate::vcpu::pvclock::touch_time;
@@ -138,7 +139,7 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_vcpu_ev
     if new.flags & uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 {
         vcpu.mailbox.set_sipi_vector(new.sipi_vector as u8);
     }
-    inner.with_guest(vcpu, true, |guest| dispatch::events_set(guest));
+    inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::events_set(guest));
     Ok(())
 }
 
@@ -169,7 +170,7 @@ fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_guest_debug) 
         let db = control.contains(DebugControl::INJECT_DB);
         let vector = if db { vector::DB } else { vector::BP };
         inner.state.events.raise_for_vmm(Exception::new(vector));
-        inner.with_guest(vcpu, true, |guest| dispatch::events_set(guest));
+        inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::events_set(guest));
     }
     let features = vcpu.vm.features;
     let debug = &mut inner.state.debug;

@@ -3,6 +3,7 @@
 //! KVM_PRE_FAULT_MEMORY: maps guest memory before the guest faults on it.
 
 use crate::linux;
+use crate::linux::Sleep;
 use crate::memory::Outcome;
 use crate::uapi::{kvm_pre_fault_memory, Arg};
 use crate::vcpu::Inner;
@@ -35,7 +36,11 @@ fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
             }
             linux::handle_work()?;
         }
-        match inner.parts.memory.fault(range.gpa, false, true, true) {
+        match inner
+            .parts
+            .memory
+            .fault(range.gpa, false, true, Sleep::Allowed)
+        {
             Outcome::Mapped => {
                 let end = inner.parts.memory.page_end(range.gpa);
                 let done = end.wrapping_sub(range.gpa).min(range.size);

@@ -4,6 +4,7 @@
 
 use crate::irq::mailbox::request;
 use crate::linux;
+use crate::linux::Sleep;
 use crate::uapi::{self, Arg, NestedState};
 use crate::vcpu::requests;
 use crate::vcpu::{Inner, Vcpu};
@@ -103,7 +104,7 @@ pub(crate) fn set_regs(inner: &mut Inner, regs: &uapi::kvm_regs) {
 pub(crate) fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
     let mut t: uapi::kvm_translation = arg.read()?;
     let linear = t.linear_address;
-    let result = inner.with_guest(vcpu, true, |guest| {
+    let result = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
         let paging = guest.paging();
         paging::inspect(guest.platform, &paging, linear)
     });
@@ -168,7 +169,7 @@ pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_lon
     let mut done = 0;
     for entry in entries.iter_mut() {
         let index = entry.index;
-        let value = inner.with_guest(vcpu, true, |guest| {
+        let value = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
             dispatch::read_msr(guest, index, Origin::Host)
         });
         match value {
@@ -187,7 +188,7 @@ pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_lon
     let mut done = 0;
     for entry in entries.iter() {
         let (index, value) = (entry.index, entry.data);
-        let result = inner.with_guest(vcpu, true, |guest| {
+        let result = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
             dispatch::write_msr(guest, index, value, Origin::Host)
         });
         if result.is_err() {

@@ -2,6 +2,7 @@
 
 //! `struct kvm_sregs`: segments, control registers, EFER.
 
+use crate::linux::Sleep;
 use crate::uapi;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
@@ -97,7 +98,7 @@ pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
         return sregs;
     }
     let mut table = [0; 32];
-    let read = inner.with_guest(vcpu, true, |guest| {
+    let read = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
         guest.platform.read_gpa(old.cr3 & TABLE, &mut table)
     });
     if read.is_ok() {
@@ -162,7 +163,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs) -> Resu
     }
     let base = new.apic_base;
     inner
-        .with_guest(vcpu, true, |guest| {
+        .with_guest(vcpu, Sleep::Allowed, |guest| {
             guest.platform.set_apic_base(base, Origin::Host)
         })
         .map_err(|_| EINVAL)?;

@@ -6,6 +6,7 @@
 //! `helpers_memory.c`.
 
 use crate::linux::compat::is_poison;
+use crate::linux::Sleep;
 use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
 use kernel::error::to_result;
@@ -101,12 +102,17 @@ pub(crate) fn account_table(page: NonNull<u64>, count: i32) {
 }
 
 /// Reads memory of the current process; `EFAULT` if it is not there, or absent and
-/// `may_sleep` is false.
+/// [`Sleep::Forbidden`].
 #[inline]
-pub(crate) fn read_user(to: &mut [u8], from: u64, may_sleep: bool) -> Result {
+pub(crate) fn read_user(to: &mut [u8], from: u64, sleep: Sleep) -> Result {
     // SAFETY: `to` is valid for the write; the C side checks the user address.
     match unsafe {
-        pacifica_read_user(to.as_mut_ptr().cast(), from as c_ulong, to.len(), may_sleep)
+        pacifica_read_user(
+            to.as_mut_ptr().cast(),
+            from as c_ulong,
+            to.len(),
+            sleep.is_allowed(),
+        )
     } {
         0 => Ok(()),
         _ => Err(EFAULT),
@@ -115,10 +121,15 @@ pub(crate) fn read_user(to: &mut [u8], from: u64, may_sleep: bool) -> Result {
 
 /// Writes memory of the current process; errors as in [`read_user`].
 #[inline]
-pub(crate) fn write_user(to: u64, from: &[u8], may_sleep: bool) -> Result {
+pub(crate) fn write_user(to: u64, from: &[u8], sleep: Sleep) -> Result {
     // SAFETY: `from` is valid for the read; the C side checks the user address.
     to_result(unsafe {
-        pacifica_write_user(to as c_ulong, from.as_ptr().cast(), from.len(), may_sleep)
+        pacifica_write_user(
+            to as c_ulong,
+            from.as_ptr().cast(),
+            from.len(),
+            sleep.is_allowed(),
+        )
     })
 }
 
@@ -139,7 +150,7 @@ pub(crate) fn cmpxchg_user(
     bytes: usize,
     old: u64,
     new: u64,
-    may_sleep: bool,
+    sleep: Sleep,
 ) -> Result<core::result::Result<(), u64>> {
     let mut found = old;
     // SAFETY: `found` is valid for the write; the C side checks the rest.
@@ -149,7 +160,7 @@ pub(crate) fn cmpxchg_user(
             bytes as c_uint,
             &mut found,
             new,
-            may_sleep,
+            sleep.is_allowed(),
         )
     };
     match result {

@@ -24,6 +24,23 @@ use kernel::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
+/// Whether the caller may sleep: not with interrupts or preemption off, nor under a spinlock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    /// It may.
+    Allowed,
+    /// It may not: what would need it fails.
+    Forbidden,
+}
+
+impl Sleep {
+    /// Whether it may.
+    #[inline]
+    pub(crate) fn is_allowed(self) -> bool {
+        self == Self::Allowed
+    }
+}
+
 /// What each entry and exit switches: `struct pacifica_switch` (`helpers.h`).
 #[repr(C)]
 #[derive(Clone, Copy, Default)]

@@ -16,6 +16,7 @@
 
 use crate::linux;
 use crate::linux::mm::{read_user, write_user_from};
+use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::npt_pages::{LockedTables, TableCache};
 use crate::memory::slots::{Slot, SLOT_LIMIT};
@@ -206,7 +207,7 @@ impl VmMemory {
             let mut named = [0; BATCH];
             let named = &mut named[..(words.end - first).min(BATCH)];
             let from = after(bitmap, first - words.start);
-            result = read_user(bytes_mut(named), from, true);
+            result = read_user(bytes_mut(named), from, Sleep::Allowed);
             if result.is_err() {
                 break;
             }

@@ -4,6 +4,7 @@
 
 use crate::linux::compat::is_poison;
 use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
+use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::guest_access::GuestAccess;
 use crate::memory::kept_pages::Writer;
@@ -62,7 +63,7 @@ struct Fault<'a> {
     /// Where the process has it.
     hva: u64,
     write: bool,
-    may_sleep: bool,
+    sleep: Sleep,
     /// A snapshot wants to hear of the first write to each page.
     keeping: bool,
     /// It has heard of this one's, or there is none.
@@ -115,26 +116,20 @@ impl VcpuMemory {
     }
 
     /// Guest memory for the emulator and the page walk.
-    pub(crate) fn access(&mut self, may_sleep: bool) -> GuestAccess<'_> {
-        GuestAccess::new(self, may_sleep)
+    pub(crate) fn access(&mut self, sleep: Sleep) -> GuestAccess<'_> {
+        GuestAccess::new(self, sleep)
     }
 
     /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`.
     ///
     /// `present` says that there was a page, which does not permit the access.
     ///
-    /// Interrupts must be on. With `may_sleep` false it takes a spinlock at most, and preemption
+    /// Interrupts must be on. With [`Sleep::Forbidden`] it takes a spinlock at most, and preemption
     /// may be off.
-    pub(crate) fn fault(
-        &mut self,
-        gpa: u64,
-        write: bool,
-        present: bool,
-        may_sleep: bool,
-    ) -> Outcome {
+    pub(crate) fn fault(&mut self, gpa: u64, write: bool, present: bool, sleep: Sleep) -> Outcome {
         let Stock { cache, pages } = &mut *self.stock;
         if !cache.is_full() {
-            if !may_sleep {
+            if !sleep.is_allowed() {
                 return Outcome::WouldSleep;
             }
             if let Err(error) = cache.fill() {
@@ -153,7 +148,7 @@ impl VcpuMemory {
         let keeping = self.vm.keeping.is_on();
         let mut kept = !keeping;
         if keeping && write {
-            if !may_sleep {
+            if !sleep.is_allowed() {
                 return Outcome::WouldSleep;
             }
             if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Strict) {
@@ -173,7 +168,7 @@ impl VcpuMemory {
             gpa,
             hva,
             write,
-            may_sleep,
+            sleep,
             keeping,
             kept,
             sequence: self.vm.sequence(),
@@ -235,7 +230,7 @@ impl Fault<'_> {
         if !self.write && pages.look_up(self.hva, count, false) {
             return Ok(Some(false));
         }
-        if !self.may_sleep {
+        if !self.sleep.is_allowed() {
             return Ok(None);
         }
         match pages.fetch(self.hva, self.write) {
@@ -258,9 +253,9 @@ impl Fault<'_> {
         let stale = !self.vm.is_current_list(&mmu, self.slots)
             || mmu.forbids(self.vm, self.sequence, self.hva, end);
         if stale {
-            return match self.may_sleep {
-                true => Outcome::Stale,
-                false => Outcome::WouldSleep,
+            return match self.sleep {
+                Sleep::Allowed => Outcome::Stale,
+                Sleep::Forbidden => Outcome::WouldSleep,
             };
         }
         // SAFETY: The lock is held, and nothing was invalidated since the lookup, which found a

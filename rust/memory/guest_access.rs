@@ -6,6 +6,7 @@
 //! looked up, pinned or mapped here, and the host's own page fault brings absent pages in.
 
 use crate::linux::mm::{cmpxchg_user, is_poisoned, read_user, write_user};
+use crate::linux::Sleep;
 use crate::memory::fault::VcpuMemory;
 use crate::memory::slots::Slot;
 use kernel::prelude::*;
@@ -14,13 +15,13 @@ use x86::cpu::{GuestMemory, MemError};
 /// [`GuestMemory`] as a vCPU has it, in a thread of the VM's process.
 pub(crate) struct GuestAccess<'a> {
     memory: &'a mut VcpuMemory,
-    may_sleep: bool,
+    sleep: Sleep,
 }
 
 impl<'a> GuestAccess<'a> {
-    /// With `may_sleep` false, absent pages are [`MemError::WouldSleep`], and preemption may be off.
-    pub(crate) fn new(memory: &'a mut VcpuMemory, may_sleep: bool) -> Self {
-        Self { memory, may_sleep }
+    /// With [`Sleep::Forbidden`], absent pages are [`MemError::WouldSleep`], and preemption may be off.
+    pub(crate) fn new(memory: &'a mut VcpuMemory, sleep: Sleep) -> Self {
+        Self { memory, sleep }
     }
 
     /// Bytes in `slot` are about to be written: a snapshot keeps what they are. It may have to read
@@ -35,7 +36,7 @@ impl<'a> GuestAccess<'a> {
 
     #[cold]
     fn keep(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result<(), MemError> {
-        if !self.may_sleep {
+        if !self.sleep.is_allowed() {
             return Err(MemError::WouldSleep);
         }
         let kept = self.memory.vm().keep_for_emulator(slot, gpa, bytes);
@@ -45,7 +46,7 @@ impl<'a> GuestAccess<'a> {
     /// What an access at `hva` failed with.
     #[cold]
     fn failed(&self, hva: u64) -> MemError {
-        if !self.may_sleep {
+        if !self.sleep.is_allowed() {
             return MemError::WouldSleep;
         }
         self.memory.poisoned.set(is_poisoned(hva).then_some(hva));
@@ -59,7 +60,7 @@ impl GuestMemory for GuestAccess<'_> {
         let slots = self.memory.vm().slots();
         let slot = slots.find(gpa, &mut hint).ok_or(MemError::Unbacked)?;
         let hva = slot.hva(gpa);
-        read_user(buf, hva, self.may_sleep).map_err(|_| self.failed(hva))?;
+        read_user(buf, hva, self.sleep).map_err(|_| self.failed(hva))?;
         drop(slots);
         self.memory.hint = hint;
         Ok(())
@@ -74,7 +75,7 @@ impl GuestMemory for GuestAccess<'_> {
         }
         self.before_write(slot, gpa, data.len())?;
         let hva = slot.hva(gpa);
-        write_user(hva, data, self.may_sleep).map_err(|_| self.failed(hva))?;
+        write_user(hva, data, self.sleep).map_err(|_| self.failed(hva))?;
         slot.wrote(gpa, self.memory.ring());
         drop(slots);
         self.memory.hint = hint;
@@ -96,7 +97,7 @@ impl GuestMemory for GuestAccess<'_> {
         }
         self.before_write(slot, gpa, size)?;
         let hva = slot.hva(gpa);
-        let result = cmpxchg_user(hva, size, old, new, self.may_sleep);
+        let result = cmpxchg_user(hva, size, old, new, self.sleep);
         let result = result.map_err(|_| self.failed(hva))?;
         if result.is_ok() {
             slot.wrote(gpa, self.memory.ring());

@@ -26,6 +26,7 @@
 
 use crate::linux::compat::unsupported;
 use crate::linux::mm::{read_user, write_user};
+use crate::linux::Sleep;
 use crate::linux::{self, Pages};
 use crate::memory::npt_pages::LockedTables;
 use crate::memory::slots::Slot;
@@ -135,7 +136,7 @@ impl Keeping {
             return Err(ENOSPC);
         }
         let mut content = Pages::<[u8; 4096]>::new()?;
-        read_user(&mut content[..], hva, true)?;
+        read_user(&mut content[..], hva, Sleep::Allowed)?;
         let mut kept = self.kept.lock();
         if !self.is_on() || kept.index.get(&gpa).is_some() {
             return Ok(());
@@ -216,7 +217,7 @@ impl VmMemory {
         let mut hint = 0;
         let kept = self.keeping.kept.lock();
         for (index, old) in kept.pages.iter().rev().enumerate() {
-            write_user(old.hva, &old.content[..], true)?;
+            write_user(old.hva, &old.content[..], Sleep::Allowed)?;
             if let Some(slot) = slots.find(old.gpa, &mut hint) {
                 slot.wrote(old.gpa, None);
             }

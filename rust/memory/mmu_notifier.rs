@@ -12,6 +12,7 @@
 //! The kernel calls these functions with its own locks held, some of them spinlocks or in places
 //! that must not sleep; they take the memory's spinlock only.
 
+use crate::linux::Sleep;
 use crate::memory::VmMemory;
 use core::pin::Pin;
 use kernel::bindings;
@@ -136,9 +137,12 @@ unsafe extern "C" fn invalidate_range_start(
 ) -> c_int {
     // SAFETY: The kernel calls this with a range that is valid for the time of the call.
     let (start, end, flags) = unsafe { ((*range).start, (*range).end, (*range).flags) };
-    let may_sleep = flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE != 0;
+    let sleep = match flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE {
+        0 => Sleep::Forbidden,
+        _ => Sleep::Allowed,
+    };
     // SAFETY: The kernel calls this for a registered notifier.
-    unsafe { memory(notifier) }.begin_invalidation(start as u64, end as u64, may_sleep);
+    unsafe { memory(notifier) }.begin_invalidation(start as u64, end as u64, sleep);
     0
 }
 

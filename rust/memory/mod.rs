@@ -56,6 +56,7 @@ pub(crate) mod slots;
 
 use crate::linux;
 use crate::linux::mm::{self, Srcu, SrcuGuard};
+use crate::linux::Sleep;
 use crate::memory::dirty_log::NewLog;
 use crate::memory::dirty_ring::DirtyRing;
 pub(crate) use crate::memory::fault::{Outcome, VcpuMemory};
@@ -338,9 +339,9 @@ impl VmMemory {
     }
 
     /// The host is going to change what the user addresses from `start` to `end` map to.
-    pub(crate) fn begin_invalidation(&self, start: u64, end: u64, may_sleep: bool) {
+    pub(crate) fn begin_invalidation(&self, start: u64, end: u64, sleep: Sleep) {
         self.mmu.lock().begin(start, end);
-        self.for_each_backed(start, end, may_sleep, |mmu, tables, range| {
+        self.for_each_backed(start, end, sleep, |mmu, tables, range| {
             mmu.npt.unmap(tables, range)
         });
     }
@@ -357,7 +358,7 @@ impl VmMemory {
     /// Whether the guest has used memory behind these user addresses since this was last forgotten.
     pub(crate) fn was_accessed(&self, start: u64, end: u64, forget: bool) -> bool {
         let mut accessed = false;
-        self.for_each_backed(start, end, false, |mmu, tables, range| {
+        self.for_each_backed(start, end, Sleep::Forbidden, |mmu, tables, range| {
             accessed |= match forget {
                 true => mmu.npt.clear_accessed(tables, range),
                 false => mmu.npt.is_accessed(tables, range),
@@ -370,7 +371,7 @@ impl VmMemory {
     /// The process is gone, or the VM: nothing is mapped any more, and nothing will be. May sleep.
     pub(crate) fn release(&self) {
         self.mmu.lock().dead = true;
-        self.for_each_backed(0, u64::MAX, true, |mmu, tables, range| {
+        self.for_each_backed(0, u64::MAX, Sleep::Allowed, |mmu, tables, range| {
             mmu.npt.unmap(tables, range)
         });
     }
@@ -378,7 +379,7 @@ impl VmMemory {
     /// Calls `f` for each range of guest memory that the user addresses from `start` to `end`
     /// back, a chunk at a time. After each chunk what `f` has asked for is flushed, once, and the
     /// lock is released.
-    fn for_each_backed<F>(&self, start: u64, end: u64, may_sleep: bool, mut f: F)
+    fn for_each_backed<F>(&self, start: u64, end: u64, sleep: Sleep, mut f: F)
     where
         F: FnMut(&Mmu, &mut LockedTables<'_>, GpaRange) -> npt::Flush,
     {
@@ -398,7 +399,7 @@ impl VmMemory {
             }
             tables.finish(needed, &*self.flush);
             drop(mmu);
-            if may_sleep && at < end {
+            if sleep.is_allowed() && at < end {
                 linux::yield_now();
             }
         }

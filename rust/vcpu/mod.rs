@@ -18,6 +18,7 @@ pub(crate) mod user_exit;
 use crate::host::fpu::GuestFpu;
 use crate::host::{host, resumes, tsc_lost};
 use crate::irq::mailbox::{request, Mailbox};
+use crate::linux::Sleep;
 use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
@@ -110,7 +111,7 @@ impl Inner {
     pub(crate) fn with_guest<R>(
         &mut self,
         vcpu: &Vcpu,
-        may_sleep: bool,
+        sleep: Sleep,
         f: impl FnOnce(&mut Guest<'_, World<'_>>) -> R,
     ) -> R {
         let mut world = World {
@@ -118,7 +119,7 @@ impl Inner {
             vcpu,
             parts: &mut self.parts,
             tsc_offset: self.vmcb.tsc_offset(),
-            may_sleep,
+            sleep,
         };
         f(&mut Guest {
             vmcb: &mut self.vmcb,

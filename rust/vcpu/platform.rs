@@ -6,6 +6,7 @@ use crate::host::fpu::GuestFpu;
 use crate::irq::irqchip::Chips;
 use crate::irq::mailbox::{request, Interrupt};
 use crate::linux;
+use crate::linux::Sleep;
 use crate::memory::{Outcome, VcpuMemory};
 use crate::vcpu::Vcpu;
 use crate::vm::msr_filter::MsrFilter;
@@ -105,7 +106,7 @@ pub(crate) struct World<'a> {
     /// What the guest's TSC is ahead of the host's.
     pub(crate) tsc_offset: u64,
     /// Interrupts are on, and the guest's registers are out of the CPU.
-    pub(crate) may_sleep: bool,
+    pub(crate) sleep: Sleep,
 }
 
 /// What the clocks show to a guest with this TSC offset.
@@ -167,7 +168,7 @@ impl World<'_> {
                     level: ipi.level,
                 };
                 let (mailboxes, source) = (&self.vm.mailboxes, Some(self.vcpu.mailbox.id));
-                if self.may_sleep || mailboxes.is_for_one(&ipi.dest, source) {
+                if self.sleep.is_allowed() || mailboxes.is_for_one(&ipi.dest, source) {
                     let mut kicks = mailboxes.kicks();
                     mailboxes.deliver(&ipi.dest, source, &interrupt, &mut kicks);
                 } else {
@@ -217,14 +218,11 @@ impl World<'_> {
 
 impl GuestMemory for World<'_> {
     fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> core::result::Result<(), MemError> {
-        self.parts.memory.access(self.may_sleep).read_gpa(gpa, buf)
+        self.parts.memory.access(self.sleep).read_gpa(gpa, buf)
     }
 
     fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> core::result::Result<(), MemError> {
-        self.parts
-            .memory
-            .access(self.may_sleep)
-            .write_gpa(gpa, data)
+        self.parts.memory.access(self.sleep).write_gpa(gpa, data)
     }
 
     fn compare_exchange_gpa(
@@ -236,7 +234,7 @@ impl GuestMemory for World<'_> {
     ) -> core::result::Result<core::result::Result<(), u64>, MemError> {
         self.parts
             .memory
-            .access(self.may_sleep)
+            .access(self.sleep)
             .compare_exchange_gpa(gpa, size, old, new)
     }
 }
@@ -298,12 +296,12 @@ impl Platform for World<'_> {
 
     fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {
         // With interrupts off the locks of guest memory are out of bounds.
-        if !self.may_sleep {
+        if !self.sleep.is_allowed() {
             return FaultOutcome::WouldSleep;
         }
         let write = error.contains(NestedError::WRITE);
         let present = error.contains(NestedError::PRESENT);
-        match self.parts.memory.fault(gpa, write, present, true) {
+        match self.parts.memory.fault(gpa, write, present, Sleep::Allowed) {
             Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
             Outcome::Mmio => FaultOutcome::Mmio,
             Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
@@ -471,7 +469,7 @@ impl Platform for World<'_> {
         let ids = IdSet { first, bits };
         let mailboxes = &self.vm.mailboxes;
         let count = mailboxes.count_set(ids, &interrupt);
-        if self.may_sleep || bits.count_ones() <= 1 {
+        if self.sleep.is_allowed() || bits.count_ones() <= 1 {
             mailboxes.deliver_set(ids, &interrupt);
         } else {
             self.send_later(Ipi::Set(ids, interrupt));

@@ -11,6 +11,7 @@
 //!
 //! So the byte is 1 only while the guest is in the CPU: no other vCPU and no ioctl sees a local APIC that lags behind.
 
+use crate::linux::Sleep;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
 use x86::cpu::{GuestMemory, MemError};
@@ -41,7 +42,12 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
     }
     if !vcpu.vm.chips.wants_end(vector) {
         // Without a page the register remains; next time it may be there.
-        match inner.parts.memory.access(false).write_gpa(gpa, &[1]) {
+        match inner
+            .parts
+            .memory
+            .access(Sleep::Forbidden)
+            .write_gpa(gpa, &[1])
+        {
             Ok(()) => inner.pv_eoi_offered = true,
             Err(MemError::WouldSleep) => inner.parts.deferred |= deferred::EOI_PAGE,
             Err(_) => {}
@@ -56,7 +62,7 @@ pub(crate) fn fetch_page(inner: &mut Inner) {
         if inner
             .parts
             .memory
-            .access(true)
+            .access(Sleep::Allowed)
             .write_gpa(gpa, &[0])
             .is_err()
         {
@@ -67,14 +73,14 @@ pub(crate) fn fetch_page(inner: &mut Inner) {
 
 /// Finds out whether the guest has ended the interrupt. False if that cannot be done without sleeping.
 #[inline]
-pub(crate) fn take_back(inner: &mut Inner, may_sleep: bool) -> bool {
-    !inner.pv_eoi_offered || take_byte(inner, may_sleep)
+pub(crate) fn take_back(inner: &mut Inner, sleep: Sleep) -> bool {
+    !inner.pv_eoi_offered || take_byte(inner, sleep)
 }
 
 #[inline(never)]
-fn take_byte(inner: &mut Inner, may_sleep: bool) -> bool {
+fn take_byte(inner: &mut Inner, sleep: Sleep) -> bool {
     let kept = match inner.state.msrs.pv_eoi_gpa() {
-        Some(gpa) => clear(inner, gpa, may_sleep),
+        Some(gpa) => clear(inner, gpa, sleep),
         None => Ok(true),
     };
     if kept == Err(MemError::WouldSleep) {
@@ -91,8 +97,8 @@ fn take_byte(inner: &mut Inner, may_sleep: bool) -> bool {
 }
 
 /// Clears the byte; whether it was set.
-fn clear(inner: &mut Inner, gpa: u64, may_sleep: bool) -> Result<bool, MemError> {
-    let mut memory = inner.parts.memory.access(may_sleep);
+fn clear(inner: &mut Inner, gpa: u64, sleep: Sleep) -> Result<bool, MemError> {
+    let mut memory = inner.parts.memory.access(sleep);
     let mut byte = [0];
     memory.read_gpa(gpa, &mut byte)?;
     let set = byte[0] & 1 != 0;

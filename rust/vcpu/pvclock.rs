@@ -4,6 +4,7 @@
 
 use crate::host;
 use crate::linux;
+use crate::linux::Sleep;
 use crate::uapi::{self, Arg};
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
@@ -123,7 +124,7 @@ fn version_of(record: &[u8]) -> u32 {
 /// Reads guest memory, page by page; zeros where there is none.
 fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
     let mut data = [0; N];
-    let mut memory = inner.parts.memory.access(true);
+    let mut memory = inner.parts.memory.access(Sleep::Allowed);
     let first = N.min((0x1000 - (gpa & 0xfff)) as usize);
     let (head, tail) = data.split_at_mut(first);
     let _ = memory.read_gpa(gpa, head);
@@ -135,7 +136,7 @@ fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
 
 /// Writes guest memory, page by page.
 fn write(inner: &mut Inner, gpa: u64, data: &[u8]) {
-    let mut memory = inner.parts.memory.access(true);
+    let mut memory = inner.parts.memory.access(Sleep::Allowed);
     let first = data.len().min((0x1000 - (gpa & 0xfff)) as usize);
     let (head, tail) = data.split_at(first);
     let _ = memory.write_gpa(gpa, head);

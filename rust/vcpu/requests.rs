@@ -5,6 +5,7 @@
 use crate::host::host;
 use crate::irq::mailbox::request;
 use crate::linux;
+use crate::linux::Sleep;
 use crate::vcpu::halt;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::pv_eoi;
@@ -23,7 +24,7 @@ pub(crate) fn is_runnable(vcpu: &Vcpu, inner: &mut Inner) -> bool {
         MpState::Runnable => true,
         MpState::Halted => {
             let interrupt = inner.vmcb.rflags().contains(Rflags::IF)
-                && inner.with_guest(vcpu, true, |guest| guest.platform.has_interrupt());
+                && inner.with_guest(vcpu, Sleep::Allowed, |guest| guest.platform.has_interrupt());
             let events = &inner.state.events;
             let awake = core::mem::take(&mut inner.parts.unhalted)
                 || interrupt

@@ -13,6 +13,7 @@
 
 use crate::host::{host, Host};
 use crate::linux;
+use crate::linux::Sleep;
 use crate::uapi;
 use crate::vcpu::context::{follow_debug_ctl, is_stale, load, unload};
 use crate::vcpu::halt;
@@ -79,7 +80,7 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         inner.vmcb.set_v_tpr(inner.parts.user_cr8);
     }
     if let Some(io) = inner.state.io.pending() {
-        let action = inner.with_guest(vcpu, true, |guest| match io {
+        let action = inner.with_guest(vcpu, Sleep::Allowed, |guest| match io {
             UserIo::Port { .. } => {
                 let mut data = [0; 8];
                 vcpu.run_page.io_answer(0, &mut data);
@@ -105,7 +106,7 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
             return Ok(leave);
         }
         let left = window(vcpu, inner);
-        pv_eoi::take_back(inner, true);
+        pv_eoi::take_back(inner, Sleep::Allowed);
         let action = match left? {
             None => {
                 linux::yield_now();
@@ -113,7 +114,9 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
             }
             Some(Action::NeedSleep) => {
                 let exit = Exit::decode(&inner.vmcb);
-                inner.with_guest(vcpu, true, |guest| dispatch::dispatch(guest, exit))
+                inner.with_guest(vcpu, Sleep::Allowed, |guest| {
+                    dispatch::dispatch(guest, exit)
+                })
             }
             Some(action) => action,
         };
@@ -246,7 +249,7 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         if let Some(lapic) = &inner.parts.lapic {
             inner.vmcb.set_v_tpr(lapic.cr8() as u8);
         }
-        let entry = inner.with_guest(vcpu, false, |guest| {
+        let entry = inner.with_guest(vcpu, Sleep::Forbidden, |guest| {
             inject::prepare(guest.vmcb, guest.state, guest.platform)
         });
         follow_debug_ctl(inner);
@@ -314,10 +317,12 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
             Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
             _ => {}
         }
-        if !pv_eoi::take_back(inner, false) {
+        if !pv_eoi::take_back(inner, Sleep::Forbidden) {
             return Ok(Some(Action::NeedSleep));
         }
-        let action = inner.with_guest(vcpu, false, |guest| dispatch::dispatch(guest, exit));
+        let action = inner.with_guest(vcpu, Sleep::Forbidden, |guest| {
+            dispatch::dispatch(guest, exit)
+        });
         if !matches!(action, Action::Resume)
             || inner.parts.deferred != 0
             || vcpu.mailbox.is_asked()
@@ -356,7 +361,7 @@ fn act(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<Leave>> 
             Ok(Some(Leave::ToUser))
         }
         Action::NeedSleep => {
-            let action = inner.with_guest(vcpu, true, |guest| dispatch::resume_io(guest));
+            let action = inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::resume_io(guest));
             match action {
                 // Sleeping was allowed, so nothing is left to wait for.
                 Action::NeedSleep => Err(EFAULT),

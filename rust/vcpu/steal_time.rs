@@ -13,6 +13,7 @@
 //! The record is in the guest's memory and nowhere else, so it moves with the guest.
 
 use crate::linux;
+use crate::linux::Sleep;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::Inner;
 use x86::cpu::{GuestMemory, MemError};
@@ -52,7 +53,7 @@ pub(crate) fn start(inner: &mut Inner) {
 #[inline]
 pub(crate) fn before_pause(inner: &mut Inner) {
     if let Some(record) = inner.state.msrs.pv_steal_gpa() {
-        let mut memory = inner.parts.memory.access(true);
+        let mut memory = inner.parts.memory.access(Sleep::Allowed);
         let result = memory.write_gpa(record + PREEMPTED, &[VCPU_PREEMPTED]);
         inner.steal.pending |= result.is_ok();
     }
@@ -76,7 +77,7 @@ fn update(inner: &mut Inner, record: u64, run_delay: u64) -> Result<(), MemError
     // Another thread than last time may have waited less.
     let stolen = run_delay.saturating_sub(inner.steal.run_delay);
     inner.steal.run_delay = run_delay;
-    let mut memory = inner.parts.memory.access(true);
+    let mut memory = inner.parts.memory.access(Sleep::Allowed);
     let mut preempted = 0;
     while let Err(now) = memory.compare_exchange_gpa(record + PREEMPTED, 1, preempted, 0)? {
         preempted = now;
