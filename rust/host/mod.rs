@@ -23,6 +23,8 @@ use crate::host::fpu::HostState;
 use crate::linux;
 use crate::linux::Pages;
 use core::cell::UnsafeCell;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::bindings;
 use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::prelude::*;
@@ -109,15 +111,15 @@ unsafe impl Sync for Host {}
 // SAFETY: Likewise.
 unsafe impl Send for Host {}
 
-/// Set once by [`init`] before any other function runs, cleared by [`exit`] after the last.
-static mut HOST: Option<Host> = None;
+/// The host, from the end of [`init`] to [`exit`].
+static HOST: AtomicPtr<Host> = AtomicPtr::new(null_mut());
 
 /// The host. Only for code that runs between [`init`] and [`exit`].
 #[inline]
 pub(crate) fn host() -> Option<&'static Host> {
-    // SAFETY: `HOST` changes only in `init` and `exit`, when no file of ours is open and no
-    // callback of ours is registered.
-    unsafe { (*core::ptr::addr_of!(HOST)).as_ref() }
+    // SAFETY: The pointer is null, or comes from `KBox::into_raw` in `init`. `exit` takes it back when
+    // no file of ours is open and no callback of ours is registered.
+    unsafe { HOST.load(Ordering::Relaxed).as_ref() }
 }
 
 /// Says why this host cannot run guests, and what comes next.
@@ -193,22 +195,21 @@ pub(crate) fn init() -> Result {
     iopm::init(&mut iopm);
     let masks = linux::CpuMasks::new()?;
     let debugfs = linux::DebugfsEntry::dir(c"pacifica");
-    // SAFETY: The module's initialisation runs once, before anything of ours can be called.
-    unsafe {
-        HOST = Some(Host {
-            cpus,
-            features,
-            fpu: HostState::new(),
-            errata: errata(),
-            msrpm,
-            iopm,
-            debugfs,
-            has_snp: linux::host_has_snp(),
-            _masks: masks,
-            users,
-            held: Atomic::new(0),
-        })
+    let host = Host {
+        cpus,
+        features,
+        fpu: HostState::new(),
+        errata: errata(),
+        msrpm,
+        iopm,
+        debugfs,
+        has_snp: linux::host_has_snp(),
+        _masks: masks,
+        users,
+        held: Atomic::new(0),
     };
+    let host = KBox::into_raw(KBox::new(host, GFP_KERNEL)?);
+    HOST.store(host, Ordering::Release);
     linux::syscore_register();
     pr_info!(
         "AMD-V with nested paging, {} ASIDs; next-RIP saving {}, decode assists {}, flush by ASID {}\n",
@@ -232,9 +233,10 @@ fn yes_no(on: bool) -> &'static str {
 pub(crate) fn exit() {
     if host().is_some() {
         linux::syscore_unregister();
-        // SAFETY: The module goes: no file is open, hence no VM alive, hence no callback
-        // registered, and the syscore hooks are out.
-        unsafe { HOST = None };
+        let host = HOST.swap(null_mut(), Ordering::Relaxed);
+        // SAFETY: It comes from `init`. The module goes: no file is open, hence no VM alive, hence no
+        // callback registered, and the syscore hooks are out.
+        drop(unsafe { KBox::from_raw(host) });
     }
 }
 
