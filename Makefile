@@ -74,6 +74,10 @@ demo: lab-module tool
 	@selftests/lab/demo
 endif
 
+.PHONY: fuzz-demo
+fuzz-demo: lab-module tool ## a fuzzer finds the bugs of a guest, each run from a snapshot, in the emulated host (SEED=...)
+	@selftests/lab/fuzz-demo $(if $(filter file,$(origin SEED)),,$(SEED))
+
 .PHONY: lab-shell
 lab-shell: lab-module tool ## a shell in the emulated AMD-V host, with the module loaded
 	@selftests/lab/boot --interactive

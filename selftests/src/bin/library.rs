@@ -315,6 +315,17 @@ fn in_c(_: &Kvm) -> Outcome {
     Ok(equal("the last line", text.lines().last(), Some(last))?)
 }
 
+/// The fuzzer finds its five bugs, by the same way each time.
+fn fuzzer(_: &Kvm) -> Outcome {
+    let text = program("fuzz-demo", &["--seed", "2", "--runs", "10000", "--lines"])?;
+    let found = text
+        .lines()
+        .filter(|line| line.starts_with("bug after "))
+        .count();
+    text.lines().for_each(|line| println!("# {line}"));
+    Ok(equal("bugs", found, 5)?)
+}
+
 type Test = fn(&Kvm) -> Outcome;
 
 const TESTS: &[(&str, Test)] = &[
@@ -325,6 +336,7 @@ const TESTS: &[(&str, Test)] = &[
     ("slices that live", slices),
     ("writes by a pointer", pointer),
     ("the example in C", in_c),
+    ("the fuzzer finds five bugs", fuzzer),
 ];
 
 fn main() -> ExitCode {
