@@ -4,7 +4,7 @@
 //!
 //! A dirty log takes the right from pages whose next write it wants to hear of. Their entries keep
 //! the mark that the host lets the guest write ([`Rights::MAY_WRITE`]); so the fault that the write
-//! causes is answered here, and need not ask the host.
+//! causes is answered here, and need not ask the host. The host itself takes the mark, too.
 
 use crate::entry::{Entry, NptEntry, Rights};
 use crate::flush::Flush;
@@ -29,6 +29,21 @@ impl Npt {
         let mut flush = Flush::None;
         self.visit_pages(tables, range, &mut |tables, place| {
             flush |= place.protect(tables);
+        });
+        flush
+    }
+
+    /// The host takes the right to write back from every page that `range` touches: nobody but the
+    /// host gives it again. The pages stay.
+    pub fn withdraw<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
+        let rights = NptEntry::WRITABLE | NptEntry::MAY_WRITE;
+        let mut flush = Flush::None;
+        self.visit_pages(tables, range, &mut |tables, place| {
+            let old = place.update(tables, |entry| match is_page(entry, place.level) {
+                true => entry.without(rights),
+                false => entry,
+            });
+            flush |= Flush::when(old.has(NptEntry::WRITABLE));
         });
         flush
     }

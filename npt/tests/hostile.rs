@@ -51,7 +51,7 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
         rights,
         history: NptEntry::empty(),
     };
-    let flush = match what % 11 {
+    let flush = match what % 12 {
         0 | 1 => npt.map(memory, mapping).unwrap_or(Flush::All),
         2 => npt.unmap(memory, range),
         3 => npt.protect(memory, range),
@@ -76,6 +76,7 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
             npt.permit(memory, b, rights, size);
             Flush::None
         }
+        10 => npt.withdraw(memory, range),
         _ => {
             npt.look_up(memory, a);
             Flush::None

@@ -15,6 +15,7 @@ enum Op {
     Run(u64, u64),
     Unmap(GpaRange),
     Protect(GpaRange),
+    Withdraw(GpaRange),
     ProtectPages(u64, u64),
     Permit(u64, Rights, PageSize),
     Split(u64),
@@ -268,6 +269,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (place(), 1..20u64).prop_map(|(gpa, count)| Op::Run(gpa & !(PAGE - 1), count)),
         2 => range().prop_map(Op::Unmap),
         2 => range().prop_map(Op::Protect),
+        1 => range().prop_map(Op::Withdraw),
         3 => (place(), any::<u64>()).prop_map(|(gpa, mask)| Op::ProtectPages(gpa, mask)),
         4 => (place(), rights(), size()).prop_map(|(gpa, rights, size)| {
             Op::Permit(gpa, rights - Rights::MAY_WRITE, size)
@@ -311,6 +313,15 @@ fn step(op: &Op, npt: &Npt, memory: &mut Memory, model: &mut Model) -> (Flush, b
                 needed |= model.pages.get_mut(&gpa).unwrap().protect();
             }
             (npt.protect(memory, range), needed)
+        }
+        Op::Withdraw(range) => {
+            let mut needed = false;
+            for gpa in model.touched(range) {
+                let page = model.pages.get_mut(&gpa).unwrap();
+                needed |= page.protect();
+                page.rights.remove(Rights::MAY_WRITE);
+            }
+            (npt.withdraw(memory, range), needed)
         }
         Op::ProtectPages(gpa, mask) => {
             let mut needed = false;

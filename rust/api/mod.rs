@@ -4,6 +4,7 @@
 
 pub(crate) mod cpuid;
 pub(crate) mod events;
+pub(crate) mod fork;
 pub(crate) mod fpu;
 pub(crate) mod irqchip;
 pub(crate) mod node;

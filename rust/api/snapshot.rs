@@ -7,92 +7,133 @@
 //!     all vCPUs out of KVM_RUN           the state is copied (snapshot_state.rs)
 //!                                        memory is watched   (kept_pages.rs)
 //!   PACIFICA_RESET on it                 changed pages are copied back, then the state
+//!   PACIFICA_FORK on it                  another VM with that state (fork.rs)
 //!   close                                nothing is watched any more
 //! ```
 //!
-//! A VM has one snapshot at a time. While there is one, no slot and no vCPU comes or goes.
+//! A VM has one snapshot at a time. While there is one, no slot and no vCPU comes or goes. A snapshot
+//! of the state alone watches nothing, and there may be any number.
 
+use crate::api::fork;
 use crate::linux::compat::unsupported;
 use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
 use crate::vcpu::snapshot_state::{ChipsState, VcpuSnapshot};
 use crate::vcpu::stopped::Stopped;
-use crate::vm::clock::Instant;
-use crate::vm::Vm;
+use crate::vm::clock::{Instant, Passed};
+use crate::vm::{Decisions, Setup, Vm};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use npt::{GpaRange, PageSize};
 
+/// The complete state of a VM but for its memory, as values: it outlives the VM.
+pub(crate) struct State {
+    pub(crate) taken: Instant,
+    pub(crate) vcpus: KVec<VcpuSnapshot>,
+    pub(crate) chips: ChipsState,
+    pub(crate) decisions: Decisions,
+}
+
 /// A snapshot. Its file holds the only reference.
 pub(crate) struct Snapshot {
-    taken: Instant,
-    vcpus: KVec<VcpuSnapshot>,
-    chips: ChipsState,
-    vm: Arc<Vm>,
+    state: State,
+    /// Whose memory is kept; none if that is nobody's.
+    vm: Option<Arc<Vm>>,
 }
 
 /// `PACIFICA_CHECK_FEATURE`.
 pub(crate) fn check_feature(feature: usize) -> c_long {
     match u32::try_from(feature) {
-        Ok(uapi::PACIFICA_FEATURE_SNAPSHOT) => 1,
+        Ok(uapi::PACIFICA_FEATURE_SNAPSHOT | uapi::PACIFICA_FEATURE_FORK) => 1,
         _ => 0,
     }
 }
 
 /// `PACIFICA_CREATE_SNAPSHOT`. Nothing else decides about vCPUs and devices of the VM meanwhile.
-pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: Arg) -> Result<c_long> {
+pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: Arg) -> Result<c_long> {
     let config: uapi::pacifica_create_snapshot = arg.read()?;
-    if config.flags != 0 || config.reserved != [0; 6] {
+    let state_only = u64::from(uapi::PACIFICA_SNAPSHOT_FLAG_STATE);
+    let keeps = config.flags & state_only == 0;
+    let nonsense = config.flags & !state_only != 0 || (!keeps && config.limit != 0);
+    if nonsense || config.reserved != [0; 6] {
         return Err(EINVAL);
     }
-    if vm.vfio.exists() {
+    if vm.vfio.exists() || vm.memory.ring_size() != 0 {
         return Err(unsupported());
     }
+    let decisions = vm.decisions(setup)?;
     let snapshot = vm.vcpus.stopped(|stopped| {
         vm.chips.broadcasts.finish();
         let mut vcpus = KVec::with_capacity(stopped.len(), GFP_KERNEL_ACCOUNT)?;
         for one in stopped.iter_mut() {
             vcpus.push(VcpuSnapshot::take(one)?, GFP_KERNEL_ACCOUNT)?;
         }
-        let snapshot = Snapshot {
+        let state = State {
             taken: Instant::now(),
             vcpus,
             chips: ChipsState::take(&vm),
-            vm: vm.into(),
+            decisions,
         };
-        let snapshot = Arc::new(snapshot, GFP_KERNEL_ACCOUNT)?;
-        vm.memory.begin_keeping(config.limit)?;
+        let vm: Option<Arc<Vm>> = keeps.then(|| vm.into());
+        let snapshot = Arc::new(Snapshot { state, vm }, GFP_KERNEL_ACCOUNT)?;
+        if let Some(vm) = &snapshot.vm {
+            vm.memory.begin_keeping(config.limit)?;
+        }
         Ok(snapshot)
     })?;
-    file::new_fd(c"pacifica-snapshot", snapshot).inspect_err(|_| vm.memory.end_keeping())
+    file::new_fd(c"pacifica-snapshot", snapshot).inspect_err(|_| {
+        if keeps {
+            vm.memory.end_keeping();
+        }
+    })
+}
+
+/// Whether this is an ioctl of a snapshot that keeps memory.
+fn is_own(cmd: u32) -> bool {
+    matches!(
+        cmd,
+        uapi::PACIFICA_NR_RESET
+            | uapi::PACIFICA_NR_KEEP_PAGES
+            | uapi::PACIFICA_NR_SET_KEEP_LIMIT
+            | uapi::PACIFICA_NR_GET_KEPT
+    )
+}
+
+impl State {
+    /// The VM is as it was, but for its memory, and for its time, unless so much of that is taken back.
+    /// Its vCPUs, which are those of this state in the same order, are [prepared](VcpuSnapshot::prepare).
+    pub(crate) fn put_back(&self, vm: &Vm, stopped: &mut [Stopped<'_>], passed: Option<Passed>) {
+        self.chips.put_back(vm, passed);
+        for (old, one) in self.vcpus.iter().zip(&mut *stopped) {
+            old.put_back(one, passed);
+        }
+        // Not before: what it sends is to stay.
+        vm.chips.restart();
+    }
 }
 
 impl Snapshot {
     /// `PACIFICA_RESET`. Memory comes first: it can fail.
-    fn reset(&self, arg: Arg) -> Result {
+    fn reset(&self, vm: &Vm, arg: Arg) -> Result {
         let mut reset: uapi::pacifica_reset = arg.read()?;
         let time = u64::from(uapi::PACIFICA_RESET_FLAG_TIME);
         if reset.flags & !time != 0 || reset.reserved != [0; 2] {
             return Err(EINVAL);
         }
-        reset.pages = self.vm.vcpus.stopped(|stopped| {
+        let state = &self.state;
+        reset.pages = vm.vcpus.stopped(|stopped| {
             let same = |(old, one): (&VcpuSnapshot, &Stopped<'_>)| old.is_of(one.vcpu);
-            if stopped.len() != self.vcpus.len() || !self.vcpus.iter().zip(&*stopped).all(same) {
+            if stopped.len() != state.vcpus.len() || !state.vcpus.iter().zip(&*stopped).all(same) {
                 return Err(ENXIO);
             }
-            for (old, one) in self.vcpus.iter().zip(&mut *stopped) {
+            for (old, one) in state.vcpus.iter().zip(&mut *stopped) {
                 old.prepare(one)?;
             }
-            let pages = self.vm.memory.put_back()?;
-            self.vm.chips.broadcasts.finish();
-            let passed = (reset.flags & time != 0).then(|| self.taken.passed());
-            self.chips.put_back(&self.vm, passed);
-            for (old, one) in self.vcpus.iter().zip(&mut *stopped) {
-                old.put_back(one, passed);
-            }
-            // Not before: what it sends is to stay.
-            self.vm.chips.restart();
+            let pages = vm.memory.put_back()?;
+            vm.chips.broadcasts.finish();
+            let passed = (reset.flags & time != 0).then(|| state.taken.passed());
+            state.put_back(vm, stopped, passed);
             Ok(pages)
         })?;
         arg.write(&reset)
@@ -100,7 +141,7 @@ impl Snapshot {
 
     /// `PACIFICA_KEEP_PAGES`: what is left goes back to the caller; an error is one only if nothing
     /// was done.
-    fn keep(&self, arg: Arg) -> Result {
+    fn keep(vm: &Vm, arg: Arg) -> Result {
         let mut pages: uapi::pacifica_keep_pages = arg.read()?;
         let end = pages.gpa.checked_add(pages.size).ok_or(EINVAL)?;
         let aligned = (pages.gpa | pages.size) & PageSize::Size4K.offset_mask() == 0;
@@ -111,7 +152,7 @@ impl Snapshot {
             start: pages.gpa,
             end,
         };
-        let result = self.vm.memory.keep_for_vmm(&mut range);
+        let result = vm.memory.keep_for_vmm(&mut range);
         let nothing = range.start == pages.gpa;
         (pages.gpa, pages.size) = (range.start, end.wrapping_sub(range.start));
         arg.write(&pages)?;
@@ -124,16 +165,22 @@ impl Snapshot {
 
 impl FileObject for Snapshot {
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
-        let memory = &this.vm.memory;
+        if cmd == uapi::PACIFICA_NR_FORK {
+            return fork::fork(&this.state, arg);
+        }
+        let Some(vm) = &this.vm else {
+            return Err(if is_own(cmd) { EINVAL } else { ENOTTY });
+        };
+        let memory = &vm.memory;
         if !memory.is_current() {
             return Err(EIO);
         }
         match cmd {
-            uapi::PACIFICA_NR_RESET => this.reset(arg)?,
+            uapi::PACIFICA_NR_RESET => this.reset(vm, arg)?,
             uapi::PACIFICA_NR_KEEP_PAGES => {
                 // Not while a reset goes on.
-                let _stopping = this.vm.vcpus.stopping.lock()?;
-                this.keep(arg)?;
+                let _stopping = vm.vcpus.stopping.lock()?;
+                Self::keep(vm, arg)?;
             }
             uapi::PACIFICA_NR_SET_KEEP_LIMIT => memory.keeping.set_limit(arg.read()?),
             uapi::PACIFICA_NR_GET_KEPT => arg.write(&memory.keeping.bytes())?,
@@ -143,6 +190,8 @@ impl FileObject for Snapshot {
     }
 
     fn release(this: ArcBorrow<'_, Self>) {
-        this.vm.memory.end_keeping();
+        if let Some(vm) = &this.vm {
+            vm.memory.end_keeping();
+        }
     }
 }

@@ -23,15 +23,19 @@ use crate::vm::Vm;
 use kernel::bindings;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::ArcBorrow;
+use kernel::sync::{Arc, ArcBorrow};
 use svm::state::MpState;
 
 /// KVM_CREATE_VCPU: a vCPU in the state after power-up, and its descriptor.
 pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<c_long> {
     let vcpu = Vcpu::create(vm, id)?;
+    open(vcpu.clone()).inspect_err(|_| vcpu.discard())
+}
+
+/// A descriptor for one that has none.
+pub(crate) fn open(vcpu: Arc<Vcpu>) -> Result<c_long> {
     file::new_fd(c"pacifica-vcpu", vcpu.clone())
-        .inspect(|_| vm.stats.add(id, vcpu.stats.clone()))
-        .inspect_err(|_| vcpu.discard())
+        .inspect(|_| vcpu.vm.stats.add(vcpu.mailbox.id, vcpu.stats.clone()))
 }
 
 impl Vcpu {

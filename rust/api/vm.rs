@@ -17,16 +17,28 @@ use crate::vm::{clock, option, vfio, Vm};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
-use kernel::sync::ArcBorrow;
+use kernel::sync::{Arc, ArcBorrow};
 
 /// KVM_CREATE_VM: a VM on the caller's address space, and its descriptor.
 pub(crate) fn create() -> Result<c_long> {
-    file::new_fd(c"pacifica-vm", Vm::create()?)
+    open(Vm::create()?)
+}
+
+/// A descriptor for a VM that has none yet.
+pub(crate) fn open(vm: Arc<Vm>) -> Result<c_long> {
+    file::new_fd(c"pacifica-vm", vm)
 }
 
 impl Vm {
     fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<c_long> {
         let setup = this.setup.lock();
+        if let Some(vcpu) = u32::try_from(id)
+            .ok()
+            .and_then(|id| this.vcpus.take_waiting(id))
+        {
+            let again = vcpu.clone();
+            return vcpu::open(vcpu).inspect_err(|_| this.vcpus.put_waiting(again));
+        }
         if this.memory.keeping.is_on() {
             return Err(EBUSY);
         }
@@ -149,6 +161,11 @@ impl Vm {
 }
 
 impl FileObject for Vm {
+    fn release(this: ArcBorrow<'_, Self>) {
+        // Nobody can ask for their descriptors any more, and they hold references to the VM.
+        this.vcpus.forget_waiting();
+    }
+
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
         if !this.memory.is_current() {
             return Err(EIO);
@@ -163,8 +180,8 @@ impl FileObject for Vm {
             }
             uapi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
             uapi::PACIFICA_NR_CREATE_SNAPSHOT => {
-                let _setup = this.setup.lock();
-                snapshot::create(this, arg)
+                let setup = this.setup.lock();
+                snapshot::create(this, &setup, arg)
             }
             uapi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
             uapi::PACIFICA_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),

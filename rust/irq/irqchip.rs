@@ -92,6 +92,17 @@ pub(crate) struct Chips {
     pub(crate) mailboxes: Arc<Mailboxes>,
 }
 
+/// What the VMM has decided about them.
+pub(crate) struct ChipsDecisions {
+    created: u32,
+    has_pit: bool,
+    reserved_pins: u32,
+    x2apic_api: u32,
+    bus_cycle_ns: u32,
+    ends: [u64; 4],
+    routes: KVec<Route>,
+}
+
 /// `created`: none yet.
 const NONE: u32 = 0;
 /// `created`: all of them.
@@ -160,6 +171,55 @@ impl Chips {
         self.reserved_pins.store(reserved_pins, Relaxed);
         self.created.store(SPLIT, Release);
         Ok(0)
+    }
+
+    /// Copies what the VMM has decided, and which ends matter.
+    pub(crate) fn decisions(&self) -> Result<ChipsDecisions> {
+        let mut routes = KVec::new();
+        let has_pit = loop {
+            let count = self.devices.lock().routes.len();
+            routes.reserve(count, GFP_KERNEL_ACCOUNT)?;
+            let devices = self.devices.lock();
+            // Not if there are more now.
+            if devices.routes.len() <= routes.capacity() {
+                for route in devices.routes.iter() {
+                    let _ = routes.push_within_capacity(*route);
+                }
+                break devices.pit.is_some();
+            }
+        };
+        Ok(ChipsDecisions {
+            created: self.created.load(Acquire),
+            has_pit,
+            reserved_pins: self.reserved_pins.load(Relaxed),
+            x2apic_api: self.x2apic_api.load(Relaxed),
+            bus_cycle_ns: self.bus_cycle_ns(),
+            ends: core::array::from_fn(|word| self.ends[word].load(Relaxed)),
+            routes,
+        })
+    }
+
+    /// Decides the same for a VM that is new.
+    pub(crate) fn decide(&self, decisions: &ChipsDecisions) -> Result {
+        match decisions.created {
+            FULL => self.create()?,
+            SPLIT => self.create_split(decisions.reserved_pins)?,
+            _ => 0,
+        };
+        if decisions.has_pit {
+            // What kind of one comes with its state.
+            self.create_pit(true)?;
+        }
+        self.x2apic_api.store(decisions.x2apic_api, Relaxed);
+        self.set_bus_cycle_ns(decisions.bus_cycle_ns);
+        for (to, from) in self.ends.iter().zip(decisions.ends) {
+            to.store(from, Relaxed);
+        }
+        let mut routes = KVec::new();
+        routes.extend_from_slice(&decisions.routes, GFP_KERNEL_ACCOUNT)?;
+        let old = core::mem::replace(&mut self.devices().routes, routes);
+        drop(old);
+        Ok(())
     }
 
     /// Whether the LAPICs are in the kernel.

@@ -57,7 +57,8 @@ pub(crate) struct Mailboxes {
 }
 
 impl Mailboxes {
-    /// None.
+    /// None. Not inlined: the frame of a caller that makes more of a VM would be large.
+    #[inline(never)]
     pub(crate) fn new() -> Result<Arc<Self>> {
         let this = Self {
             present: [const { AtomicU64::new(0) }; WORDS as usize],

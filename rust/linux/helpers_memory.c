@@ -4,6 +4,7 @@
  */
 #include <linux/mem_encrypt.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pgtable.h>
 #include <linux/sched.h>
 #include <linux/srcu.h>
@@ -120,6 +121,15 @@ void pacifica_put_pages(struct page **pages, unsigned int count)
 {
 	while (count--)
 		put_page(*pages++);
+}
+
+/*
+ * Whether the host only takes the right to write to single pages away: fork(2) does, and the writing back of shared
+ * files. Each page stays where it is, and readable; what becomes of it later has an event of its own.
+ */
+bool pacifica_only_write_goes(const struct mmu_notifier_range *range)
+{
+	return range->event == MMU_NOTIFY_PROTECTION_PAGE;
 }
 
 /*

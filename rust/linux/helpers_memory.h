@@ -6,6 +6,7 @@
 #include <linux/types.h>
 
 struct mm_struct;
+struct mmu_notifier_range;
 struct page;
 struct srcu_struct;
 
@@ -20,6 +21,7 @@ int pacifica_frame(struct mm_struct *mm, unsigned long address, bool write, u64 
 		   bool *writable);
 void pacifica_account_table(const void *table, int count);
 void pacifica_report_poison(unsigned long address);
+bool pacifica_only_write_goes(const struct mmu_notifier_range *range);
 void pacifica_put_pages(struct page **pages, unsigned int count);
 unsigned int pacifica_host_level(struct mm_struct *mm, unsigned long address);
 unsigned int pacifica_host_paging_levels(void);

@@ -33,6 +33,7 @@ extern "C" {
     ) -> c_int;
     fn pacifica_account_table(table: *const c_void, count: c_int);
     fn pacifica_report_poison(address: c_ulong);
+    fn pacifica_only_write_goes(range: *const bindings::mmu_notifier_range) -> bool;
     fn pacifica_put_pages(pages: *mut *mut bindings::page, count: c_uint);
     fn pacifica_host_level(mm: *mut bindings::mm_struct, address: c_ulong) -> c_uint;
     fn pacifica_host_paging_levels() -> c_uint;
@@ -93,6 +94,16 @@ pub(crate) unsafe fn host_page_size(mm: *mut bindings::mm_struct, address: u64) 
         2 => PageSize::Size2M,
         _ => PageSize::Size4K,
     }
+}
+
+/// Whether the host only takes the right to write away, page by page: what is mapped stays what it is.
+///
+/// # Safety
+///
+/// `range` is what the kernel calls a notifier with.
+pub(crate) unsafe fn only_write_goes(range: *const bindings::mmu_notifier_range) -> bool {
+    // SAFETY: As promised by the caller.
+    unsafe { pacifica_only_write_goes(range) }
 }
 
 /// Tells the host that a page has become a table, or (-1) is none any more.

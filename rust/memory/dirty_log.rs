@@ -122,15 +122,20 @@ impl VmMemory {
         Ok(())
     }
 
+    /// These flags.
+    pub(crate) fn log_flags(&self) -> u64 {
+        self.manual_log.load(Relaxed).into()
+    }
+
     /// Whether the VMM clears the dirty logs itself.
     pub(crate) fn log_is_manual(&self) -> bool {
-        self.manual_log.load(Relaxed) != 0
+        self.log_flags() != 0
     }
 
     /// How logs begin.
     pub(crate) fn new_log(&self) -> NewLog {
         match self.ring_size() {
-            0 if u64::from(self.manual_log.load(Relaxed)) & FLAG_INITIALLY_SET != 0 => NewLog::Full,
+            0 if self.log_flags() & FLAG_INITIALLY_SET != 0 => NewLog::Full,
             0 => NewLog::Clean,
             _ => NewLog::Ring,
         }

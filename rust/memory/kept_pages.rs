@@ -24,7 +24,6 @@
 //! While a snapshot exists, a page is writable in the nested tables only if it is kept. Both are so
 //! since all vCPUs were stopped: no fault and no write was under way when it began.
 
-use crate::linux::compat::unsupported;
 use crate::linux::mm::{read_user, write_user};
 use crate::linux::Sleep;
 use crate::linux::{self, Pages};
@@ -170,12 +169,9 @@ impl Keeping {
 
 impl VmMemory {
     /// A snapshot begins, which may keep so many bytes: no page is writable for the guest. All vCPUs
-    /// are stopped. `EEXIST` if there is one, `EOPNOTSUPP` if there are dirty rings. May sleep.
+    /// are stopped, and there are no dirty rings. `EEXIST` if there is one. May sleep.
     pub(crate) fn begin_keeping(&self, limit: u64) -> Result {
         let _change = self.change.lock();
-        if self.ring_size() != 0 {
-            return Err(unsupported());
-        }
         if self.keeping.is_on() {
             return Err(EEXIST);
         }

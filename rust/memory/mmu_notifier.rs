@@ -9,11 +9,14 @@
 //!     invalidate_range_end   ─► the sequence moves on; faults go on
 //! ```
 //!
+//! If it only takes the right to write away, as fork(2) does, the pages stay, without that right.
+//!
 //! The kernel calls these functions with its own locks held, some of them spinlocks or in places
 //! that must not sleep; they take the memory's spinlock only.
 
+use crate::linux::mm::only_write_goes;
 use crate::linux::Sleep;
-use crate::memory::VmMemory;
+use crate::memory::{Loss, VmMemory};
 use core::pin::Pin;
 use kernel::bindings;
 use kernel::error::to_result;
@@ -136,13 +139,18 @@ unsafe extern "C" fn invalidate_range_start(
     range: *const bindings::mmu_notifier_range,
 ) -> c_int {
     // SAFETY: The kernel calls this with a range that is valid for the time of the call.
-    let (start, end, flags) = unsafe { ((*range).start, (*range).end, (*range).flags) };
-    let sleep = match flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE {
+    let (range, only_write) = unsafe { (&*range, only_write_goes(range)) };
+    let sleep = match range.flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE {
         0 => Sleep::Forbidden,
         _ => Sleep::Allowed,
     };
+    let loss = match only_write {
+        true => Loss::Write,
+        false => Loss::Page,
+    };
+    let (start, end) = (range.start as u64, range.end as u64);
     // SAFETY: The kernel calls this for a registered notifier.
-    unsafe { memory(notifier) }.begin_invalidation(start as u64, end as u64, sleep);
+    unsafe { memory(notifier) }.begin_invalidation(start, end, loss, sleep);
     0
 }
 

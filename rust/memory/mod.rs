@@ -91,6 +91,15 @@ pub(crate) trait Flush: Send + Sync {
     fn flush_all(&self);
 }
 
+/// What the host is about to take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The page may become another one, or none.
+    Page,
+    /// The right to write alone.
+    Write,
+}
+
 /// What is behind the spinlock.
 pub(crate) struct Mmu {
     pub(crate) npt: Npt,
@@ -238,6 +247,23 @@ impl VmMemory {
         Ok(())
     }
 
+    /// The same slots as another VM had, in memory that has none yet. Their logs are new. May sleep.
+    pub(crate) fn adopt(&self, slots: &SlotList) -> Result {
+        let mut ids = self.change.lock();
+        let mut list = slots.changed(None, None)?;
+        for slot in slots.iter() {
+            let own = slot.with_own_log(self.new_log())?;
+            if own.log().is_some() {
+                list = list.changed(Some(slot), Some(&own))?;
+            }
+            let backing = Backing::new(own.place())?;
+            self.mmu.lock().backings.insert(backing);
+            ids.try_create_and_insert(own.id(), own, GFP_KERNEL_ACCOUNT)?;
+            linux::yield_now();
+        }
+        self.replace(list, None, None)
+    }
+
     /// Makes `list`, to which `coming` may belong, the current snapshot, takes what `leaving` has
     /// mapped out of the tables, and waits for the readers of the old snapshot.
     fn replace(
@@ -339,10 +365,14 @@ impl VmMemory {
     }
 
     /// The host is going to change what the user addresses from `start` to `end` map to.
-    pub(crate) fn begin_invalidation(&self, start: u64, end: u64, sleep: Sleep) {
+    ///
+    /// fork(2) takes the right to write from all memory. Its pages stay, so that the guest need not
+    /// fault them in again: it asks for the right, page by page, where it writes.
+    pub(crate) fn begin_invalidation(&self, start: u64, end: u64, loss: Loss, sleep: Sleep) {
         self.mmu.lock().begin(start, end);
-        self.for_each_backed(start, end, sleep, |mmu, tables, range| {
-            mmu.npt.unmap(tables, range)
+        self.for_each_backed(start, end, sleep, |mmu, tables, range| match loss {
+            Loss::Page => mmu.npt.unmap(tables, range),
+            Loss::Write => mmu.npt.withdraw(tables, range),
         });
     }
 

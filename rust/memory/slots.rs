@@ -140,6 +140,15 @@ impl Slot {
         self.read_only
     }
 
+    /// The same for another VM: with a log of its own, if it keeps one.
+    pub(crate) fn with_own_log(&self, kind: NewLog) -> Result<Self> {
+        let mut slot = self.clone();
+        if slot.log.is_some() {
+            slot.log = Some(DirtyLog::new(slot.pages(), kind)?);
+        }
+        Ok(slot)
+    }
+
     /// The dirty log, if the slot keeps one.
     pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref()

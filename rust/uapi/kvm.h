@@ -108,11 +108,14 @@ enum pacifica_own_ioctl_nr {
 	OWN(KEEP_PAGES),
 	OWN(SET_KEEP_LIMIT),
 	OWN(GET_KEPT),
+	OWN(FORK),
 };
 
-/* A flag with a suffix of C. */
+/* Flags with a suffix of C. */
 enum pacifica_own_flag {
+	PACIFICA_SNAPSHOT_FLAG_STATE = PACIFICA_SNAPSHOT_STATE,
 	PACIFICA_RESET_FLAG_TIME = PACIFICA_RESET_TIME,
+	PACIFICA_FORK_FLAG_TIME = PACIFICA_FORK_TIME,
 };
 
 /* Members of enumerations that have a name of their own in 7.3. */

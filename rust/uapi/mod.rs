@@ -85,6 +85,7 @@ abi!(
     pacifica_create_snapshot,
     pacifica_reset,
     pacifica_keep_pages,
+    pacifica_fork,
     NestedState,
 );
 

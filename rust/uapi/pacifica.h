@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * What /dev/pacifica has besides the interface of KVM: snapshots of a VM, and going back to them.
+ * What /dev/pacifica has besides the interface of KVM: snapshots of a VM, going back to them, and VMs
+ * that are made from them.
  * docs/abi.md says what each ioctl does, which errors it gives, and what the limits are.
  *
  * All structures have the same layout in programs of 32 and 64 bits.
@@ -20,12 +21,19 @@
  */
 #define PACIFICA_CHECK_FEATURE		_IO(PACIFICA_IOCTL, 0x00)
 #define PACIFICA_FEATURE_SNAPSHOT	1
+#define PACIFICA_FEATURE_FORK		2
 
 /* On a VM: takes a snapshot, and answers its descriptor. */
 #define PACIFICA_CREATE_SNAPSHOT	_IOW(PACIFICA_IOCTL, 0x01, struct pacifica_create_snapshot)
 
+/*
+ * The state alone, for PACIFICA_FORK: no memory is kept, the limit is zero, and nothing of the VM is
+ * restricted. There may be any number.
+ */
+#define PACIFICA_SNAPSHOT_STATE		(1ULL << 0)
+
 struct pacifica_create_snapshot {
-	/* Zero. */
+	/* PACIFICA_SNAPSHOT_* */
 	__u64 flags;
 	/* How many bytes of old memory contents the kernel may keep. */
 	__u64 limit;
@@ -68,5 +76,23 @@ struct pacifica_keep_pages {
 
 /* On a snapshot: how many bytes of old memory contents are kept. */
 #define PACIFICA_GET_KEPT		_IOR(PACIFICA_IOCTL, 0x05, __u64)
+
+/*
+ * On a snapshot, in any process, which is to be a child that fork(2) has made since: makes a VM with
+ * the state of the snapshot and the same slots, of the memory that the caller has at the same addresses,
+ * and answers its descriptor. KVM_CREATE_VCPU there answers the descriptors of the vCPUs, which have
+ * their state already.
+ */
+#define PACIFICA_FORK			_IOW(PACIFICA_IOCTL, 0x06, struct pacifica_fork)
+
+/* The guest's time goes on from the instant of the snapshot, as if none had passed since. */
+#define PACIFICA_FORK_TIME		(1ULL << 0)
+
+struct pacifica_fork {
+	/* PACIFICA_FORK_* */
+	__u64 flags;
+	/* Zeros. */
+	__u64 reserved[3];
+};
 
 #endif

@@ -45,6 +45,8 @@ struct Small {
     has_run: bool,
     /// What the host's TSC had lost, as far as it is in the offset.
     tsc_lost: u64,
+    /// The host's TSC when the guest was last in a CPU, where the CPUs' TSCs differ.
+    last_tsc: u64,
     sipi_vector: u8,
 }
 
@@ -52,6 +54,8 @@ struct Small {
 pub(crate) struct VcpuSnapshot {
     /// Which one.
     serial: u64,
+    /// Its number.
+    pub(crate) id: u32,
     vmcb: Pages<Vmcb>,
     /// One element.
     state: KVec<VcpuState>,
@@ -80,6 +84,7 @@ impl VcpuSnapshot {
         cpuid.extend_from_slice(&parts.cpuid, GFP_KERNEL_ACCOUNT)?;
         Ok(Self {
             serial: vcpu.serial,
+            id: vcpu.mailbox.id,
             vmcb,
             state,
             lapic: parts.lapic.as_deref().copied(),
@@ -100,6 +105,7 @@ impl VcpuSnapshot {
                 has_x2apic: parts.has_x2apic,
                 has_run: inner.has_run,
                 tsc_lost: inner.tsc_lost,
+                last_tsc: inner.last_tsc,
                 sipi_vector: vcpu.mailbox.sipi_vector(),
             },
             answer: vcpu.run_page.answer()?,
@@ -129,6 +135,11 @@ impl VcpuSnapshot {
         vcpu.mailbox.take_interrupts();
         vcpu.mailbox.set_sipi_vector(self.small.sipi_vector);
         copy(&self.vmcb, &mut inner.vmcb);
+        if vcpu.serial != self.serial {
+            // One of another VM has become this one.
+            inner.vmcb.set_ncr3(vcpu.vm.memory.ncr3());
+            inner.last_tsc = self.small.last_tsc;
+        }
         inner.vmcb.set_all_dirty();
         inner.vmcb.set_tlb_control(TlbControl::Nothing);
         let offset = self.vmcb.tsc_offset();

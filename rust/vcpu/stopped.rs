@@ -1,27 +1,44 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! All vCPUs of a VM, and how to have them to oneself.
+//! All vCPUs of a VM, for whoever wants them to stand still.
+//!
+//! ```text
+//!   KVM_CREATE_VCPU ──► all ──────────────────────────► last descriptor closed
+//!   PACIFICA_FORK ────► all, waiting ─KVM_CREATE_VCPU─► all ─► likewise
+//! ```
+//!
+//! A vCPU holds a reference to its VM, so none may stay here when nobody has a descriptor of it any more.
 
 use crate::linux::{KillableGuard, KillableMutex};
 use crate::vcpu::{Inner, Vcpu};
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
 
-/// The vCPUs of a VM that have a descriptor, in the order in which they were made.
+/// The vCPUs of a VM that have a descriptor, or will have, in the order in which they were made.
 #[pin_data]
 pub(crate) struct Vcpus {
     #[pin]
-    list: Mutex<KVec<Arc<Vcpu>>>,
+    list: Mutex<List>,
     /// Held by who stops all of them, and by who uses a snapshot.
     #[pin]
     pub(crate) stopping: KillableMutex<()>,
 }
 
+struct List {
+    all: KVec<Arc<Vcpu>>,
+    /// Those of a forked VM whose descriptors nobody has asked for yet.
+    waiting: KVec<Arc<Vcpu>>,
+}
+
 impl Vcpus {
-    /// Creates an empty list.
+    /// None.
     pub(crate) fn new() -> impl PinInit<Self> {
+        let list = List {
+            all: KVec::new(),
+            waiting: KVec::new(),
+        };
         pin_init!(Self {
-            list <- kernel::new_mutex!(KVec::new(), "pacifica::vcpus"),
+            list <- kernel::new_mutex!(list, "pacifica::vcpus"),
             stopping <- KillableMutex::new(()),
         })
     }
@@ -29,20 +46,51 @@ impl Vcpus {
     /// Another one. It holds a reference to the VM, so it must be [removed](Self::remove) when its
     /// last descriptor goes.
     pub(crate) fn add(&self, vcpu: &Arc<Vcpu>) -> Result {
-        Ok(self.list.lock().push(vcpu.clone(), GFP_KERNEL_ACCOUNT)?)
+        Ok(self
+            .list
+            .lock()
+            .all
+            .push(vcpu.clone(), GFP_KERNEL_ACCOUNT)?)
     }
 
     /// It goes.
     pub(crate) fn remove(&self, vcpu: &Vcpu) {
         let mut list = self.list.lock();
         // It is not the last reference: the caller has one.
-        list.retain(|other| !core::ptr::eq(&**other, vcpu));
+        list.all.retain(|other| !core::ptr::eq(&**other, vcpu));
+    }
+
+    /// One that was [added](Self::add) has no descriptor yet.
+    pub(crate) fn wait(&self, vcpu: Arc<Vcpu>) -> Result {
+        Ok(self.list.lock().waiting.push(vcpu, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// Takes the one of this number out of those that wait for a descriptor.
+    pub(crate) fn take_waiting(&self, id: u32) -> Option<Arc<Vcpu>> {
+        let waiting = &mut self.list.lock().waiting;
+        let index = waiting.iter().position(|vcpu| vcpu.mailbox.id == id)?;
+        waiting.remove(index).ok()
+    }
+
+    /// It waits on, for there was no descriptor.
+    pub(crate) fn put_waiting(&self, vcpu: Arc<Vcpu>) {
+        // There is room, for it was taken out.
+        let left = self.list.lock().waiting.push_within_capacity(vcpu);
+        drop(left);
+    }
+
+    /// Nobody will ask for those that wait.
+    pub(crate) fn forget_waiting(&self) {
+        let waiting = core::mem::take(&mut self.list.lock().waiting);
+        for vcpu in waiting.iter() {
+            self.remove(vcpu);
+        }
     }
 
     fn all(&self) -> Result<KVec<Arc<Vcpu>>> {
         let list = self.list.lock();
-        let mut all = KVec::with_capacity(list.len(), GFP_KERNEL)?;
-        for vcpu in list.iter() {
+        let mut all = KVec::with_capacity(list.all.len(), GFP_KERNEL)?;
+        for vcpu in list.all.iter() {
             all.push(vcpu.clone(), GFP_KERNEL)?;
         }
         Ok(all)

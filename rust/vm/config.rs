@@ -38,6 +38,14 @@ pub(crate) struct Choices {
     msr_filter: Mutex<Option<Arc<MsrFilter>>>,
 }
 
+/// A copy of them.
+pub(crate) struct ChoicesState {
+    policy: u32,
+    disabled_exits: u32,
+    longest_poll_ns: u32,
+    msr_filter: Option<Arc<MsrFilter>>,
+}
+
 impl Choices {
     /// Nothing is chosen.
     pub(crate) fn new() -> impl PinInit<Self> {
@@ -89,6 +97,24 @@ impl Choices {
             }),
             _ => return None,
         })
+    }
+
+    /// Copies them.
+    pub(crate) fn save(&self) -> ChoicesState {
+        ChoicesState {
+            policy: self.policy.load(Relaxed),
+            disabled_exits: self.disabled_exits(),
+            longest_poll_ns: self.longest_poll_ns(),
+            msr_filter: self.msr_filter(),
+        }
+    }
+
+    /// Chooses the same, for a VM that has no vCPUs yet.
+    pub(crate) fn put_back(&self, state: &ChoicesState) {
+        self.policy.store(state.policy, Relaxed);
+        self.disabled_exits.store(state.disabled_exits, Relaxed);
+        self.longest_poll_ns.store(state.longest_poll_ns, Relaxed);
+        *self.msr_filter.lock() = state.msr_filter.clone();
     }
 
     /// How long a halted vCPU looks for work before it sleeps, at most.

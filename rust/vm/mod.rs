@@ -11,14 +11,15 @@ pub(crate) mod vfio;
 
 use crate::host::{host, Svm};
 use crate::irq::eventfd::Eventfds;
-use crate::irq::irqchip::Chips;
+use crate::irq::irqchip::{Chips, ChipsDecisions};
 use crate::irq::vcpu_table::Mailboxes;
 use crate::linux;
+use crate::memory::slots::SlotList;
 use crate::memory::VmMemory;
 use crate::vcpu::stopped::Vcpus;
 use crate::vm::clock::VmClock;
 use crate::vm::coalesced_io::Coalesced;
-use crate::vm::config::Choices;
+use crate::vm::config::{Choices, ChoicesState};
 use crate::vm::stats::{StatsFile, VmStats};
 use crate::vm::vfio::VfioState;
 use kernel::fmt;
@@ -77,9 +78,21 @@ pub(crate) mod option {
 }
 
 /// What is decided before the first vCPU.
+#[derive(Clone, Copy)]
 pub(crate) struct Setup {
     /// KVM_CAP_MAX_VCPU_ID, if it was set.
     pub(crate) max_vcpu_id: Option<u32>,
+}
+
+/// What the VMM has decided for a VM as a whole, but for its devices and its event descriptors.
+pub(crate) struct Decisions {
+    setup: Setup,
+    boot_cpu: u32,
+    options: u32,
+    choices: ChoicesState,
+    chips: ChipsDecisions,
+    manual_log: u64,
+    slots: SlotList,
 }
 
 impl Vm {
@@ -118,6 +131,30 @@ impl Vm {
             }),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// Copies what the VMM has decided. Nobody else changes `setup` meanwhile.
+    pub(crate) fn decisions(&self, setup: &Setup) -> Result<Decisions> {
+        Ok(Decisions {
+            setup: *setup,
+            boot_cpu: self.boot_cpu(),
+            options: self.options.load(Relaxed),
+            choices: self.choices.save(),
+            chips: self.chips.decisions()?,
+            manual_log: self.memory.log_flags(),
+            slots: self.memory.slots().changed(None, None)?,
+        })
+    }
+
+    /// Decides the same for a VM that is new: it has no vCPUs and no descriptor yet.
+    pub(crate) fn decide(&self, decisions: &Decisions) -> Result {
+        *self.setup.lock() = decisions.setup;
+        self.boot_cpu.store(decisions.boot_cpu, Relaxed);
+        self.options.store(decisions.options, Relaxed);
+        self.choices.put_back(&decisions.choices);
+        self.chips.decide(&decisions.chips)?;
+        self.memory.set_manual_log(decisions.manual_log)?;
+        self.memory.adopt(&decisions.slots)
     }
 
     /// The vCPU that starts the guest.

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod memory;
 pub mod modules;
 pub mod patience;
+pub mod process;
 pub mod snapshot;
 pub mod state;
 pub mod stats;

@@ -12,6 +12,7 @@ use crate::guest::{Guest, Irqchip, Mode, INTERRUPTED};
 use crate::kvm::{number, set_cpuid, supported_cpuid, Answer, Errno, Handle};
 use crate::memory::{Mapping, PAGE};
 use crate::patience;
+use crate::snapshot::Snapshot;
 use crate::trace::{Next, Trace};
 
 /// Guest memory from address 0.
@@ -202,6 +203,23 @@ impl Machine {
             ram,
             _rom: rom,
         })
+    }
+
+    /// In a child of fork(2): this machine becomes the one that the snapshot tells of, with the memory of
+    /// this process. The parent's is let go.
+    pub fn fork_from(
+        &mut self,
+        device: &Handle,
+        snapshot: &Snapshot,
+        flags: u64,
+    ) -> Result<(), String> {
+        let vm = snapshot.fork(flags)?;
+        let mut vcpus = Vec::new();
+        for id in 0..self.vcpus.len() as u32 {
+            vcpus.push(Vcpu::create(device, &vm, id)?);
+        }
+        (self.vcpus, self.vm) = (vcpus, vm);
+        Ok(())
     }
 
     /// Runs the guest to its end; answers what it did.

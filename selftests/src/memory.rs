@@ -30,6 +30,11 @@ impl Mapping {
         Self::new(length, -1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
     }
 
+    /// Zeroed memory that this process shares with its children.
+    pub fn shared(length: usize) -> io::Result<Self> {
+        Self::new(length, -1, libc::MAP_SHARED | libc::MAP_ANONYMOUS)
+    }
+
     /// The first `length` bytes of a file.
     pub fn of_file(file: i32, length: usize) -> io::Result<Self> {
         Self::new(length, file, libc::MAP_SHARED)

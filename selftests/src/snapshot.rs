@@ -30,6 +30,14 @@ pub const SET_LIMIT: Number = number::<u64>(READ, 4);
 /// `PACIFICA_GET_KEPT`.
 pub const GET_KEPT: Number = number::<u64>(WRITE, 5);
 
+/// `PACIFICA_FORK`.
+pub const FORK: Number = number::<Fork>(READ, 6);
+/// `PACIFICA_FEATURE_FORK`.
+pub const FEATURE_FORK: u64 = 2;
+/// `PACIFICA_SNAPSHOT_STATE`.
+pub const STATE_ONLY: u64 = 1;
+/// `PACIFICA_FORK_TIME`.
+pub const FORK_TIME: u64 = 1;
 /// `PACIFICA_RESET_TIME`.
 pub const RESET_TIME: u64 = 1;
 
@@ -63,6 +71,15 @@ pub struct Keep {
     pub flags: u64,
 }
 
+/// `struct pacifica_fork`.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Fork {
+    pub flags: u64,
+    pub reserved: [u64; 3],
+}
+
 /// A snapshot's descriptor.
 pub struct Snapshot(pub Handle);
 
@@ -74,6 +91,24 @@ impl Snapshot {
             ..Default::default()
         };
         vm.open_with_structure(CREATE, &mut create).map(Self)
+    }
+
+    /// Takes one of the state alone.
+    pub fn of_state(vm: &Handle) -> Answer<Self> {
+        let mut create = Create {
+            flags: STATE_ONLY,
+            ..Default::default()
+        };
+        vm.open_with_structure(CREATE, &mut create).map(Self)
+    }
+
+    /// Makes a VM of it, on the memory of this process.
+    pub fn fork(&self, flags: u64) -> Answer<Handle> {
+        let mut fork = Fork {
+            flags,
+            ..Default::default()
+        };
+        self.0.open_with_structure(FORK, &mut fork)
     }
 
     /// Goes back; answers how many pages were put back.

@@ -10,7 +10,8 @@ use selftests::machine::map;
 use selftests::memory::PAGE;
 use selftests::patience;
 use selftests::snapshot::{
-    Create, Keep, Reset, Snapshot, CHECK_FEATURE, CREATE, FEATURE, KEEP, RESET, SET_LIMIT,
+    Create, Keep, Reset, Snapshot, CHECK_FEATURE, CREATE, FEATURE, FEATURE_FORK, KEEP, RESET,
+    SET_LIMIT,
 };
 use selftests::tap::equal;
 
@@ -35,7 +36,8 @@ pub(crate) fn feature(device: &Handle) -> Result<(), String> {
     let vm = device.open_with(number::CREATE_VM, 0)?;
     for handle in [device, &vm] {
         equal("snapshots", handle.call(CHECK_FEATURE, FEATURE), Ok(1))?;
-        for other in [0, 2, 1 << 32 | FEATURE] {
+        equal("forks", handle.call(CHECK_FEATURE, FEATURE_FORK), Ok(1))?;
+        for other in [0, 3, 1 << 32 | FEATURE] {
             equal("another feature", handle.call(CHECK_FEATURE, other), Ok(0))?;
         }
     }
@@ -47,7 +49,7 @@ pub(crate) fn arguments(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, MIB)?;
     let vm = &writer.machine.vm;
     let flags = Create {
-        flags: 1,
+        flags: 2,
         ..Default::default()
     };
     refused("flags", create(vm, flags), libc::EINVAL)?;

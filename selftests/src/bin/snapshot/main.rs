@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Snapshots: after a reset a VM is as it was, whatever it has done, and whatever its VMM does.
+//! Snapshots: after a reset a VM is as it was, whatever it has done, and whatever its VMM does; and a
+//! VM that is made from another one has all of it but nothing in common with it.
 //!
 //! `snapshot [WORD]...`: the tests whose names contain one of the words.
 
+mod family;
+mod fork;
+mod fork_hostile;
 mod hostile;
 mod limits;
 mod many;
@@ -61,6 +65,34 @@ const TESTS: &[(&str, Test)] = &[
     ("a limit of zero", limits::zero),
     ("what the emulator writes is kept, too", limits::emulator),
     ("nothing is left behind", limits::left_behind),
+    ("a fork has the state of its parent", fork::same_state),
+    ("forks of every small guest end as it does", small::forked),
+    (
+        "forks and their parent never see each other's writes",
+        fork::apart,
+    ),
+    ("forks of forks, which end in any order", fork::tree),
+    ("a hundred forks at once", fork::hundred),
+    ("a fork leaves the parent its pages", fork::pages_stay),
+    ("forks whose parent has gone", fork::orphan),
+    (
+        "forks after a reset, and resets of forks",
+        fork::after_reset,
+    ),
+    ("time goes back for a fork, or not", fork::time),
+    ("forks and parents that are killed", fork::killed),
+    ("arguments of a fork", fork_hostile::arguments),
+    (
+        "a snapshot of the state restricts nothing",
+        fork_hostile::free,
+    ),
+    ("the descriptors of a fork's vCPUs", fork_hostile::vcpus),
+    (
+        "a fork with other memory, or none",
+        fork_hostile::other_memory,
+    ),
+    ("forks of one snapshot at once", fork_hostile::at_once),
+    ("forks of a VM that has gone", fork_hostile::vm_gone),
 ];
 
 fn main() -> ExitCode {

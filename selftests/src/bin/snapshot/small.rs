@@ -11,7 +11,8 @@ use selftests::guest::{compare, Guest};
 use selftests::kvm::Handle;
 use selftests::machine::{missing, Machine, Step};
 use selftests::patience;
-use selftests::snapshot::{Snapshot, RESET_TIME};
+use selftests::process::Child;
+use selftests::snapshot::{Snapshot, FORK_TIME, RESET_TIME};
 use selftests::trace::Trace;
 
 use crate::state::State;
@@ -23,6 +24,13 @@ const POINTS: u64 = 3;
 
 /// Runs them all.
 pub(crate) fn all(device: &Handle) -> Result<(), String> {
+    each(device, |guest| {
+        interrupted_if_it_hangs(|| one(device, guest))
+    })
+}
+
+/// Calls `test` with each.
+fn each(device: &Handle, mut test: impl FnMut(&Guest) -> Result<(), String>) -> Result<(), String> {
     let files = fs::read_dir(GUESTS).map_err(|error| format!("{GUESTS}: {error}"))?;
     let mut names: Vec<String> = files
         .flatten()
@@ -37,14 +45,40 @@ pub(crate) fn all(device: &Handle) -> Result<(), String> {
         if !single || missing(device, &guest).is_some() {
             continue;
         }
-        interrupted_if_it_hangs(|| one(device, &guest)).map_err(|e| format!("{name}: {e}"))?;
+        test(&guest).map_err(|e| format!("{name}: {e}"))?;
         count += 1;
     }
-    println!("# {count} guests, {POINTS} exits of each");
+    println!("# {count} guests");
     if count < 50 {
         return Err(format!("only {count} guests"));
     }
     Ok(())
+}
+
+/// Forks them all, where they are half done.
+pub(crate) fn forked(device: &Handle) -> Result<(), String> {
+    each(device, |guest| {
+        let expected = without_registers(guest);
+        let mut trace = Trace::default();
+        let machine = Machine::new(device, guest)?;
+        let (entries, _) = go(&machine, guest, &mut trace, u64::MAX)?;
+        let mut machine = Machine::new(device, guest)?;
+        let mut before = Trace::default();
+        go(&machine, guest, &mut before, entries / 2)?;
+        let snapshot = Snapshot::of_state(&machine.vm)?;
+        let child = Child::start(|| {
+            machine.fork_from(device, &snapshot, FORK_TIME)?;
+            interrupted_if_it_hangs(|| {
+                let mut trace = before.clone();
+                go(&machine, guest, &mut trace, u64::MAX)?;
+                compare(&expected, &trace.lines)
+            })
+        })?;
+        let mut trace = before.clone();
+        let parent = go(&machine, guest, &mut trace, u64::MAX)
+            .and_then(|_| compare(&expected, &trace.lines));
+        child.join().and(parent)
+    })
 }
 
 /// Sends `SIGUSR1` to this thread when the time is over.
@@ -82,13 +116,17 @@ fn go(
     Ok((most, false))
 }
 
-fn one(device: &Handle, guest: &Guest) -> Result<(), String> {
-    let expected: Vec<String> = guest
-        .expected
-        .iter()
+/// What the guest should do, but for the registers at its end.
+fn without_registers(guest: &Guest) -> Vec<String> {
+    let lines = guest.expected.iter();
+    lines
         .filter(|line| !line.starts_with("regs "))
         .cloned()
-        .collect();
+        .collect()
+}
+
+fn one(device: &Handle, guest: &Guest) -> Result<(), String> {
+    let expected = without_registers(guest);
     let mut trace = Trace::default();
     let (entries, _) = go(&Machine::new(device, guest)?, guest, &mut trace, u64::MAX)?;
     compare(&expected, &trace.lines)?;

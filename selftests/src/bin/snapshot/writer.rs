@@ -6,7 +6,7 @@ use std::arch::global_asm;
 
 use kvm_bindings::*;
 use selftests::guest::{Guest, Irqchip, Mode};
-use selftests::kvm::{number, Handle};
+use selftests::kvm::{number, Errno, Handle};
 use selftests::machine::{map, Machine, LOAD};
 use selftests::memory::Mapping;
 
@@ -121,7 +121,12 @@ impl Writer {
     pub(crate) fn run_one(&self, id: usize, exits: u64, seed: u64) -> Result<(), String> {
         let vcpu = &self.machine.vcpus[id];
         for count in 0..exits {
-            vcpu.run()?;
+            // The signal of a child's end may meet this thread while another one is made.
+            while let Err(error) = vcpu.run() {
+                if error != Errno(libc::EINTR) {
+                    return Err(error.into());
+                }
+            }
             let shared = vcpu.shared();
             if shared.exit_reason != KVM_EXIT_IO {
                 return Err(format!("CPU {id}: exit {}", shared.exit_reason));
