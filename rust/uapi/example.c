@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note
 
 /*
- * How a program in C uses snapshots: a tiny guest adds up numbers, and begins anew each time.
+ * How a program in C uses snapshots: a tiny guest adds up numbers, and begins anew each time; then
+ * it has children.
  *
  *   cc -Wall -o example example.c && ./example
  *
  * docs/abi.md says what each ioctl does.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <linux/kvm.h>
@@ -69,6 +70,16 @@ static void run(int vcpu, const struct kvm_run *shared)
 	}
 }
 
+/* What the kernel and we share of a virtual CPU. */
+static struct kvm_run *map_vcpu(int device, int vcpu)
+{
+	int size = CALL(device, KVM_GET_VCPU_MMAP_SIZE, 0);
+	void *shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+
+	check(shared == MAP_FAILED ? -1 : 0, "mmap of the vCPU");
+	return shared;
+}
+
 /* A virtual CPU at the guest's first instruction. */
 static int make_vcpu(int vm)
 {
@@ -81,6 +92,50 @@ static int make_vcpu(int vm)
 	CALL(vcpu, KVM_SET_SREGS, &sregs);
 	CALL(vcpu, KVM_SET_REGS, &regs);
 	return vcpu;
+}
+
+/* A child has a VM of its own, which goes on where the parent's was. Answers the sum it comes to. */
+static unsigned int child(int device, int state, unsigned int input)
+{
+	struct pacifica_fork fork = { .flags = 0 };
+	int vm = CALL(state, PACIFICA_FORK, &fork);
+	/* Registers and all else are there. */
+	int vcpu = CALL(vm, KVM_CREATE_VCPU, 0);
+	struct kvm_run *shared = map_vcpu(device, vcpu);
+
+	memory[INPUT] = input;
+	run(vcpu, shared);
+	return read16(SUM);
+}
+
+/* Makes three children, and goes on. */
+static int fork_machine(int device, int vm, int vcpu, const struct kvm_run *shared)
+{
+	struct pacifica_create_snapshot create = { .flags = PACIFICA_SNAPSHOT_STATE };
+	int failed = 0, state, status;
+
+	memory[INPUT] = 1;
+	run(vcpu, shared);
+	/* Until the last fork(2) neither guest nor VMM writes to memory. */
+	state = CALL(vm, PACIFICA_CREATE_SNAPSHOT, &create);
+	fflush(stdout);
+	for (unsigned int input = 10; input <= 30; input += 10) {
+		pid_t pid = check(fork(), "fork");
+
+		if (pid == 0) {
+			/* The parent's VM is of no use here, but held by these. */
+			close(vm);
+			close(vcpu);
+			_exit(child(device, state, input) != 1 + input);
+		}
+	}
+	close(state);
+	run(vcpu, shared);
+	failed |= read16(SUM) != 2;
+	while (wait(&status) > 0)
+		failed |= status != 0;
+	printf("the parent has come to %u, and its children to other sums\n", read16(SUM));
+	return failed;
 }
 
 int main(void)
@@ -103,9 +158,7 @@ int main(void)
 	slot.userspace_addr = (unsigned long)memory;
 	CALL(vm, KVM_SET_USER_MEMORY_REGION, &slot);
 	vcpu = make_vcpu(vm);
-	shared = mmap(NULL, CALL(device, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE,
-		      MAP_SHARED, vcpu, 0);
-	check(shared == MAP_FAILED ? -1 : 0, "mmap of the vCPU");
+	shared = map_vcpu(device, vcpu);
 
 	/* The instant: the sum is 0, the guest is at its first instruction. */
 	snapshot = CALL(vm, PACIFICA_CREATE_SNAPSHOT, &create);
@@ -123,5 +176,6 @@ int main(void)
 		       (unsigned long long)reset.pages);
 	}
 	close(snapshot);
+	failed |= fork_machine(device, vm, vcpu, shared);
 	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

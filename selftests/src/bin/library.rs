@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use pacifica_vm::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use pacifica_vm::vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion, VolatileMemory};
-use pacifica_vm::{is_limit, Error, Feature, Memory, Snapshot, Time};
+use pacifica_vm::{fork, is_limit, Error, Feature, Fork, Memory, Snapshot, Time};
 use selftests::tap::{equal, Tap};
 
 const PAGE: u64 = 4096;
@@ -296,6 +296,85 @@ fn pointer(kvm: &Kvm) -> Outcome {
     Ok(())
 }
 
+/// A child is where its parent was, and neither sees what the other does.
+fn children(kvm: &Kvm) -> Outcome {
+    let mut machine = Machine::new(kvm)?;
+    machine.memory.write_obj(5_u16, INPUT)?;
+    machine.run()?;
+    // A snapshot of the parent's is none of the child's.
+    let snapshot = machine.snapshot(64)?;
+    let before = machine.contents()?;
+    let mut children = Vec::new();
+    for number in 1..=4_u16 {
+        match fork(kvm, &machine.vm, &machine.memory, Time::GoesOn)? {
+            Fork::Parent(child) => children.push(child),
+            Fork::Child(vm) => {
+                let outcome = vm
+                    .map_err(Into::into)
+                    .and_then(|vm| child(machine, vm, number));
+                if let Err(error) = &outcome {
+                    println!("# child {number}: {error}");
+                }
+                std::process::exit(i32::from(outcome.is_err()));
+            }
+        }
+        // The parent goes on at once.
+        machine.memory.write_obj(100 * number, INPUT)?;
+        machine.run()?;
+        equal(
+            "the sum",
+            machine.memory.read_obj::<u16>(SUM)?,
+            5 + 100 * number,
+        )?;
+        snapshot.reset(Time::GoesOn)?;
+        machine.unchanged("after a reset", &before)?;
+    }
+    for child in children {
+        let mut status = 0;
+        // SAFETY: The status is written to a variable.
+        let waited = unsafe { libc::waitpid(child as i32, &mut status, 0) };
+        equal("the child", (waited, status), (child as i32, 0))?;
+    }
+    machine.unchanged("after the children", &before)
+}
+
+/// What a child does with the parent's machine and a VM of its own.
+fn child(mut machine: Machine, vm: VmFd, number: u16) -> Outcome {
+    machine.vcpu = vm.create_vcpu(0)?;
+    machine.vm = vm;
+    machine.memory.write_obj(number, INPUT)?;
+    machine.run()?;
+    equal("the sum", machine.memory.read_obj::<u16>(SUM)?, 5 + number)?;
+    // It takes snapshots, too.
+    let snapshot = machine.snapshot(64)?;
+    let before = machine.contents()?;
+    machine.memory.write_obj(7_u16, INPUT)?;
+    machine.run()?;
+    equal("the sum", machine.memory.read_obj::<u16>(SUM)?, 12 + number)?;
+    snapshot.reset(Time::GoesBack)?;
+    machine.unchanged("in the child, after a reset", &before)
+}
+
+/// What a child would lose, and what it would share.
+fn no_children(kvm: &Kvm) -> Outcome {
+    let machine = Machine::new(kvm)?;
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || receiver.recv().is_ok());
+    let refused = fork(kvm, &machine.vm, &machine.memory, Time::GoesOn);
+    sender.send(())?;
+    thread.join().map_err(|_| "a panic")?;
+    equal("threads", matches!(refused, Err(Error::Threads(2))), true)?;
+    let slice = machine.memory.get_slice(GuestAddress(FREE), 1)?;
+    let refused = fork(kvm, &machine.vm, &machine.memory, Time::GoesOn);
+    equal(
+        "slices",
+        matches!(refused, Err(Error::SlicesInUse(1))),
+        true,
+    )?;
+    drop(slice);
+    Ok(())
+}
+
 /// A program that stands beside this one; answers what it printed.
 fn program(name: &str, words: &[&str]) -> Outcome<String> {
     let path = std::env::current_exe()?.with_file_name(name);
@@ -311,7 +390,7 @@ fn program(name: &str, words: &[&str]) -> Outcome<String> {
 /// `rust/uapi/example.c`.
 fn in_c(_: &Kvm) -> Outcome {
     let text = program("c-example", &[])?;
-    let last = "3 times 5 is 15, and after the reset 0 again; 2 pages put back";
+    let last = "the parent has come to 2, and its children to other sums";
     Ok(equal("the last line", text.lines().last(), Some(last))?)
 }
 
@@ -335,6 +414,8 @@ const TESTS: &[(&str, Test)] = &[
     ("the limit ends KVM_RUN, and it goes on", guest_limit),
     ("slices that live", slices),
     ("writes by a pointer", pointer),
+    ("four children", children),
+    ("what cannot have children", no_children),
     ("the example in C", in_c),
     ("the fuzzer finds five bugs", fuzzer),
 ];

@@ -20,6 +20,8 @@ pub const NODE: &str = "/dev/pacifica";
 pub enum Feature {
     /// Snapshots, and resets to them.
     Snapshot,
+    /// VMs from the state of another one.
+    Fork,
 }
 
 /// Opens a device by the path of its node, for example [`NODE`].
@@ -42,6 +44,7 @@ pub fn open(node: impl AsRef<Path>) -> std::result::Result<Kvm, kvm_ioctls::Erro
 pub fn version(device: &impl AsRawFd, feature: Feature) -> u32 {
     let feature = match feature {
         Feature::Snapshot => uapi::PACIFICA_FEATURE_SNAPSHOT,
+        Feature::Fork => uapi::PACIFICA_FEATURE_FORK,
     };
     ioctl::number(device, uapi::PACIFICA_CHECK_FEATURE, feature.into())
         .ok()

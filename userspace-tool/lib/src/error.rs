@@ -32,6 +32,12 @@ pub enum Error {
     /// before it.
     #[error("the snapshot, or a vCPU that it is of, is gone")]
     Gone,
+    /// The process has so many threads, and `fork(2)` would take one along: nothing was done.
+    #[error("{0} threads")]
+    Threads(usize),
+    /// Guest memory is shared with other processes, and so would be with a child: nothing was done.
+    #[error("guest memory is not private")]
+    SharedMemory,
     /// Anything else.
     #[error("{ioctl}: {error}")]
     Ioctl {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calling the ioctls of `pacifica.h`. All unsafe code of this library is here.
+//! Calling the ioctls of `pacifica.h`. Unsafe code is here alone, but for `fork(2)`.
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use kvm_ioctls::{Kvm, VmFd};
 use libc::{c_int, c_ulong};
 
 /// The bits of an ioctl's number that say how large its argument is.
@@ -49,4 +50,10 @@ pub(crate) fn descriptor<T: Copy>(
     let fd = structure(fd, number, value)?;
     // SAFETY: The kernel has just given this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A VM by its descriptor.
+pub(crate) fn vm(kvm: &Kvm, fd: OwnedFd) -> io::Result<VmFd> {
+    // SAFETY: The descriptor is a VM's, and given away. If there is an error it stays open.
+    Ok(unsafe { kvm.create_vmfd_from_rawfd(fd.into_raw_fd()) }?)
 }

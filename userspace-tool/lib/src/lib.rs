@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! What Pacifica has besides the interface of KVM, for VMMs on `kvm-ioctls` and `vm-memory`: a VM
-//! that goes back to an instant, at a cost of what has changed since.
+//! that goes back to an instant, at a cost of what has changed since ([`Snapshot`]), and one that
+//! becomes two, which both go on ([`fork()`]). `docs/fork.md` explains it, in two pictures.
 //!
 //! A VMM goes on using `kvm-ioctls` for everything else; this takes the VM's descriptor. It keeps
 //! guest memory in a [`Memory`] in place of `GuestMemoryMmap`, so that the snapshot hears of the
@@ -45,6 +46,7 @@
 
 mod device;
 mod error;
+mod fork;
 mod ioctl;
 mod memory;
 mod snapshot;
@@ -53,6 +55,7 @@ pub mod uapi;
 
 pub use device::{open, version, Feature, NODE};
 pub use error::{is_limit, Error, Result};
+pub use fork::{fork, Fork, State};
 pub use kvm_ioctls;
 pub use memory::{Memory, MemoryError, Region};
 pub use snapshot::{Snapshot, Time};

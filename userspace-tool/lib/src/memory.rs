@@ -124,6 +124,12 @@ impl Memory {
             .sum()
     }
 
+    /// Whether other processes see what is written, children too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.iter()
+            .any(|region| region.mapping().flags() & libc::MAP_TYPE != libc::MAP_PRIVATE)
+    }
+
     /// Nothing is announced any more.
     pub(crate) fn clear(&self) {
         self.iter()

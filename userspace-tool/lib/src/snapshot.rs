@@ -158,7 +158,7 @@ impl Drop for Snapshot {
 }
 
 /// Makes sure that no slice of the memory lives.
-fn unused(memory: &Memory) -> Result<()> {
+pub(crate) fn unused(memory: &Memory) -> Result<()> {
     match memory.slices() {
         0 => Ok(()),
         count => Err(Error::SlicesInUse(count)),
