@@ -15,6 +15,7 @@
 //!   table.rs  the tree: walk, map, unmap, protect, split, merge
 //!   protect.rs  the right to write: taken away for a dirty log, and given again
 //!   age.rs    accessed bits: look, clear
+//!   written.rs  dirty bits, likewise
 //!   flush.rs  what the caller must flush before it may go on
 //! ```
 #![cfg_attr(not(CONFIG_RUST), no_std)]
@@ -27,12 +28,14 @@ mod place;
 mod protect;
 mod shape;
 mod table;
+mod written;
 
 pub use entry::{Entry, Kind, NptEntry, Rights};
 pub use flush::Flush;
 pub use protect::Permit;
 pub use shape::{GpaRange, Levels, MapError, Mapping, PageSize, Tables};
 pub use table::Npt;
+pub use written::{Near, Written};
 
 /// A host-physical address, with the host's memory-encryption bit where there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

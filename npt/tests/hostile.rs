@@ -6,7 +6,7 @@ mod common;
 
 use common::{finish, honour, Cpu, Memory, HUGE, LARGE, PAGE, PLACES};
 use npt::{
-    Entry, Flush, GpaRange, Hpa, Levels, MapError, Mapping, Npt, NptEntry, PageSize, Rights,
+    Entry, Flush, GpaRange, Hpa, Levels, MapError, Mapping, Near, Npt, NptEntry, PageSize, Rights,
 };
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -74,7 +74,9 @@ fn do_anything(npt: &Npt, memory: &mut Memory, step: &Step) {
             npt.clear_accessed(memory, range);
             npt.is_accessed(memory, GpaRange::page(a, size));
             npt.permit(memory, b, rights, size);
-            Flush::None
+            let mut last = Near::NOTHING;
+            let (_, flush) = npt.take_written(memory, b, write, &mut last);
+            flush | npt.take_written(memory, a, !write, &mut last).1
         }
         10 => npt.withdraw(memory, range),
         _ => {

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{honour, Contents, Memory, HUGE, LARGE, PAGE, PLACES};
-use npt::{Flush, GpaRange, Hpa, Kind, Levels, Mapping, Npt, NptEntry, PageSize, Permit, Rights};
+use npt::{Flush, GpaRange, Hpa, Kind, Levels, Mapping, Near, Npt, NptEntry, PageSize, Permit};
+use npt::{Rights, Written};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ enum Op {
     Merge(u64, PageSize),
     MergeRange(GpaRange),
     Age(GpaRange),
+    TakeWritten(u64, u64, bool),
     Access(u64, bool),
 }
 
@@ -279,6 +281,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => short_range().prop_map(Op::SplitRange),
         3 => (place(), size()).prop_map(|(gpa, size)| Op::Merge(gpa, size)),
         2 => range().prop_map(Op::Age),
+        4 => (place(), any::<u64>(), any::<bool>())
+            .prop_map(|(gpa, mask, withhold)| Op::TakeWritten(gpa, mask, withhold)),
         5 => (place(), any::<bool>()).prop_map(|(gpa, write)| Op::Access(gpa, write)),
     ]
 }
@@ -379,6 +383,17 @@ fn step(op: &Op, npt: &Npt, memory: &mut Memory, model: &mut Model) -> (Flush, b
             assert_eq!(npt.count(memory, range), counts);
             (Flush::None, false)
         }
+        Op::TakeWritten(gpa, mask, withhold) => {
+            let (mut flush, mut needed) = (Flush::None, false);
+            let mut last = Near::NOTHING;
+            for i in (0..64).filter(|i| mask >> i & 1 == 1) {
+                let at = (gpa & !(PAGE - 1)).wrapping_add(i * PAGE);
+                let (written, more) = npt.take_written(memory, at, withhold, &mut last);
+                flush |= more;
+                assert_eq!(written, take_written(at, withhold, model, &mut needed));
+            }
+            (flush, needed)
+        }
         Op::Access(gpa, write) => {
             let reached = memory.walk(npt.root(), levels(npt), gpa, write);
             let permits = |page: &Page| page.rights.contains(Rights::WRITE) || !write;
@@ -419,6 +434,25 @@ fn map_run(
         }
     }
     (flush.unwrap(), needed)
+}
+
+/// What a page tells of writes to it.
+fn take_written(gpa: u64, withhold: bool, model: &mut Model, needed: &mut bool) -> Written {
+    let page = model.pages.get_mut(&gpa);
+    let small = |page: &&mut Page| page.size == PageSize::Size4K;
+    match page.filter(small) {
+        Some(page) if page.rights.contains(Rights::WRITE) => {
+            *needed |= page.dirty || withhold;
+            if std::mem::take(&mut page.dirty) {
+                return Written::Yes;
+            }
+            if withhold {
+                page.protect();
+            }
+            Written::No
+        }
+        _ => Written::Unknown,
+    }
 }
 
 /// What becomes of an access that finds a page but no right to it.

@@ -11,11 +11,12 @@
 //!   close                                nothing is watched any more
 //! ```
 //!
-//! A VM has one snapshot at a time. While there is one, no slot and no vCPU comes or goes. A snapshot
-//! of the state alone watches nothing, and there may be any number.
+//! Snapshots of a VM are a stack: a reset to one drops those that were taken later. While there is one,
+//! no slot and no vCPU comes or goes. A snapshot of the state alone watches nothing, and is in no stack.
 
 use crate::api::fork;
 use crate::linux::compat::unsupported;
+use crate::memory::kept_layer::Writer;
 use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, Arg};
 use crate::vcpu::snapshot_state::{ChipsState, VcpuSnapshot};
@@ -35,17 +36,34 @@ pub(crate) struct State {
     pub(crate) decisions: Decisions,
 }
 
+/// `PACIFICA_KEEP_ONCE`.
+const ONCE: u64 = uapi::PACIFICA_KEEP_FLAG_ONCE as u64;
+
 /// A snapshot. Its file holds the only reference.
 pub(crate) struct Snapshot {
     state: State,
-    /// Whose memory is kept; none if that is nobody's.
-    vm: Option<Arc<Vm>>,
+    /// None if it is of the state alone.
+    memory: Option<Memory>,
+}
+
+/// The memory of a VM, as it was.
+struct Memory {
+    vm: Arc<Vm>,
+    /// Its number among those of the VM.
+    id: u64,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.vm.memory.end_keeping(self.id);
+    }
 }
 
 /// `PACIFICA_CHECK_FEATURE`.
 pub(crate) fn check_feature(feature: usize) -> c_long {
     match u32::try_from(feature) {
-        Ok(uapi::PACIFICA_FEATURE_SNAPSHOT | uapi::PACIFICA_FEATURE_FORK) => 1,
+        Ok(uapi::PACIFICA_FEATURE_SNAPSHOT) => 2,
+        Ok(uapi::PACIFICA_FEATURE_FORK) => 1,
         _ => 0,
     }
 }
@@ -75,18 +93,16 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: Arg) -> Result<c
             chips: ChipsState::take(&vm),
             decisions,
         };
-        let vm: Option<Arc<Vm>> = keeps.then(|| vm.into());
-        let snapshot = Arc::new(Snapshot { state, vm }, GFP_KERNEL_ACCOUNT)?;
-        if let Some(vm) = &snapshot.vm {
-            vm.memory.begin_keeping(config.limit)?;
-        }
-        Ok(snapshot)
+        let memory = match keeps {
+            true => Some(Memory {
+                id: vm.memory.begin_keeping(config.limit)?,
+                vm: vm.into(),
+            }),
+            false => None,
+        };
+        Ok(Arc::new(Snapshot { state, memory }, GFP_KERNEL_ACCOUNT)?)
     })?;
-    file::new_fd(c"pacifica-snapshot", snapshot).inspect_err(|_| {
-        if keeps {
-            vm.memory.end_keeping();
-        }
-    })
+    file::new_fd(c"pacifica-snapshot", snapshot)
 }
 
 /// Whether this is an ioctl of a snapshot that keeps memory.
@@ -115,7 +131,8 @@ impl State {
 
 impl Snapshot {
     /// `PACIFICA_RESET`. Memory comes first: it can fail.
-    fn reset(&self, vm: &Vm, arg: Arg) -> Result {
+    fn reset(&self, memory: &Memory, arg: Arg) -> Result {
+        let vm = &memory.vm;
         let mut reset: uapi::pacifica_reset = arg.read()?;
         let time = u64::from(uapi::PACIFICA_RESET_FLAG_TIME);
         if reset.flags & !time != 0 || reset.reserved != [0; 2] {
@@ -130,7 +147,7 @@ impl Snapshot {
             for (old, one) in state.vcpus.iter().zip(&mut *stopped) {
                 old.prepare(one)?;
             }
-            let pages = vm.memory.put_back()?;
+            let pages = vm.memory.put_back(memory.id)?;
             vm.chips.broadcasts.finish();
             let passed = (reset.flags & time != 0).then(|| state.taken.passed());
             state.put_back(vm, stopped, passed);
@@ -141,18 +158,24 @@ impl Snapshot {
 
     /// `PACIFICA_KEEP_PAGES`: what is left goes back to the caller; an error is one only if nothing
     /// was done.
-    fn keep(vm: &Vm, arg: Arg) -> Result {
+    fn keep(memory: &Memory, arg: Arg) -> Result {
+        let memory = &memory.vm.memory;
         let mut pages: uapi::pacifica_keep_pages = arg.read()?;
         let end = pages.gpa.checked_add(pages.size).ok_or(EINVAL)?;
         let aligned = (pages.gpa | pages.size) & PageSize::Size4K.offset_mask() == 0;
-        if pages.flags != 0 || pages.size == 0 || !aligned {
+        let writer = match pages.flags {
+            0 => Writer::Vmm,
+            ONCE => Writer::VmmOnce,
+            _ => return Err(EINVAL),
+        };
+        if pages.size == 0 || !aligned {
             return Err(EINVAL);
         }
         let mut range = GpaRange {
             start: pages.gpa,
             end,
         };
-        let result = vm.memory.keep_for_vmm(&mut range);
+        let result = memory.keep_for_vmm(&mut range, writer);
         let nothing = range.start == pages.gpa;
         (pages.gpa, pages.size) = (range.start, end.wrapping_sub(range.start));
         arg.write(&pages)?;
@@ -168,30 +191,27 @@ impl FileObject for Snapshot {
         if cmd == uapi::PACIFICA_NR_FORK {
             return fork::fork(&this.state, arg);
         }
-        let Some(vm) = &this.vm else {
+        let Some(memory) = &this.memory else {
             return Err(if is_own(cmd) { EINVAL } else { ENOTTY });
         };
-        let memory = &vm.memory;
-        if !memory.is_current() {
+        let (vm, id) = (&memory.vm, memory.id);
+        if !vm.memory.is_current() {
             return Err(EIO);
         }
+        let keeping = &vm.memory.keeping;
         match cmd {
-            uapi::PACIFICA_NR_RESET => this.reset(vm, arg)?,
+            uapi::PACIFICA_NR_RESET => this.reset(memory, arg)?,
             uapi::PACIFICA_NR_KEEP_PAGES => {
                 // Not while a reset goes on.
                 let _stopping = vm.vcpus.stopping.lock()?;
-                Self::keep(vm, arg)?;
+                // It is one that is left, but the uppermost keeps.
+                keeping.bytes(id)?;
+                Self::keep(memory, arg)?;
             }
-            uapi::PACIFICA_NR_SET_KEEP_LIMIT => memory.keeping.set_limit(arg.read()?),
-            uapi::PACIFICA_NR_GET_KEPT => arg.write(&memory.keeping.bytes())?,
+            uapi::PACIFICA_NR_SET_KEEP_LIMIT => keeping.set_limit(id, arg.read()?)?,
+            uapi::PACIFICA_NR_GET_KEPT => arg.write(&keeping.bytes(id)?)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)
-    }
-
-    fn release(this: ArcBorrow<'_, Self>) {
-        if let Some(vm) = &this.vm {
-            vm.memory.end_keeping();
-        }
     }
 }

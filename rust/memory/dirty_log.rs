@@ -253,24 +253,30 @@ impl VmMemory {
     /// The log of a slot has ended: small pages may become large ones again.
     pub(crate) fn end_log(&self, slot: &Slot) {
         let gpas = slot.gpas();
-        let merge = |merge: &dyn Fn(&Mmu, &mut LockedTables<'_>) -> Flush| {
-            let mmu = self.mmu.lock();
-            let mut tables = LockedTables::new(None);
-            let flush = merge(&mmu, &mut tables);
-            tables.finish(flush, self.flush());
-            drop(mmu);
-            linux::yield_now();
-        };
         for range in chunks(gpas) {
-            merge(&|mmu, tables| mmu.npt.merge_range(tables, range));
+            self.merge(&|mmu, tables| mmu.npt.merge_range(tables, range));
         }
         let size = PageSize::Size1G;
         let first = gpas.start.next_multiple_of(size.bytes());
         for gpa in (first..gpas.end).step_by(size.bytes() as usize) {
             if gpas.end - gpa >= size.bytes() {
-                merge(&|mmu, tables| mmu.npt.merge(tables, gpa, size));
+                self.merge_page(gpa, size);
             }
         }
+    }
+
+    /// Merges the small pages at `gpa` to one of `size`, if that can be.
+    pub(crate) fn merge_page(&self, gpa: u64, size: PageSize) {
+        self.merge(&|mmu, tables| mmu.npt.merge(tables, gpa, size));
+    }
+
+    fn merge(&self, merge: &dyn Fn(&Mmu, &mut LockedTables<'_>) -> Flush) {
+        let mmu = self.mmu.lock();
+        let mut tables = LockedTables::new(None);
+        let flush = merge(&mmu, &mut tables);
+        tables.finish(flush, self.flush());
+        drop(mmu);
+        linux::yield_now();
     }
 
     /// Splits all large pages in a range, so that a guest that writes them need not wait for it.

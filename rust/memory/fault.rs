@@ -7,7 +7,7 @@ use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
 use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::guest_access::GuestAccess;
-use crate::memory::kept_pages::Writer;
+use crate::memory::kept_layer::Writer;
 use crate::memory::npt_pages::{LockedTables, TableCache};
 use crate::memory::slots::{Slot, SlotList};
 use crate::memory::{Mmu, VmMemory};
@@ -146,19 +146,15 @@ impl VcpuMemory {
         let gpa = gpa & !PageSize::Size4K.offset_mask();
         let hva = slot.hva(gpa);
         let keeping = self.vm.keeping.is_on();
-        let mut kept = !keeping;
         if keeping && write {
             if !sleep.is_allowed() {
                 return Outcome::WouldSleep;
             }
-            if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Strict) {
+            if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Guest) {
                 let poisoned = error == EFAULT && is_poisoned(hva);
                 self.poisoned.set(poisoned.then_some(hva));
                 return Outcome::HostFault(error);
             }
-            kept = true;
-        } else if keeping {
-            kept = self.vm.keeping.has(gpa);
         }
         let fault = Fault {
             vm: &self.vm,
@@ -170,7 +166,7 @@ impl VcpuMemory {
             write,
             sleep,
             keeping,
-            kept,
+            kept: write || !keeping,
             sequence: self.vm.sequence(),
         };
         if present && fault.permit() {

@@ -1,87 +1,103 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The memory of a snapshot: what pages held before they changed.
+//! The memory of snapshots: what pages held before they changed.
 //!
 //! ```text
 //!   snapshot: no page is writable for the guest
 //!     first write of the guest: fault ─┐
 //!     write of the emulator ───────────┼─► the old content is kept ─► the page may be written
 //!     the VMM announces a write ───────┘
-//!   reset: the old contents are copied back, the last that was kept first; the pages stay writable
+//!   reset: the old contents of what was written are copied back; the pages stay writable
 //! ```
 //!
-//! A page that was kept once is put back by every reset, so it makes no fault in later rounds. When
-//! the limit is reached the guest stops; a reset then begins anew: it puts back, forgets, and takes
-//! the right to write away again. So a reset costs no more than the limit, whatever came before.
+//! A page that the guest writes round after round makes no fault: its dirty bit tells of the writes.
+//! What is not written for some rounds is withheld again, and costs nothing then; its content stays.
+//! So a reset costs what was written lately, whatever came before. When the limit is reached the
+//! guest stops; a reset then begins anew: it puts back, forgets, and takes the right to write away.
+//!
+//! Snapshots are a stack. The uppermost one keeps; each of the others has what was kept until the
+//! next was taken. Before a reset to one of them, and when one is closed, the one below it takes over
+//! what it has kept.
 //!
 //! The bytes are those of the process, read and written at its addresses, as everything that is not
-//! the guest does. If the same memory is in two places of the guest, it is kept twice: the second
-//! time perhaps with what the first one has written. Putting back goes the other way round, and so
-//! ends with what was there first.
+//! the guest does.
 //!
 //! # What always holds
 //!
-//! While a snapshot exists, a page is writable in the nested tables only if it is kept. Both are so
-//! since all vCPUs were stopped: no fault and no write was under way when it began.
+//! While a snapshot exists, a page is writable in the nested tables only if the uppermost snapshot
+//! keeps it, and has it among those that are active. Both are so since all vCPUs were stopped: no
+//! fault and no write was under way when it began.
 
 use crate::linux::mm::{read_user, write_user};
-use crate::linux::Sleep;
-use crate::linux::{self, Pages};
+use crate::linux::{self, Pages, Sleep};
+use crate::memory::kept_layer::{Layer, Look, Writer, BATCH};
 use crate::memory::npt_pages::LockedTables;
 use crate::memory::slots::Slot;
 use crate::memory::{chunks, VmMemory};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use kernel::prelude::*;
-use kernel::rbtree::RBTree;
 use kernel::sync::Mutex;
-use npt::{Flush, GpaRange, PageSize};
+use npt::{Flush, GpaRange, Near, PageSize};
 
-/// How much is done before others may have the CPU.
-const BATCH: usize = 64;
-
-/// What a page held when it was kept.
-struct Old {
-    gpa: u64,
-    hva: u64,
-    content: Pages<[u8; 4096]>,
-}
-
-/// The pages that are kept.
+/// The snapshots, from the outermost to the uppermost.
 struct Kept {
-    /// In the order in which they were.
-    pages: KVVec<Old>,
-    /// Their guest-physical addresses.
-    index: RBTree<u64, ()>,
+    layers: KVec<Layer>,
+    /// How many there ever were.
+    last_id: u64,
 }
 
-/// The old contents of a VM's memory, if there is a snapshot.
+/// The old contents of a VM's memory, if there are snapshots.
 #[pin_data]
 pub(crate) struct Keeping {
     /// There is one. Set while all vCPUs are stopped; cleared under the lock.
     on: AtomicBool,
-    /// Most pages.
+    /// Most pages of the uppermost one; written under the lock.
     limit: AtomicU64,
-    /// How many there are; written under the lock.
+    /// How many it has; written under the lock.
     count: AtomicU64,
     #[pin]
     kept: Mutex<Kept>,
 }
 
-/// Who wants to write.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Writer {
-    /// The guest itself, or the VMM: not beyond the limit.
-    Strict,
-    /// The emulator, which would lose what it has begun. `KVM_RUN` does not go on then.
-    Lenient,
+impl Kept {
+    fn place(&self, id: u64) -> Result<usize> {
+        let place = self.layers.iter().position(|layer| layer.id == id);
+        place.ok_or(ENXIO)
+    }
+
+    /// Makes room for one more page: in the uppermost snapshot, and in all below it for what those
+    /// above them keep.
+    fn reserve(&mut self) -> Result {
+        let mut above = 1;
+        for layer in self.layers.iter_mut().rev() {
+            layer.reserve(above)?;
+            above = above.saturating_add(layer.count() as usize);
+        }
+        Ok(())
+    }
+
+    /// Takes a snapshot out. What it keeps goes to the one below it; it is the answer if there is none.
+    fn remove(&mut self, place: usize) -> Option<Layer> {
+        let layer = self.layers.remove(place).ok()?;
+        match place
+            .checked_sub(1)
+            .and_then(|below| self.layers.get_mut(below))
+        {
+            Some(below) => {
+                below.absorb(layer);
+                None
+            }
+            None => Some(layer),
+        }
+    }
 }
 
 impl Keeping {
     /// There is no snapshot.
     pub(crate) fn new() -> impl PinInit<Self> {
         let kept = Kept {
-            pages: KVVec::new(),
-            index: RBTree::new(),
+            layers: KVec::new(),
+            last_id: 0,
         };
         pin_init!(Self {
             on: AtomicBool::new(false),
@@ -103,23 +119,28 @@ impl Keeping {
         self.is_on() && self.count.load(Relaxed) > self.limit.load(Relaxed)
     }
 
-    /// How many bytes are kept.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.count.load(Relaxed) << 12
+    /// How many bytes a snapshot keeps; `ENXIO` if it is none any more.
+    pub(crate) fn bytes(&self, id: u64) -> Result<u64> {
+        let kept = self.kept.lock();
+        let layer = kept.layers.get(kept.place(id)?).ok_or(ENXIO)?;
+        Ok(layer.count() << 12)
     }
 
-    /// Sets how many bytes may be.
-    pub(crate) fn set_limit(&self, bytes: u64) {
-        self.limit.store(bytes >> 12, Relaxed);
+    /// Sets how many bytes it may; errors likewise.
+    pub(crate) fn set_limit(&self, id: u64, bytes: u64) -> Result {
+        let mut kept = self.kept.lock();
+        let place = kept.place(id)?;
+        kept.layers.get_mut(place).ok_or(ENXIO)?.limit = bytes >> 12;
+        self.show(&kept);
+        Ok(())
     }
 
-    fn is_full(&self) -> bool {
-        self.count.load(Relaxed) >= self.limit.load(Relaxed)
-    }
-
-    /// Whether the page at `gpa` is kept.
-    pub(crate) fn has(&self, gpa: u64) -> bool {
-        self.kept.lock().index.get(&gpa).is_some()
+    /// Lets others see how much the uppermost one has.
+    fn show(&self, kept: &Kept) {
+        if let Some(layer) = kept.layers.last() {
+            self.count.store(layer.count(), Relaxed);
+            self.limit.store(layer.limit, Relaxed);
+        }
     }
 
     /// Keeps the page at `gpa`, which the process has at `hva`, unless it is kept. `ENOSPC` at the
@@ -128,114 +149,171 @@ impl Keeping {
     /// The content is read without the lock. Whoever comes second drops what he has read: the page
     /// may have been written since.
     pub(crate) fn keep(&self, gpa: u64, hva: u64, writer: Writer) -> Result {
-        if self.has(gpa) {
+        if self.touch(&mut self.kept.lock(), gpa, writer)? {
             return Ok(());
-        }
-        if writer == Writer::Strict && self.is_full() {
-            return Err(ENOSPC);
         }
         let mut content = Pages::<[u8; 4096]>::new()?;
         read_user(&mut content[..], hva, Sleep::Allowed)?;
-        let mut kept = self.kept.lock();
-        if !self.is_on() || kept.index.get(&gpa).is_some() {
+        let kept = &mut *self.kept.lock();
+        if self.touch(kept, gpa, writer)? {
             return Ok(());
         }
-        if writer == Writer::Strict && self.is_full() {
-            return Err(ENOSPC);
+        kept.reserve()?;
+        if let Some(layer) = kept.layers.last_mut() {
+            layer.add(gpa, hva, content, writer)?;
         }
-        kept.pages.reserve(1, GFP_KERNEL_ACCOUNT)?;
-        kept.index
-            .try_create_and_insert(gpa, (), GFP_KERNEL_ACCOUNT)?;
-        kept.pages
-            .push_within_capacity(Old { gpa, hva, content })
-            .map_err(|_| ENOMEM)?;
-        self.count.store(kept.pages.len() as u64, Relaxed);
+        self.show(kept);
         Ok(())
     }
 
-    /// Takes all that is kept out.
-    fn take(&self, end: bool) -> Kept {
-        let mut kept = self.kept.lock();
-        if end {
-            self.on.store(false, Relaxed);
-        }
-        self.count.store(0, Relaxed);
-        Kept {
-            pages: core::mem::replace(&mut kept.pages, KVVec::new()),
-            index: core::mem::replace(&mut kept.index, RBTree::new()),
+    /// False if the page is to be kept, which may then be.
+    fn touch(&self, kept: &mut Kept, gpa: u64, writer: Writer) -> Result<bool> {
+        let Some(layer) = kept.layers.last_mut() else {
+            return Ok(true);
+        };
+        match layer.touch(gpa, writer) {
+            false if layer.is_full() && writer != Writer::Emulator => Err(ENOSPC),
+            kept => Ok(kept),
         }
     }
 }
 
 impl VmMemory {
     /// A snapshot begins, which may keep so many bytes: no page is writable for the guest. All vCPUs
-    /// are stopped, and there are no dirty rings. `EEXIST` if there is one. May sleep.
-    pub(crate) fn begin_keeping(&self, limit: u64) -> Result {
+    /// are stopped, and there are no dirty rings. Answers its number. May sleep.
+    pub(crate) fn begin_keeping(&self, limit: u64) -> Result<u64> {
         let _change = self.change.lock();
-        if self.keeping.is_on() {
-            return Err(EEXIST);
-        }
-        self.keeping.set_limit(limit);
-        self.keeping.on.store(true, Relaxed);
+        let slots = self.slots();
+        let kept = &mut *self.keeping.kept.lock();
+        kept.layers.reserve(1, GFP_KERNEL_ACCOUNT)?;
         let mut flush = Flush::None;
-        for slot in self.slots().iter() {
-            for range in chunks(slot.gpas()) {
+        if let Some(below) = kept.layers.last_mut() {
+            // Nothing else is writable.
+            flush |= self.look(below, true);
+            below.pause();
+        } else {
+            self.keeping.on.store(true, Relaxed);
+            for range in slots.iter().flat_map(|slot| chunks(slot.gpas())) {
                 flush |= self.protect(range);
                 linux::yield_now();
             }
         }
         self.flush_if(flush);
-        Ok(())
+        let id = kept.last_id.wrapping_add(1);
+        kept.last_id = id;
+        let _ = kept
+            .layers
+            .push_within_capacity(Layer::new(id, limit >> 12));
+        self.keeping.show(kept);
+        Ok(id)
     }
 
-    /// The snapshot ends. vCPUs may run. May sleep.
-    pub(crate) fn end_keeping(&self) {
-        forget(self.keeping.take(true));
-        let _change = self.change.lock();
-        for slot in self.slots().iter().filter(|slot| slot.log().is_none()) {
-            self.end_log(slot);
+    /// A snapshot ends, unless it has. vCPUs may run. May sleep.
+    pub(crate) fn end_keeping(&self, id: u64) {
+        let (left, is_last) = {
+            let kept = &mut *self.keeping.kept.lock();
+            let Ok(place) = kept.place(id) else {
+                return;
+            };
+            let left = kept.remove(place);
+            let is_last = kept.layers.is_empty();
+            if is_last {
+                self.keeping.on.store(false, Relaxed);
+            }
+            self.keeping.show(kept);
+            (left, is_last)
+        };
+        let Some(left) = left else {
+            return;
+        };
+        if is_last {
+            self.merge_kept(&left);
         }
+        left.forget();
     }
 
-    /// Puts back what is kept, and answers how many pages that is. All vCPUs are stopped. `EFAULT` if
-    /// the process has no memory at one of the addresses any more: then it can be done again. May
-    /// sleep.
-    pub(crate) fn put_back(&self) -> Result<u64> {
-        let count = self.copy_back()?;
-        if self.keeping.is_full() {
-            self.begin_anew();
-        }
-        Ok(count)
-    }
-
-    fn copy_back(&self) -> Result<u64> {
+    /// Puts back what has changed since a snapshot was taken, or since the last reset to it, and answers
+    /// how many pages that is. Those on top of it are none any more. All vCPUs are stopped. `ENXIO` if
+    /// it is none itself; `EFAULT` if the process has no memory at one of the addresses any more: then it
+    /// can be done again. May sleep.
+    pub(crate) fn put_back(&self, id: u64) -> Result<u64> {
         let slots = self.slots();
-        let mut hint = 0;
-        let kept = self.keeping.kept.lock();
-        for (index, old) in kept.pages.iter().rev().enumerate() {
+        let mut kept = self.keeping.kept.lock();
+        let place = kept.place(id)?;
+        while kept.layers.len() > place + 1 {
+            let last = kept.layers.len() - 1;
+            // There is one below it.
+            let _ = kept.remove(last);
+        }
+        self.keeping.show(&kept);
+        let layer = kept.layers.last_mut().ok_or(ENXIO)?;
+        let flush = self.look(layer, false);
+        self.flush_if(flush);
+        let (mut hint, mut count) = (0, 0);
+        for old in layer.changed() {
             write_user(old.hva, &old.content[..], Sleep::Allowed)?;
             if let Some(slot) = slots.find(old.gpa, &mut hint) {
                 slot.wrote(old.gpa, None);
             }
+            count += 1;
+            if count % BATCH as u64 == 0 {
+                linux::yield_now();
+            }
+        }
+        for (index, old) in layer.unsettled().enumerate() {
+            read_user(&mut old.content[..], old.hva, Sleep::Allowed)?;
             if index % BATCH == BATCH - 1 {
                 linux::yield_now();
             }
         }
-        Ok(kept.pages.len() as u64)
+        layer.settle();
+        layer.begin_round();
+        if layer.is_full() {
+            let old = self.begin_anew(layer);
+            self.keeping.show(&kept);
+            drop(kept);
+            old.forget();
+        }
+        Ok(count)
     }
 
-    /// Forgets what is kept; the next writes to these pages are to be heard of.
-    fn begin_anew(&self) {
-        let kept = self.keeping.take(false);
+    /// Asks the nested tables which of the active pages the guest has written. With `withhold` it cannot
+    /// write any of them afterwards.
+    fn look(&self, layer: &mut Layer, withhold: bool) -> Flush {
         let mut flush = Flush::None;
-        for batch in kept.pages.chunks(BATCH) {
-            for old in batch {
-                flush |= self.protect(GpaRange::page(old.gpa, PageSize::Size4K));
+        layer.look(&mut |looks: &mut [Look]| {
+            let mmu = self.mmu.lock();
+            let mut tables = LockedTables::new(None);
+            let mut near = Near::NOTHING;
+            for look in looks.iter_mut() {
+                let take = look.withhold || withhold;
+                let (written, needed) =
+                    mmu.npt.take_written(&mut tables, look.gpa, take, &mut near);
+                (look.written, look.withhold) = (written, take);
+                flush |= needed;
             }
+            drop(mmu);
             linux::yield_now();
+        });
+        if withhold {
+            for gpa in layer.writable() {
+                flush |= self.protect(GpaRange::page(gpa, PageSize::Size4K));
+            }
+        }
+        flush
+    }
+
+    /// Takes out what is kept; the next writes to these pages are to be heard of.
+    fn begin_anew(&self, layer: &mut Layer) -> Layer {
+        let mut flush = Flush::None;
+        for (index, gpa) in layer.writable().enumerate() {
+            flush |= self.protect(GpaRange::page(gpa, PageSize::Size4K));
+            if index % BATCH == BATCH - 1 {
+                linux::yield_now();
+            }
         }
         self.flush_if(flush);
-        forget(kept);
+        layer.take()
     }
 
     /// Takes the right to write away.
@@ -244,19 +322,46 @@ impl VmMemory {
         mmu.npt.protect(&mut LockedTables::new(None), range)
     }
 
+    /// No snapshot wants small pages any more: what was kept may be in large ones again.
+    fn merge_kept(&self, layer: &Layer) {
+        let _change = self.change.lock();
+        let slots = self.slots();
+        if layer.has_forgotten {
+            for slot in slots.iter().filter(|slot| slot.log().is_none()) {
+                self.end_log(slot);
+            }
+            return;
+        }
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            let (mut hint, mut last) = (0, None);
+            for gpa in layer.addresses() {
+                let start = gpa & !size.offset_mask();
+                if last.replace(start) == Some(start) {
+                    continue;
+                }
+                let slot = slots.find(start, &mut hint);
+                let whole =
+                    |slot: &&Slot| slot.log().is_none() && slot.bytes_from(start) >= size.bytes();
+                if slot.filter(whole).is_some() {
+                    self.merge_page(start, size);
+                }
+            }
+        }
+    }
+
     /// Keeps what is about to be written by the emulator: bytes that begin at `gpa`, in `slot`.
     pub(crate) fn keep_for_emulator(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result {
         let last = gpa.saturating_add((bytes as u64).saturating_sub(1));
         for gpa in [gpa, last] {
             let page = gpa & !PageSize::Size4K.offset_mask();
-            self.keeping.keep(page, slot.hva(page), Writer::Lenient)?;
+            self.keeping.keep(page, slot.hva(page), Writer::Emulator)?;
         }
         Ok(())
     }
 
     /// The VMM is about to write `range`, whole pages: keeps them, and takes them off the range as
     /// it goes. `ENOENT` where there is no slot, `EINTR` if a signal came.
-    pub(crate) fn keep_for_vmm(&self, range: &mut GpaRange) -> Result {
+    pub(crate) fn keep_for_vmm(&self, range: &mut GpaRange, writer: Writer) -> Result {
         let slots = self.slots();
         let mut hint = 0;
         while range.start < range.end {
@@ -268,19 +373,9 @@ impl VmMemory {
             }
             let slot = slots.find(range.start, &mut hint).ok_or(ENOENT)?;
             let hva = slot.hva(range.start);
-            self.keeping.keep(range.start, hva, Writer::Strict)?;
+            self.keeping.keep(range.start, hva, writer)?;
             range.start = range.start.saturating_add(PageSize::Size4K.bytes());
         }
         Ok(())
-    }
-}
-
-/// Gives the memory back, which may be much.
-fn forget(mut kept: Kept) {
-    while let Some(old) = kept.pages.pop() {
-        drop(old);
-        if kept.pages.len() % BATCH == 0 {
-            linux::yield_now();
-        }
     }
 }

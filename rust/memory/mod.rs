@@ -17,7 +17,7 @@
 //! | `guest_access.rs` | guest memory for the emulator and the page walk |
 //! | `mmu_notifier.rs` | the calls of the host when it takes pages back |
 //! | `dirty_log.rs`, `dirty_ring.rs` | which pages were written |
-//! | `kept_pages.rs` | what pages held before they changed |
+//! | `kept_pages.rs`, `kept_layer.rs` | what pages held before they changed |
 //! | `npt_pages.rs` | the pages that the nested tables are made of |
 //!
 //! # Locks, in the order in which they are taken
@@ -49,6 +49,7 @@ pub(crate) mod dirty_ring;
 pub(crate) mod fault;
 pub(crate) mod guest_access;
 pub(crate) mod hva_tree;
+pub(crate) mod kept_layer;
 pub(crate) mod kept_pages;
 pub(crate) mod mmu_notifier;
 pub(crate) mod npt_pages;

@@ -20,7 +20,7 @@
  * or 0. KVM itself, and a module that is older than this, answers ENOTTY.
  */
 #define PACIFICA_CHECK_FEATURE		_IO(PACIFICA_IOCTL, 0x00)
-#define PACIFICA_FEATURE_SNAPSHOT	1
+#define PACIFICA_FEATURE_SNAPSHOT	1	/* 2: a stack of them, PACIFICA_KEEP_ONCE */
 #define PACIFICA_FEATURE_FORK		2
 
 /* On a VM: takes a snapshot, and answers its descriptor. */
@@ -41,7 +41,10 @@ struct pacifica_create_snapshot {
 	__u64 reserved[6];
 };
 
-/* On a snapshot: the VM is as it was when the snapshot was taken. */
+/*
+ * On a snapshot: the VM is as it was when the snapshot was taken. Snapshots of its that were taken later
+ * are none any more (ENXIO).
+ */
 #define PACIFICA_RESET			_IOWR(PACIFICA_IOCTL, 0x02, struct pacifica_reset)
 
 /* The guest's time goes back, too. */
@@ -58,16 +61,20 @@ struct pacifica_reset {
 
 /*
  * On a snapshot: the VMM is about to write this guest memory. What is there now is kept, and each
- * reset puts it back. What is left to be done is written back.
+ * reset puts it back, so that further writes of it need not be announced. What is left to be done is
+ * written back.
  */
 #define PACIFICA_KEEP_PAGES		_IOWR(PACIFICA_IOCTL, 0x03, struct pacifica_keep_pages)
+
+/* Only the next reset puts it back: writes after that are to be announced again. */
+#define PACIFICA_KEEP_ONCE		(1ULL << 0)
 
 struct pacifica_keep_pages {
 	/* Guest-physical address, a multiple of 4096. */
 	__u64 gpa;
 	/* Bytes, a multiple of 4096. */
 	__u64 size;
-	/* Zero. */
+	/* PACIFICA_KEEP_* */
 	__u64 flags;
 };
 

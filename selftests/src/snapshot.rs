@@ -38,6 +38,8 @@ pub const FEATURE_FORK: u64 = 2;
 pub const STATE_ONLY: u64 = 1;
 /// `PACIFICA_FORK_TIME`.
 pub const FORK_TIME: u64 = 1;
+/// `PACIFICA_KEEP_ONCE`.
+pub const KEEP_ONCE: u64 = 1;
 /// `PACIFICA_RESET_TIME`.
 pub const RESET_TIME: u64 = 1;
 
@@ -128,6 +130,14 @@ impl Snapshot {
             size,
             flags: 0,
         };
+        self.0.exchange(KEEP, &mut keep)?;
+        Ok(keep.size)
+    }
+
+    /// Announces one that only the next reset has to undo.
+    pub fn keep_once(&self, gpa: u64, size: u64) -> Answer<u64> {
+        let flags = KEEP_ONCE;
+        let mut keep = Keep { gpa, size, flags };
         self.0.exchange(KEEP, &mut keep)?;
         Ok(keep.size)
     }

@@ -12,6 +12,7 @@ mod hostile;
 mod limits;
 mod many;
 mod small;
+mod stack;
 mod state;
 mod writer;
 
@@ -40,11 +41,19 @@ const TESTS: &[(&str, Test)] = &[
     ("writes of the VMM that it announces", many::announced),
     ("the same memory in two places of the guest", many::twice),
     ("time goes back, or not", many::time),
+    ("a reset copies only what was written", stack::only_written),
+    (
+        "pages that the host takes before a reset",
+        stack::taken_by_the_host,
+    ),
+    ("writes of the VMM, once or always", stack::once),
+    ("a snapshot on a snapshot", stack::two),
+    ("many snapshots on each other", stack::many),
     ("arguments that cannot be", hostile::arguments),
     ("a guest that runs: EBUSY", hostile::running),
     (
-        "one snapshot, no new slots and vCPUs",
-        hostile::one_at_a_time,
+        "no new slots and vCPUs beside a snapshot",
+        hostile::nothing_else,
     ),
     ("vCPUs and the VM go", hostile::gone),
     ("another process", hostile::another_process),

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What one snapshot keeps: pages as they were, and which of them may be different now.
+//!
+//! ```text
+//!   not kept ──first write──► active ──not written for some rounds──► at rest
+//!                                ▲                                        │
+//!                                └────────────── written ─────────────────┘
+//! ```
+//!
+//! Only what is active is looked at by a reset. It is what the guest can write without a fault, and
+//! what somebody else has written since the last reset.
+
+use crate::linux::{self, Pages};
+use kernel::prelude::*;
+use kernel::rbtree::RBTree;
+use npt::Written;
+
+/// How much is done before others may have the CPU.
+pub(crate) const BATCH: usize = 64;
+
+/// After so many rounds without a write a page is at rest. To look at one costs a fiftieth of a fault.
+const PATIENCE: u8 = 16;
+
+/// It is in the list of those that are active.
+const ACTIVE: u8 = 1 << 0;
+/// It may have been written since the last reset.
+const CHANGED: u8 = 1 << 1;
+/// The VMM writes it when it likes: it counts as changed in each round.
+const ALWAYS: u8 = 1 << 2;
+/// The guest cannot write it without a fault any more.
+const WITHHELD: u8 = 1 << 3;
+
+/// Who is about to write a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// The guest itself.
+    Guest,
+    /// The emulator, which would lose what it has begun: it may keep beyond the limit. `KVM_RUN` does
+    /// not go on then.
+    Emulator,
+    /// The VMM, until the next reset.
+    VmmOnce,
+    /// The VMM, at any time from now on.
+    Vmm,
+}
+
+/// A page as it was.
+pub(crate) struct Old {
+    pub(crate) gpa: u64,
+    pub(crate) hva: u64,
+    pub(crate) content: Pages<[u8; 4096]>,
+    flags: u8,
+    /// How many rounds it was not written for.
+    idle: u8,
+}
+
+/// The pages that one snapshot keeps.
+///
+/// # Invariants
+///
+/// `index` has the place of each of `pages`, by its guest-physical address. `active` has the places
+/// of those that are flagged so, and room for all of them.
+pub(crate) struct Layer {
+    /// Which snapshot it is.
+    pub(crate) id: u64,
+    /// Most pages.
+    pub(crate) limit: u64,
+    /// In the order in which they were kept.
+    pages: KVVec<Old>,
+    index: RBTree<u64, u32>,
+    active: KVVec<u32>,
+    /// The content of so many is known to be the snapshot's: see [`Layer::changed`].
+    settled: usize,
+    /// Some pages were forgotten: large pages may be split that `index` does not name.
+    pub(crate) has_forgotten: bool,
+}
+
+impl Layer {
+    /// Nothing is kept yet.
+    pub(crate) fn new(id: u64, limit: u64) -> Self {
+        Self {
+            id,
+            limit,
+            pages: KVVec::new(),
+            index: RBTree::new(),
+            active: KVVec::new(),
+            settled: 0,
+            has_forgotten: false,
+        }
+    }
+
+    /// How many pages are kept.
+    pub(crate) fn count(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
+    /// Whether no more may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count() >= self.limit
+    }
+
+    /// Makes room for so many more pages than there are.
+    pub(crate) fn reserve(&mut self, more: usize) -> Result {
+        self.pages.reserve(more, GFP_KERNEL_ACCOUNT)?;
+        let all = self.pages.len().saturating_add(more);
+        let more = all.saturating_sub(self.active.len());
+        self.active.reserve(more, GFP_KERNEL_ACCOUNT)?;
+        // The index has 32 bits.
+        u32::try_from(all).map(|_| ()).map_err(|_| ENOMEM)
+    }
+
+    /// The page at `gpa` is about to be written. False if it is not kept.
+    pub(crate) fn touch(&mut self, gpa: u64, writer: Writer) -> bool {
+        let Some(&place) = self.index.get(&gpa) else {
+            return false;
+        };
+        self.activate(place, flags_of(writer));
+        true
+    }
+
+    fn activate(&mut self, place: u32, flags: u8) {
+        let Some(old) = self.pages.get_mut(place as usize) else {
+            return;
+        };
+        let was = old.flags;
+        old.flags |= flags | ACTIVE;
+        if was & ACTIVE == 0 {
+            old.idle = 0;
+            // By the invariant there is room.
+            let _ = self.active.push_within_capacity(place);
+        }
+    }
+
+    /// Keeps a page, which is not kept yet. There must be [room](Self::reserve).
+    pub(crate) fn add(
+        &mut self,
+        gpa: u64,
+        hva: u64,
+        content: Pages<[u8; 4096]>,
+        writer: Writer,
+    ) -> Result {
+        let place = self.pages.len() as u32;
+        self.index
+            .try_create_and_insert(gpa, place, GFP_KERNEL_ACCOUNT)?;
+        let old = Old {
+            gpa,
+            hva,
+            content,
+            flags: 0,
+            idle: 0,
+        };
+        let _ = self.pages.push_within_capacity(old);
+        self.activate(place, flags_of(writer));
+        Ok(())
+    }
+
+    /// Whether the guest has written those that are active, batch by batch: `ask` calls its second
+    /// argument with the answer for each page of its first, in order. What is at rest from now on is to
+    /// be withheld: the third argument says of which pages.
+    pub(crate) fn look(&mut self, ask: &mut dyn FnMut(&mut [Look])) {
+        let mut looks = [const { Look::NOTHING }; BATCH];
+        let Self { pages, active, .. } = self;
+        for places in active.chunks(BATCH) {
+            let looks = &mut looks[..places.len().min(BATCH)];
+            for (look, &place) in looks.iter_mut().zip(places) {
+                let old = pages.get(place as usize);
+                *look = old.map_or(Look::NOTHING, |old| Look {
+                    gpa: old.gpa,
+                    withhold: old.flags & ALWAYS == 0 && old.idle >= PATIENCE,
+                    written: Written::Unknown,
+                });
+            }
+            ask(looks);
+            for (look, &place) in looks.iter().zip(places) {
+                let Some(old) = pages.get_mut(place as usize) else {
+                    continue;
+                };
+                old.flags &= !WITHHELD;
+                match look.written {
+                    Written::Yes => old.flags |= CHANGED,
+                    Written::No if look.withhold => old.flags |= WITHHELD,
+                    Written::No => {}
+                    // It may have been written before the host took it, or its right.
+                    Written::Unknown => old.flags |= CHANGED | WITHHELD,
+                }
+            }
+        }
+    }
+
+    /// Those that may be different now, in an order in which their contents can be put back.
+    ///
+    /// If the guest has the same memory in two places, the one that was kept later may have been
+    /// written by way of the other. So what was kept since the last reset comes first, the last of it
+    /// first. All others are settled: after a reset memory is the snapshot's, and the contents of what
+    /// was kept before it were read again.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = &Old> {
+        let new = self.pages.get(self.settled..).unwrap_or(&[]).iter().rev();
+        let settled = self.active.iter().filter_map(|&place| {
+            let place = place as usize;
+            self.pages.get(place).filter(|_| place < self.settled)
+        });
+        Iterator::chain(new, settled).filter(|old| old.flags & CHANGED != 0)
+    }
+
+    /// Those whose contents are to be read again, now that all are put back.
+    pub(crate) fn unsettled(&mut self) -> impl Iterator<Item = &mut Old> {
+        self.pages
+            .get_mut(self.settled..)
+            .unwrap_or(&mut [])
+            .iter_mut()
+    }
+
+    /// All contents are the snapshot's.
+    pub(crate) fn settle(&mut self) {
+        self.settled = self.pages.len();
+    }
+
+    /// A new round begins: nothing is changed yet.
+    pub(crate) fn begin_round(&mut self) {
+        let pages = &mut self.pages;
+        self.active.retain(|place| {
+            let Some(old) = pages.get_mut(*place as usize) else {
+                return false;
+            };
+            if old.flags & ALWAYS != 0 {
+                old.flags |= CHANGED;
+                return true;
+            }
+            old.idle = match old.flags & CHANGED {
+                0 => old.idle.saturating_add(1),
+                _ => 0,
+            };
+            let stays = old.flags & WITHHELD == 0;
+            old.flags = if stays { ACTIVE } else { 0 };
+            stays
+        });
+    }
+
+    /// Another snapshot is taken on top of this one: of all that is active, only what has changed
+    /// since the last reset matters. The guest cannot write any of it.
+    pub(crate) fn pause(&mut self) {
+        let pages = &mut self.pages;
+        self.active.retain(|place| {
+            let Some(old) = pages.get_mut(*place as usize) else {
+                return false;
+            };
+            let stays = old.flags & (CHANGED | ALWAYS) != 0;
+            if !stays {
+                old.flags = 0;
+            }
+            stays
+        });
+    }
+
+    /// The guest-physical addresses of what the guest may be able to write.
+    pub(crate) fn writable(&self) -> impl Iterator<Item = u64> + '_ {
+        let pages = self.active.iter();
+        pages.filter_map(|&place| self.pages.get(place as usize).map(|old| old.gpa))
+    }
+
+    /// Those of all pages, in their order.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> + '_ {
+        self.index.keys().copied()
+    }
+
+    /// Takes over what a snapshot on top of this one has kept, and gives it up: what this one has not,
+    /// was as it is there. There is [room](Self::reserve) for it.
+    pub(crate) fn absorb(&mut self, mut above: Layer) {
+        self.has_forgotten |= above.has_forgotten;
+        above.pages.as_mut_slice().reverse();
+        while let Some(mut old) = above.pages.pop() {
+            let (gpa, flags) = (old.gpa, old.flags & ALWAYS | CHANGED);
+            let node = above.index.remove_node(&gpa);
+            if let Some(&place) = self.index.get(&gpa) {
+                self.activate(place, flags);
+            } else if let Some(node) = node {
+                let place = self.pages.len() as u32;
+                self.index
+                    .insert(node.into_reservation().into_node(gpa, place));
+                (old.flags, old.idle) = (0, 0);
+                // By what was reserved there is room.
+                let _ = self.pages.push_within_capacity(old);
+                self.activate(place, flags);
+            }
+            if above.pages.len() % BATCH == 0 {
+                linux::yield_now();
+            }
+        }
+    }
+
+    /// Takes all that is kept out.
+    pub(crate) fn take(&mut self) -> Layer {
+        let mut new = Layer::new(self.id, self.limit);
+        new.has_forgotten = self.has_forgotten || !self.pages.is_empty();
+        core::mem::replace(self, new)
+    }
+
+    /// Gives the memory back, which may be much.
+    pub(crate) fn forget(mut self) {
+        while let Some(old) = self.pages.pop() {
+            drop(self.index.remove_node(&old.gpa));
+            if self.pages.len() % BATCH == 0 {
+                linux::yield_now();
+            }
+        }
+    }
+}
+
+/// A question about a page, and its answer.
+pub(crate) struct Look {
+    pub(crate) gpa: u64,
+    /// If it was not written, the guest is not to write it without a fault.
+    pub(crate) withhold: bool,
+    pub(crate) written: Written,
+}
+
+impl Look {
+    const NOTHING: Self = Self {
+        gpa: 0,
+        withhold: false,
+        written: Written::Unknown,
+    };
+}
+
+fn flags_of(writer: Writer) -> u8 {
+    match writer {
+        Writer::Vmm => CHANGED | ALWAYS,
+        _ => CHANGED,
+    }
+}
