@@ -16,19 +16,34 @@ use x86::cpu::{GuestMemory, MemError};
 pub(crate) struct GuestAccess<'a> {
     memory: &'a mut VcpuMemory,
     sleep: Sleep,
+    /// What is written is kept already, if there is a snapshot.
+    is_kept: bool,
 }
 
 impl<'a> GuestAccess<'a> {
     /// With [`Sleep::Forbidden`], absent pages are [`MemError::WouldSleep`], and preemption may be off.
     pub(crate) fn new(memory: &'a mut VcpuMemory, sleep: Sleep) -> Self {
-        Self { memory, sleep }
+        Self {
+            memory,
+            sleep,
+            is_kept: false,
+        }
+    }
+
+    /// The same for a page that was written in this
+    /// [generation](crate::memory::kept_pages::Keeping::generation).
+    pub(crate) fn of_kept(self) -> Self {
+        Self {
+            is_kept: true,
+            ..self
+        }
     }
 
     /// Bytes in `slot` are about to be written: a snapshot keeps what they are. It may have to read
     /// the page first.
     #[inline]
     fn before_write(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result<(), MemError> {
-        match self.memory.vm().keeping.is_on() {
+        match self.memory.vm().keeping.is_on() && !self.is_kept {
             true => self.keep(slot, gpa, bytes),
             false => Ok(()),
         }

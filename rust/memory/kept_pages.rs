@@ -55,6 +55,8 @@ pub(crate) struct Keeping {
     limit: AtomicU64,
     /// How many it has; written under the lock.
     count: AtomicU64,
+    /// See [`Keeping::generation`].
+    generation: AtomicU64,
     #[pin]
     kept: Mutex<Kept>,
 }
@@ -103,6 +105,7 @@ impl Keeping {
             on: AtomicBool::new(false),
             limit: AtomicU64::new(0),
             count: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
             kept <- kernel::new_mutex!(kept, "pacifica::kept"),
         })
     }
@@ -117,6 +120,17 @@ impl Keeping {
     #[inline]
     pub(crate) fn is_exceeded(&self) -> bool {
         self.is_on() && self.count.load(Relaxed) > self.limit.load(Relaxed)
+    }
+
+    /// Another one after each snapshot and each reset, while all vCPUs are stopped. What was written in
+    /// one generation is kept, and counts as changed, until the next.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    fn begin_generation(&self) {
+        self.generation.fetch_add(1, Relaxed);
     }
 
     /// How many bytes a snapshot keeps; `ENXIO` if it is none any more.
@@ -205,6 +219,7 @@ impl VmMemory {
             .layers
             .push_within_capacity(Layer::new(id, limit >> 12));
         self.keeping.show(kept);
+        self.keeping.begin_generation();
         Ok(id)
     }
 
@@ -247,6 +262,7 @@ impl VmMemory {
         }
         self.keeping.show(&kept);
         let layer = kept.layers.last_mut().ok_or(ENXIO)?;
+        self.keeping.begin_generation();
         let flush = self.look(layer, false);
         self.flush_if(flush);
         let (mut hint, mut count) = (0, 0);

@@ -89,6 +89,8 @@ pub(crate) struct Inner {
     pub(crate) steal: Steal,
     /// The guest may end the interrupt in service without an exit: `pv_eoi.rs`.
     pub(crate) pv_eoi_offered: bool,
+    /// Where the byte for it was written, and in which generation of the snapshots.
+    pub(crate) pv_eoi_kept: Option<(u64, u64)>,
     /// For so many entries that is not tried: its page could not be written.
     pub(crate) pv_eoi_rest: u16,
     /// How it waits.
@@ -204,6 +206,7 @@ impl Vcpu {
             signal_mask: None,
             steal: Steal::default(),
             pv_eoi_offered: false,
+            pv_eoi_kept: None,
             pv_eoi_rest: 0,
             pace: Pace::default(),
             has_run: false,

@@ -12,6 +12,7 @@
 //! So the byte is 1 only while the guest is in the CPU: no other vCPU and no ioctl sees a local APIC that lags behind.
 
 use crate::linux::Sleep;
+use crate::memory::guest_access::GuestAccess;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
 use x86::cpu::{GuestMemory, MemError};
@@ -23,10 +24,19 @@ const REST: u16 = 256;
 #[inline]
 pub(crate) fn offer(vcpu: &Vcpu, inner: &mut Inner) {
     if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        // A snapshot may have to keep the page before it is written.
-        if !inner.parts.memory.keeping.is_on() {
-            offer_at(vcpu, inner, gpa);
-        }
+        offer_at(vcpu, inner, gpa);
+    }
+}
+
+/// Guest memory for the byte at `gpa`. A snapshot has to keep the page before it is written, which can
+/// sleep: once in each round, as [`fetch_page`] does.
+#[inline]
+fn access(inner: &mut Inner, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
+    let is_kept = inner.pv_eoi_kept == Some((gpa, inner.parts.memory.keeping.generation()));
+    let access = inner.parts.memory.access(sleep);
+    match is_kept {
+        true => access.of_kept(),
+        false => access,
     }
 }
 
@@ -42,12 +52,7 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
     }
     if !vcpu.vm.chips.wants_end(vector) {
         // Without a page the register remains; next time it may be there.
-        match inner
-            .parts
-            .memory
-            .access(Sleep::Forbidden)
-            .write_gpa(gpa, &[1])
-        {
+        match access(inner, gpa, Sleep::Forbidden).write_gpa(gpa, &[1]) {
             Ok(()) => inner.pv_eoi_offered = true,
             Err(MemError::WouldSleep) => inner.parts.deferred |= deferred::EOI_PAGE,
             Err(_) => {}
@@ -59,14 +64,11 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
 #[cold]
 pub(crate) fn fetch_page(inner: &mut Inner) {
     if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        if inner
-            .parts
-            .memory
-            .access(Sleep::Allowed)
-            .write_gpa(gpa, &[0])
-            .is_err()
-        {
-            inner.pv_eoi_rest = REST;
+        let generation = inner.parts.memory.keeping.generation();
+        let mut memory = inner.parts.memory.access(Sleep::Allowed);
+        match memory.write_gpa(gpa, &[0]) {
+            Ok(()) => inner.pv_eoi_kept = Some((gpa, generation)),
+            Err(_) => inner.pv_eoi_rest = REST,
         }
     }
 }
@@ -98,7 +100,7 @@ fn take_byte(inner: &mut Inner, sleep: Sleep) -> bool {
 
 /// Clears the byte; whether it was set.
 fn clear(inner: &mut Inner, gpa: u64, sleep: Sleep) -> Result<bool, MemError> {
-    let mut memory = inner.parts.memory.access(sleep);
+    let mut memory = access(inner, gpa, sleep);
     let mut byte = [0];
     memory.read_gpa(gpa, &mut byte)?;
     let set = byte[0] & 1 != 0;

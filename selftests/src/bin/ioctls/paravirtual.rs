@@ -9,6 +9,7 @@ use std::os::fd::FromRawFd;
 
 use kvm_bindings::*;
 use selftests::kvm::{msrs, number, supported_cpuid, Handle, Number};
+use selftests::snapshot::Snapshot;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, OUT};
@@ -21,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
         offered,
     ),
     ("a guest ends an interrupt without an exit", eoi),
+    (
+        "a guest ends an interrupt without an exit beside a snapshot",
+        eoi_beside_a_snapshot,
+    ),
     (
         "a page for it that cannot be written is seldom tried",
         unwritable,
@@ -149,6 +154,32 @@ fn unwritable(path: &str) -> Result<(), String> {
         }
     }
     Err("the page is never used again".into())
+}
+
+/// The page of the byte is kept once in each round, and put back.
+fn eoi_beside_a_snapshot(path: &str) -> Result<(), String> {
+    let bare = ender(path)?;
+    if path.ends_with("/kvm") {
+        return skipped("KVM has no snapshots");
+    }
+    let interrupt = || {
+        vm_msi(&bare.vm, 0xfee0_0000, 0x41, 0)?;
+        bare.byte()
+    };
+    bare.ram.write(BYTE + 1, &[0x5a]);
+    let snapshot = Snapshot::create(&bare.vm, 1 << 20)?;
+    for round in 0..4 {
+        // The first one of a round may find that the page is still to be kept.
+        interrupt()?;
+        for _ in 0..3 {
+            equal("an edge", interrupt(), Ok(1))?;
+        }
+        equal("the byte", bare.ram.read(BYTE, 2), vec![0, 0x5a])?;
+        equal("pages", snapshot.reset(round & 1)? >= 2, true)?;
+        equal("what was found is gone", bare.ram.read(FOUND, 1), vec![0])?;
+    }
+    drop(snapshot);
+    equal("after it", interrupt(), Ok(1))
 }
 
 fn eoi(path: &str) -> Result<(), String> {
