@@ -20,9 +20,14 @@ pub const RAM: usize = 2 << 20;
 /// Where the guest's code is, and where it begins.
 pub const LOAD: usize = 0x8000;
 /// The read-only slot of guests that ask for one: a page of 0x90, one with the descriptors, of which
-/// none was ever loaded, and the page tables twice: with accessed and dirty bits, and without.
+/// none was ever loaded, and a task state segment; the page tables twice: with accessed and dirty
+/// bits, and without; and an interrupt table, whose gates lead to 16 bytes each at [`ROM_STUBS`].
 pub const ROM: u64 = 0xc000_0000;
-const ROM_PAGES: usize = 2 + 2 * TABLES;
+const ROM_PAGES: usize = 3 + 2 * TABLES;
+/// `guests/report.inc` knows the following, too.
+const ROM_TSS: usize = PAGE + 0x800;
+const ROM_IDT: usize = (2 + 2 * TABLES) * PAGE;
+const ROM_STUBS: u64 = 0x9_0000;
 /// Pages of tables.
 const TABLES: usize = 6;
 
@@ -564,6 +569,8 @@ fn segment(selector: u16, descriptor: u64) -> kvm_segment {
 
 /// See [`ROM`].
 fn write_rom(rom: &Mapping) {
+    /// Present, for user mode, an interrupt gate to the code of 64 bits (APM vol. 2, 4.8.4).
+    const GATE: u64 = 0xee00_0008_0000;
     /// Bits of a descriptor's type: accessed, or, of a TSS, busy.
     const ACCESSED: u64 = 1 << 40;
     const BUSY: u64 = 1 << 41;
@@ -574,6 +581,13 @@ fn write_rom(rom: &Mapping) {
         _ => descriptor & !ACCESSED,
     });
     rom.write_words(PAGE, &table);
+    // RSP0.
+    rom.write_words(ROM_TSS + 4, &[0x7_7000]);
+    for vector in 0..256 {
+        let offset = ROM_STUBS + 16 * vector;
+        let gate = GATE | offset & 0xffff | (offset & 0xffff_0000) << 32;
+        rom.write_words(ROM_IDT + 16 * vector as usize, &[gate, 0]);
+    }
     for (first, marks) in [(2, ACCESSED_DIRTY), (2 + TABLES, 0)] {
         let tables = page_tables(ROM + (first * PAGE) as u64);
         let marked: Vec<u64> = tables
