@@ -76,6 +76,7 @@ bitflags! {
         const SSE3 = 1 << 58;
         const SSE41 = 1 << 59;
         const SSE4A = 1 << 60;
+        const FXSR = 1 << 61;
     }
 }
 
@@ -268,6 +269,7 @@ fn leaf_1(entry: &Entry) -> Feature {
         (ecx.contains(Leaf1Ecx::AVX), Feature::AVX),
         (ecx.contains(Leaf1Ecx::MOVBE), Feature::MOVBE),
         (ecx.contains(Leaf1Ecx::POPCNT), Feature::POPCNT),
+        (edx.contains(Leaf1Edx::FXSR), Feature::FXSR),
         (edx.contains(Leaf1Edx::SSE2), Feature::SSE2),
         (ecx.contains(Leaf1Ecx::SSE3), Feature::SSE3),
         (ecx.contains(Leaf1Ecx::SSE41), Feature::SSE41),

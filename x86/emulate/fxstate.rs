@@ -9,6 +9,7 @@ use super::Run;
 use crate::cpu::Access;
 use crate::cpu::Cpu;
 use crate::cpu::Stop;
+use crate::features::Feature;
 use crate::fxsave::{self, offset};
 use crate::regs::vector;
 use crate::regs::Cr0;
@@ -32,11 +33,12 @@ impl<C: Cpu> Run<'_, C> {
         matches!(self.insn.group(), 0 | 1) && self.insn.mem.is_some()
     }
 
-    /// FXSAVE and FXRSTOR. Faults: #NM, then #GP if memory is not aligned to 16 bytes.
+    /// FXSAVE and FXRSTOR. Faults: #UD for a guest whose CPUID lacks them, #NM, then #GP if memory is not aligned to 16 bytes.
     pub(super) fn fxstate(&mut self) -> Result {
         if self.mandatory_prefix() != Mandatory::None {
             return Err(Exception::UD.into());
         }
+        self.require(Feature::FXSR)?;
         if self.cpu.cr0().intersects(Cr0::EM | Cr0::TS) {
             return Err(Exception::new(vector::NM).into());
         }

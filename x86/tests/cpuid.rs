@@ -533,6 +533,7 @@ fn a_guest_gets_what_it_asks_for_and_is_offered() {
         | Feature::ABM
         | Feature::MOVBE
         | Feature::POPCNT
+        | Feature::FXSR
         | Feature::SSE2
         | Feature::SSE3
         | Feature::SSE41

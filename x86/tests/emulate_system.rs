@@ -346,7 +346,7 @@ fn what_the_guest_does_not_have_is_undefined() {
         mock.features -= feature;
         mock.step().err()
     };
-    let cases: [(&[u8], Feature); 24] = [
+    let cases: [(&[u8], Feature); 25] = [
         // pextrb, pextrw, pextrd, extractps, pinsrb, insertps, pinsrd, movntdqa
         (&[0x66, 0x0f, 0x3a, 0x14, 0x03, 1], Feature::SSE41),
         (&[0x66, 0x0f, 0x3a, 0x15, 0x03, 1], Feature::SSE41),
@@ -356,6 +356,8 @@ fn what_the_guest_does_not_have_is_undefined() {
         (&[0x66, 0x0f, 0x3a, 0x21, 0x03, 1], Feature::SSE41),
         (&[0x66, 0x0f, 0x3a, 0x22, 0x03, 1], Feature::SSE41),
         (&[0x66, 0x0f, 0x38, 0x2a, 0x03], Feature::SSE41),
+        // fxsave
+        (&[0x0f, 0xae, 0x03], Feature::FXSR),
         // pinsrw, pextrw
         (&[0x66, 0x0f, 0xc4, 0x03, 1], Feature::SSE2),
         (&[0x66, 0x0f, 0xc5, 0xc3, 1], Feature::SSE2),
@@ -381,6 +383,8 @@ fn what_the_guest_does_not_have_is_undefined() {
         assert_eq!(attempt(code, feature), Some(UD), "{code:02x?}");
         assert_eq!(attempt(code, Feature::empty()), None, "{code:02x?}");
     }
+    // FXRSTOR, of an image that is none.
+    assert_eq!(attempt(&[0x0f, 0xae, 0x0b], Feature::FXSR), Some(UD));
     // TZCNT of a CPU without it is BSF.
     let tzcnt = |features| {
         let mut mock = cpu(
