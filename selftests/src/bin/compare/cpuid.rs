@@ -9,7 +9,7 @@ use selftests::kvm::{number, set_cpuid, supported_cpuid, Handle};
 
 use crate::cases::Mode;
 use crate::guest::{errno, fnv, general, regs, words, Config, Machine, CODE};
-use crate::probe::{Probe, Subject};
+use crate::probe::{Probe, Subject, NO_END};
 use crate::random::Random;
 
 const ENTRY: usize = size_of::<kvm_cpuid_entry2>();
@@ -240,6 +240,10 @@ impl Cpuids {
             vcpu.set(number::SET_REGS, &r)?;
             let mut one = Probe::default();
             machine.run(&mut one, limit)?;
+            if one.no_end() {
+                // Late: it is asked again.
+                probe.put("exit", NO_END);
+            }
             let after: kvm_regs = vcpu.get(number::GET_REGS)?;
             text.push(format!("{question}={}", words(&general(&after)[..4])));
         }

@@ -522,10 +522,10 @@ fn quiet_debug() -> kvm_debugregs {
     }
 }
 
-/// CR0 without its reserved bits: a CPU ignores a write of them (APM vol. 2, 3.1.1), and KVM shows a VMM what
+/// CR0 without its reserved bits and ET: a CPU ignores a write of them (APM vol. 2, 3.1.1), and KVM shows a VMM what
 /// it has set.
 pub(crate) fn cr0_bits(cr0: u64) -> u64 {
-    const RESERVED: u64 = 0x1ffa_ffc0;
+    const RESERVED: u64 = 0x1ffa_ffd0;
     cr0 & !RESERVED
 }
 
