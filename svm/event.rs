@@ -275,6 +275,25 @@ impl Events {
         }
     }
 
+    /// The exception that `KVM_GET_VCPU_EVENTS` shows, which has place for one. One of the VMM's that
+    /// waits goes before a fault, which comes again by itself.
+    pub fn shown(&self) -> Option<QueuedException> {
+        let comes_again = |queued: QueuedException| {
+            let vector = queued.exception.vector;
+            !matches!(
+                vector,
+                vector::DB | vector::BP | vector::OF | vector::DF | vector::MC
+            )
+        };
+        match self.held {
+            Some(exception) if self.exception.is_none_or(comes_again) => Some(QueuedException {
+                exception,
+                injected: false,
+            }),
+            _ => self.exception,
+        }
+    }
+
     /// Whether `exception` waits for the end of a delivery. An INT n that is executed again comes
     /// by itself.
     #[inline]

@@ -50,7 +50,7 @@ pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> uapi::kvm_vcpu_events {
         flags: uapi::KVM_VCPUEVENT_VALID_NMI_PENDING | uapi::KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
     };
-    if let Some(queued) = &events.exception {
+    if let Some(queued) = events.shown() {
         // A VMM without KVM_CAP_EXCEPTION_PAYLOAD knows no pending ones.
         let injected = queued.injected || !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD);
         let payload = queued.exception.payload.filter(|_| !injected);

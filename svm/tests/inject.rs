@@ -355,6 +355,21 @@ fn an_exception_of_the_vmm_waits_for_an_acknowledged_interrupt() {
     assert_eq!(injected(&machine), Some(Event::Exception(vector::DB, None)));
 }
 
+/// A VMM that saves the vCPU meanwhile, and restores it, loses neither: a fault comes again by itself.
+#[test]
+fn an_exception_of_the_vmm_that_waits_is_shown() {
+    for (vector, shown) in [(vector::PF, vector::MC), (vector::DF, vector::DF)] {
+        let mut machine = machine();
+        exit_during(&mut machine, Some(Event::Exception(vector, Some(0))));
+        let events = &mut machine.state.events;
+        assert!(events.shown().unwrap().injected);
+        events.raise_for_vmm(Exception::new(vector::MC));
+        let after = events.shown().unwrap();
+        assert_eq!(after.exception.vector, shown);
+        assert_eq!(after.injected, shown == vector);
+    }
+}
+
 /// The same of an INT n that RIP is behind already.
 #[test]
 fn an_exception_of_the_vmm_waits_for_an_injected_instruction() {
