@@ -5,7 +5,7 @@
 //! known one that is none any more.
 //!
 //! `compare [--seed N] [--seconds N] [WORD]...` has the kinds whose names contain a word;
-//! `compare --seed N --probe N WORD` asks one random question again; --verbose says which one is asked.
+//! `compare --seed N --probe N WORD` asks one random question again; --verbose shows which one is asked, and its answers.
 
 mod access;
 #[allow(dead_code)] // The place of the operands and their flags are those of `single`.
@@ -252,6 +252,9 @@ fn probes(
                 println!("# {path}, probe {number}");
             }
             let answer = subject.ask(&mut Random::for_probe(seed, number), limit);
+            if let (true, Ok(probe)) = (verbose, &answer) {
+                println!("# {:?}", probe.answer);
+            }
             answer.map_err(|error| format!("{path}, probe {number}: {error}"))
         });
         each.collect()
