@@ -257,8 +257,34 @@ impl Qemu {
             println!("> {}: {line}", self.name);
         }
         let (name, qemu, last) = (&self.name, said(&self.name), console.last(40));
-        format!("{name}: {error}: {qemu}\nthe guest's console ends with:\n{last}")
+        let threads = threads(self.process.id());
+        format!("{name}: {error}: {qemu}\n{threads}the guest's console ends with:\n{last}")
     }
+}
+
+/// What the threads of a process do: name, state and times, and where in the kernel each is; nothing of one
+/// that has ended.
+fn threads(process: u32) -> String {
+    let mut text = String::new();
+    let tasks = fs::read_dir(format!("/proc/{process}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (stat, stack) = (read("stat"), read("stack"));
+        // The name, which may have spaces, is in parentheses.
+        let (name, rest) = stat.rsplit_once(')').unwrap_or_default();
+        let words: Vec<_> = rest.split_whitespace().collect();
+        let word = |i: usize| words.get(i).copied().unwrap_or("?");
+        text += &format!(
+            "thread {name}): {}, {} + {} ticks\n",
+            word(0),
+            word(11),
+            word(12)
+        );
+        for line in stack.lines().take(6) {
+            text += &format!("    {line}\n");
+        }
+    }
+    text
 }
 
 /// What QEMU itself had to say.
