@@ -94,6 +94,12 @@ unload: ## take it out again
 check: lab-module tool ## all tests: crates, self-tests in the emulated host, the kernel's KVM selftests
 	@selftests/check $(if $(BRIEF),--brief)
 
+T ?=
+
+.PHONY: test
+test: lab $(build)/vendor/.stamp ## one test, of any kind, by its name: T=NAME
+	@selftests/test '$(T)'
+
 # The random tests take the same way each time, so that a red run says something about the change;
 # `make check-crates SEED=$$RANDOM` looks elsewhere.
 SEED ?= 1
@@ -139,6 +145,10 @@ check-upstream-all: lab-module tool ## all of the kernel's own KVM selftests, th
 check-kernels: lab-module tool ## builds the module for every kernel and compiler that it supports, and prints a table
 	@selftests/kernels --all
 
+.PHONY: doc
+doc: lab-module ## rustdoc of all crates, the module's too: build/doc/doc/index.html
+	@selftests/doc
+
 .PHONY: lint
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
 	@selftests/lint
@@ -177,6 +187,6 @@ install: all ## install module, program, udev rule and man page (root)
 .PHONY: clean distclean
 clean: ## remove what was built, but not the lab
 	rm -rf $(build)/module $(build)/tool $(build)/crates $(build)/selftests $(build)/selftests-target \
-		$(build)/logs $(build)/lint $(build)/kernels $(build)/kdir $(build)/debs target
+		$(build)/logs $(build)/lint $(build)/clippy $(build)/doc $(build)/kernels $(build)/kdir $(build)/debs target
 distclean: ## remove the lab, too
 	rm -rf $(build) target

@@ -125,8 +125,8 @@ pub struct Mapping {
     pub size: PageSize,
     /// What the guest may do with it.
     pub rights: Rights,
-    /// A and D: for [`Npt::map`] those to be set from the beginning, which spares the CPU the
-    /// update.
+    /// A and D: for [`Npt::map`](crate::Npt::map) those to be set from the beginning, which spares
+    /// the CPU the update.
     pub history: NptEntry,
 }
 

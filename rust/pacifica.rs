@@ -16,6 +16,11 @@
 //! | [`host`] | the host's CPUs: who has SVM, extended state, VMRUN |
 //! | [`linux`] | the kernel's C, in safe wrappers that know nothing of virtual machines |
 
+#![allow(
+    clippy::redundant_closure,
+    reason = "a function that is generic over the platform is not general enough without one"
+)]
+
 use kernel::prelude::*;
 
 use api::node;

@@ -52,7 +52,6 @@ fn caps() -> Caps {
         // What nested tables of four levels can map; five are there on some hosts only.
         max_gpa_bits: 48,
         pv,
-        ..Caps::default()
     }
 }
 

@@ -111,10 +111,10 @@ unsafe impl Sync for Host {}
 // SAFETY: Likewise.
 unsafe impl Send for Host {}
 
-/// The host, from the end of [`init`] to [`exit`].
+/// The host, from the end of [`init()`] to [`exit`].
 static HOST: AtomicPtr<Host> = AtomicPtr::new(null_mut());
 
-/// The host. Only for code that runs between [`init`] and [`exit`].
+/// The host. Only for code that runs between [`init()`] and [`exit`].
 #[inline]
 pub(crate) fn host() -> Option<&'static Host> {
     // SAFETY: The pointer is null, or comes from `KBox::into_raw` in `init`. `exit` takes it back when
@@ -229,7 +229,7 @@ fn yes_no(on: bool) -> &'static str {
     }
 }
 
-/// Undoes [`init`].
+/// Undoes [`init()`].
 pub(crate) fn exit() {
     if host().is_some() {
         linux::syscore_unregister();
@@ -246,7 +246,6 @@ impl Host {
     /// # Safety
     ///
     /// Interrupts are off, and no other reference from this function is alive on this CPU.
-    #[expect(clippy::mut_from_ref, reason = "the reference is the CPU's own")]
     #[inline]
     pub(crate) unsafe fn local(&self) -> Option<&mut Local> {
         let cpu = self.cpus.get(linux::cpu() as usize)?;

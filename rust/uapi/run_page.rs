@@ -88,8 +88,8 @@ impl RunPage {
 
     /// What every return of KVM_RUN reports.
     pub(crate) fn set_common(&self, common: &Common) {
-        field!(write self, common.ready_for_interrupt as u8, ready_for_interrupt_injection);
-        field!(write self, common.if_flag as u8, if_flag);
+        field!(write self, u8::from(common.ready_for_interrupt), ready_for_interrupt_injection);
+        field!(write self, u8::from(common.if_flag), if_flag);
         field!(write self, common.cr8, cr8);
         field!(write self, common.apic_base, apic_base);
         field!(write self, 0, flags);
@@ -186,7 +186,7 @@ impl RunPage {
         field!(write self, gpa, __bindgen_anon_1.mmio.phys_addr);
         field!(write self, write.unwrap_or_default(), __bindgen_anon_1.mmio.data);
         field!(write self, u32::from(len), __bindgen_anon_1.mmio.len);
-        field!(write self, write.is_some() as u8, __bindgen_anon_1.mmio.is_write);
+        field!(write self, u8::from(write.is_some()), __bindgen_anon_1.mmio.is_write);
         self.set_reason(uapi::KVM_EXIT_MMIO);
     }
 

@@ -70,7 +70,7 @@ fn refused<P: Platform>(
     Ok(pending(guest))
 }
 
-/// The VMM's answer to [`UserIo::Msr`]: the value that was read, or `None` for #GP. It is dropped
+/// The VMM's answer to [`UserIo::Msr`](crate::io::UserIo::Msr): the value that was read, or `None` for #GP. It is dropped
 /// if the VMM has moved RIP.
 pub fn finish_msr<P: Platform>(guest: &mut Guest<'_, P>, answer: Option<u64>) {
     let io = &mut guest.state.io;
@@ -263,7 +263,7 @@ fn write_vmcb<P: Platform>(
         return write_efer_msr(guest, value, origin);
     }
     let value = check_vmcb(msr, value, origin, &guest.state.features)?;
-    let vmcb = &mut guest.vmcb;
+    let vmcb = &mut *guest.vmcb;
     match msr {
         VmcbMsr::Efer => {}
         VmcbMsr::Pat => vmcb.set_g_pat(value),
