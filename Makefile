@@ -137,6 +137,11 @@ check-debug: lab ## the self-tests on a kernel with KASAN, lockdep and failing a
 bench: lab-module tool ## what exits, interrupts and machines cost, beside kvm_amd (docs/performance.md)
 	@selftests/bench/run
 
+.PHONY: docs
+docs: lab-module tool ## the figures of docs/status.md and docs/performance.md, measured anew: an hour
+	@selftests/status write
+	@selftests/bench/run
+
 .PHONY: check-upstream-all
 check-upstream-all: lab-module tool ## all of the kernel's own KVM selftests, the slow ones too
 	@selftests/upstream --all

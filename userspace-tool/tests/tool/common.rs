@@ -14,7 +14,7 @@ pub(crate) fn program() -> Command {
     )
 }
 
-/// What ring 2 gives to the tests that want a hypervisor.
+/// What tier 2 gives to the tests that want a hypervisor.
 pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
