@@ -154,6 +154,10 @@ check-kernels: lab-module tool ## builds the module for every kernel and compile
 doc: lab-module ## rustdoc of all crates, the module's too: build/doc/doc/index.html
 	@selftests/doc
 
+.PHONY: rust-project
+rust-project: lab-module ## writes rust-project.json, with which rust-analyzer works in rust/
+	@selftests/rust-project
+
 .PHONY: lint
 lint: lab $(build)/vendor/.stamp ## formatting, clippy, and warnings of compiler and objtool as errors
 	@selftests/lint
