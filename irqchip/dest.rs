@@ -92,7 +92,7 @@ impl IdSet {
 
 /// What is known of all APICs of a machine together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Census {
+pub struct ApicModes {
     /// None that is present is in xAPIC mode.
     pub all_x2apic: bool,
     /// None that is present has been given another ID ([`Snapshot::is_renumbered`]).
@@ -101,7 +101,7 @@ pub struct Census {
 
 impl Destination {
     /// The processors among which are all that the message is for, or nothing if it can be any.
-    pub const fn candidates(&self, census: Census) -> Option<IdSet> {
+    pub const fn candidates(&self, census: ApicModes) -> Option<IdSet> {
         let is_narrow = matches!(self.shorthand, Shorthand::None) && self.id != X2APIC_BROADCAST;
         if !is_narrow {
             None

@@ -2,7 +2,7 @@
 
 //! Whom a message is looked for: among the candidates are all that it is for.
 
-use irqchip::dest::{Census, IdSet};
+use irqchip::dest::{ApicModes, IdSet};
 use irqchip::{Destination, Shorthand, Snapshot};
 use proptest::prelude::*;
 
@@ -44,7 +44,7 @@ fn processor() -> impl Strategy<Value = (u32, Snapshot)> {
 proptest! {
     #[test]
     fn nobody_is_missed(machine in prop::collection::vec(processor(), 1..8), dest in dest()) {
-        let census = Census {
+        let census = ApicModes {
             all_x2apic: !machine.iter().any(|(_, apic)| apic.is_xapic()),
             own_ids: !machine.iter().any(|(number, apic)| apic.is_renumbered(*number)),
         };
@@ -79,15 +79,15 @@ fn one_or_a_cluster() {
         shorthand: Shorthand::None,
         narrow_broadcast: true,
     };
-    let mixed = Census {
+    let mixed = ApicModes {
         all_x2apic: false,
         own_ids: true,
     };
-    let x2apics = Census {
+    let x2apics = ApicModes {
         all_x2apic: true,
         ..mixed
     };
-    let odd = Census {
+    let odd = ApicModes {
         own_ids: false,
         ..mixed
     };

@@ -5,7 +5,7 @@
 use crate::host::host;
 use crate::linux;
 use crate::linux::Sleep;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::{Inner, Vcpu};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -56,7 +56,7 @@ fn caps() -> Caps {
 }
 
 /// KVM_GET_SUPPORTED_CPUID.
-pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
+pub(crate) fn get_supported(arg: UserArg) -> Result<c_long> {
     give(arg, &mut |emit| {
         cpuid::supported(&mut linux::cpuid, &caps(), &mut |entry| emit(entry))
     })
@@ -64,7 +64,7 @@ pub(crate) fn get_supported(arg: Arg) -> Result<c_long> {
 
 /// KVM_GET_EMULATED_CPUID: instructions that a guest may be given though the CPU lacks them. There are
 /// none, so the leaves that could name them are empty.
-pub(crate) fn get_emulated(arg: Arg) -> Result<c_long> {
+pub(crate) fn get_emulated(arg: UserArg) -> Result<c_long> {
     const LAST: u32 = cpuid::function::STRUCTURED_FEATURES;
     give(arg, &mut |emit| {
         emit(Entry::new(cpuid::function::VENDOR, [LAST, 0, 0, 0]))?;
@@ -77,7 +77,7 @@ pub(crate) fn get_emulated(arg: Arg) -> Result<c_long> {
 type Emit<'a> = dyn FnMut(Entry) -> Result + 'a;
 
 /// Gives the VMM a list, if there is room for it.
-fn give(arg: Arg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c_long> {
+fn give(arg: UserArg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c_long> {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     let room = header.nent.min(MAX_ENTRIES) as usize;
     let mut entries = KVec::with_capacity(room, GFP_KERNEL)?;
@@ -92,7 +92,7 @@ fn give(arg: Arg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c_lon
 }
 
 /// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
-pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     if header.nent > MAX_ENTRIES {
         return Err(E2BIG);
@@ -105,7 +105,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
         entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
     }
     // A guest whose HLT does not exit cannot be woken by the hypercall.
-    if vcpu.vm.choices.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
+    if vcpu.vm.config.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
         cpuid::withhold(&mut entries, PvFeatures::UNHALT);
     }
     if inner.has_run {
@@ -144,7 +144,7 @@ fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
 }
 
 /// KVM_GET_CPUID2: what the guest would read now.
-pub(crate) fn get(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn get(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     let dynamic = dynamic(vcpu, inner);
     let entries = &inner.parts.cpuid;

@@ -4,7 +4,7 @@
 
 use crate::irq::mailbox::request;
 use crate::linux::Sleep;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::platform::{self, deferred};
 use crate::vcpu::pvclock::touch_time;
 use crate::vcpu::{Inner, Vcpu};
@@ -19,7 +19,7 @@ use x86::msr::{Report, Reported};
 use x86::regs::{vector, Cr4, Exception};
 
 /// Dispatches on the number.
-pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
     match cmd {
         uapi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(vcpu, inner)),
         uapi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, inner, &arg.read()?),
@@ -207,26 +207,26 @@ fn set_mce(inner: &mut Inner, new: &uapi::kvm_x86_mce) -> Result {
     Ok(())
 }
 
-fn get_lapic(vcpu: &Vcpu, inner: &Inner, arg: Arg) -> Result {
+fn get_lapic(vcpu: &Vcpu, inner: &Inner, arg: UserArg) -> Result {
     let mut page = [0u8; STATE_SIZE];
     let lapic = inner.parts.lapic.as_ref().ok_or(EINVAL)?;
-    let wide_ids = vcpu.vm.chips.has_wide_ids();
+    let wide_ids = vcpu.vm.irqchip.has_wide_ids();
     lapic.state(&mut page, platform::now(inner.vmcb.tsc_offset()), wide_ids);
     arg.write_bytes(&page)
 }
 
-fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
     let now = platform::now(inner.vmcb.tsc_offset());
     let lapic = inner.parts.lapic.as_mut().ok_or(EINVAL)?;
     let mut page = [0u8; STATE_SIZE];
     arg.read_bytes(&mut page)?;
     lapic
-        .set_state(&page, now, vcpu.vm.chips.has_wide_ids())
+        .set_state(&page, now, vcpu.vm.irqchip.has_wide_ids())
         .map_err(|_| EINVAL)?;
     vcpu.vm
-        .mailboxes
+        .vcpu_table
         .publish_apic(&vcpu.mailbox, lapic.snapshot());
-    vcpu.mailbox.ask(request::CHIPS);
+    vcpu.mailbox.request(request::EXTINT);
     touch_time(inner);
     Ok(())
 }

@@ -13,7 +13,7 @@
 
 use crate::api::snapshot::State;
 use crate::api::vm;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use kernel::ffi::c_long;
@@ -21,7 +21,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// `PACIFICA_FORK`: a VM of this state on the caller's address space, and its descriptor.
-pub(crate) fn fork(state: &State, arg: Arg) -> Result<c_long> {
+pub(crate) fn fork(state: &State, arg: UserArg) -> Result<c_long> {
     let fork: uapi::pacifica_fork = arg.read()?;
     let time = u64::from(uapi::PACIFICA_FORK_FLAG_TIME);
     if fork.flags & !time != 0 || fork.reserved != [0; 3] {

@@ -3,7 +3,7 @@
 //! x87, SSE and extended registers, to and from the VMM.
 
 use crate::host::host;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::Inner;
 use kernel::prelude::*;
 use svm::dispatch::set_xcr0;
@@ -11,7 +11,7 @@ use x86::fxsave::{self, Fpu};
 use x86::xsave::{self, IMAGE_SIZE};
 
 /// GET/SET of FPU, XSAVE and XCRS.
-pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
     let host = &host().ok_or(ENODEV)?.fpu;
     let area = &mut inner.parts.fpu.area;
     match cmd {

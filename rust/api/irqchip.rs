@@ -2,9 +2,9 @@
 
 //! Ioctls of a VM that concern its interrupt controllers.
 
-use crate::irq::irqchip::Chips;
+use crate::irq::irqchip::Irqchip;
 use crate::linux;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use irqchip::lines::{Delivery, Source};
 use irqchip::message::Message;
 use irqchip::pic::Which;
@@ -14,50 +14,50 @@ use kernel::ffi::c_long;
 use kernel::prelude::*;
 
 /// Dispatches on the number.
-pub(crate) fn ioctl(chips: &Chips, cmd: u32, arg: Arg) -> Result<c_long> {
+pub(crate) fn ioctl(irqchip: &Irqchip, cmd: u32, arg: UserArg) -> Result<c_long> {
     match cmd {
-        uapi::PACIFICA_CREATE_PIT2 => create_pit(chips, arg),
+        uapi::PACIFICA_CREATE_PIT2 => create_pit(irqchip, arg),
         uapi::PACIFICA_GET_IRQCHIP
         | uapi::PACIFICA_SET_IRQCHIP
         | uapi::PACIFICA_GET_PIT2
         | uapi::PACIFICA_SET_PIT2
         | uapi::PACIFICA_REINJECT_CONTROL
-            if !chips.is_full() =>
+            if !irqchip.is_full() =>
         {
             Err(ENXIO)
         }
-        _ if !chips.has_lapics() => match cmd {
+        _ if !irqchip.has_lapics() => match cmd {
             uapi::PACIFICA_IRQ_LINE | uapi::PACIFICA_IRQ_LINE_STATUS => Err(ENXIO),
             uapi::PACIFICA_SET_GSI_ROUTING | uapi::PACIFICA_SIGNAL_MSI => Err(EINVAL),
             _ => Err(ENOTTY),
         },
-        uapi::PACIFICA_IRQ_LINE => irq_line(chips, arg, false),
-        uapi::PACIFICA_IRQ_LINE_STATUS => irq_line(chips, arg, true),
-        uapi::PACIFICA_GET_IRQCHIP => get_irqchip(chips, arg),
-        uapi::PACIFICA_SET_IRQCHIP => set_irqchip(chips, arg),
-        uapi::PACIFICA_GET_PIT2 => get_pit(chips, arg),
-        uapi::PACIFICA_SET_PIT2 => set_pit(chips, arg),
-        uapi::PACIFICA_REINJECT_CONTROL => reinject_control(chips, arg),
-        uapi::PACIFICA_SET_GSI_ROUTING => set_routing(chips, arg),
-        uapi::PACIFICA_SIGNAL_MSI => signal_msi(chips, arg),
+        uapi::PACIFICA_IRQ_LINE => irq_line(irqchip, arg, false),
+        uapi::PACIFICA_IRQ_LINE_STATUS => irq_line(irqchip, arg, true),
+        uapi::PACIFICA_GET_IRQCHIP => get_irqchip(irqchip, arg),
+        uapi::PACIFICA_SET_IRQCHIP => set_irqchip(irqchip, arg),
+        uapi::PACIFICA_GET_PIT2 => get_pit(irqchip, arg),
+        uapi::PACIFICA_SET_PIT2 => set_pit(irqchip, arg),
+        uapi::PACIFICA_REINJECT_CONTROL => reinject_control(irqchip, arg),
+        uapi::PACIFICA_SET_GSI_ROUTING => set_routing(irqchip, arg),
+        uapi::PACIFICA_SIGNAL_MSI => signal_msi(irqchip, arg),
         _ => Err(ENOTTY),
     }
 }
 
-fn create_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn create_pit(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let config: uapi::kvm_pit_config = arg.read()?;
     if config.flags & !uapi::KVM_PIT_SPEAKER_DUMMY != 0 {
         return Err(EINVAL);
     }
-    chips.create_pit(config.flags & uapi::KVM_PIT_SPEAKER_DUMMY != 0)
+    irqchip.create_pit(config.flags & uapi::KVM_PIT_SPEAKER_DUMMY != 0)
 }
 
-fn irq_line(chips: &Chips, arg: Arg, with_status: bool) -> Result<c_long> {
+fn irq_line(irqchip: &Irqchip, arg: UserArg, with_status: bool) -> Result<c_long> {
     let mut line: uapi::kvm_irq_level = arg.read()?;
     // SAFETY: All variants of the union are the same integer.
     let gsi = unsafe { line.__bindgen_anon_1.irq };
-    let delivery = chips.set_gsi(gsi, Source::USER, line.level != 0);
-    chips.broadcasts.finish();
+    let delivery = irqchip.set_gsi(gsi, Source::USER, line.level != 0);
+    irqchip.broadcasts.finish();
     if with_status {
         line.__bindgen_anon_1.status = match delivery {
             Some(Delivery::Delivered) => 1,
@@ -69,11 +69,11 @@ fn irq_line(chips: &Chips, arg: Arg, with_status: bool) -> Result<c_long> {
     Ok(0)
 }
 
-fn get_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn get_irqchip(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let mut chip: uapi::kvm_irqchip = arg.read()?;
     let mut bytes = [0u8; 512];
     {
-        let devices = chips.devices();
+        let devices = irqchip.devices();
         match chip.chip_id {
             uapi::KVM_IRQCHIP_PIC_MASTER => {
                 devices
@@ -100,11 +100,11 @@ fn get_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
     Ok(0)
 }
 
-fn set_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn set_irqchip(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let mut chip: uapi::kvm_irqchip = arg.read()?;
     let id = chip.chip_id;
     let bytes = *irqchip_bytes(&mut chip);
-    let mut devices = chips.devices();
+    let mut devices = irqchip.devices();
     match id {
         uapi::KVM_IRQCHIP_PIC_MASTER | uapi::KVM_IRQCHIP_PIC_SLAVE => {
             let which = match id {
@@ -113,13 +113,13 @@ fn set_irqchip(chips: &Chips, arg: Arg) -> Result<c_long> {
             };
             let state = bytes.first_chunk::<{ pic::STATE_SIZE }>().ok_or(EINVAL)?;
             devices.pic.set_state(which, state);
-            chips.pic_changed(&mut devices.kicks);
+            irqchip.pic_changed(&mut devices.kicks);
         }
         uapi::KVM_IRQCHIP_IOAPIC => {
             let state = bytes
                 .first_chunk::<{ ioapic::STATE_SIZE }>()
                 .ok_or(EINVAL)?;
-            let (ioapic, mut send) = chips.ioapic(&mut devices);
+            let (ioapic, mut send) = irqchip.ioapic(&mut devices);
             ioapic.set_state(state, &mut send);
         }
         _ => return Err(EINVAL),
@@ -137,9 +137,14 @@ fn head<const N: usize>(bytes: &mut [u8]) -> Result<&mut [u8; N]> {
     bytes.first_chunk_mut::<N>().ok_or(EINVAL)
 }
 
-fn get_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn get_pit(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let mut bytes = [0u8; pit::STATE_SIZE];
-    chips.devices().pit.as_ref().ok_or(ENXIO)?.state(&mut bytes);
+    irqchip
+        .devices()
+        .pit
+        .as_ref()
+        .ok_or(ENXIO)?
+        .state(&mut bytes);
     arg.write_bytes(&bytes)?;
     // The structure's reserved end.
     let rest = core::mem::size_of::<uapi::kvm_pit_state2>() - bytes.len();
@@ -147,21 +152,21 @@ fn get_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
     Ok(0)
 }
 
-fn set_pit(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn set_pit(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let state: uapi::kvm_pit_state2 = arg.read()?;
     // SAFETY: The structure consists of integers, and is at least as long.
     let bytes = unsafe { &*core::ptr::from_ref(&state).cast::<[u8; pit::STATE_SIZE]>() };
-    let mut devices = chips.devices();
+    let mut devices = irqchip.devices();
     let pit: &mut Pit = devices.pit.as_mut().ok_or(ENXIO)?;
     pit.set_state(bytes, linux::now());
-    chips.restart_pit(&devices);
+    irqchip.restart_pit(&devices);
     Ok(0)
 }
 
 const _: () = assert!(core::mem::size_of::<uapi::kvm_pit_state2>() >= pit::STATE_SIZE);
 const _: () = assert!(core::mem::size_of::<uapi::kvm_pit_state2>() <= pit::STATE_SIZE + 64);
 
-fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn set_routing(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let header: uapi::kvm_irq_routing = arg.read()?;
     if header.nr > MAX_GSIS || header.flags != 0 {
         return Err(EINVAL);
@@ -170,8 +175,8 @@ fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
         .after::<uapi::kvm_irq_routing>()
         .read_array::<uapi::kvm_irq_routing_entry>(header.nr as usize)?;
     let limits = Limits {
-        pins: chips.is_full(),
-        extended_ids: chips.has_wide_ids(),
+        pins: irqchip.is_full(),
+        extended_ids: irqchip.has_wide_ids(),
     };
     let mut routes = KVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT)?;
     for entry in entries.iter() {
@@ -184,31 +189,31 @@ fn set_routing(chips: &Chips, arg: Arg) -> Result<c_long> {
     }
     routing::sort_and_check(&mut routes).map_err(|_| EINVAL)?;
     // The old table is freed after the lock.
-    let old = core::mem::replace(&mut chips.devices().routes, routes);
+    let old = core::mem::replace(&mut irqchip.devices().routes, routes);
     drop(old);
     // Nothing goes by the old routes any more.
-    chips.broadcasts.finish();
+    irqchip.broadcasts.finish();
     Ok(0)
 }
 
-fn signal_msi(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn signal_msi(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let msi: uapi::kvm_msi = arg.read()?;
     if msi.flags != 0 {
         return Err(EINVAL);
     }
     let address = u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo);
-    let wide_ids = chips.has_wide_ids();
+    let wide_ids = irqchip.has_wide_ids();
     if wide_ids && !Message::extended_address_is_legal(address) {
         return Err(EINVAL);
     }
     let message = Message::from_msi(address, msi.data, wide_ids);
-    Ok(c_long::from(chips.send(message)))
+    Ok(c_long::from(irqchip.send(message)))
 }
 
 /// KVM_REINJECT_CONTROL: whether ticks of the PIT wait for each other.
-fn reinject_control(chips: &Chips, arg: Arg) -> Result<c_long> {
+fn reinject_control(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let control: uapi::kvm_reinject_control = arg.read()?;
-    let mut devices = chips.devices();
+    let mut devices = irqchip.devices();
     let pit: &mut Pit = devices.pit.as_mut().ok_or(ENXIO)?;
     pit.ticks.set_reinject(control.pit_reinject != 0);
     Ok(0)
@@ -219,14 +224,18 @@ pub(crate) const X2APIC_API: u32 =
     uapi::PACIFICA_X2APIC_WIDE_IDS | uapi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
 
 /// KVM_ENABLE_CAP, as far as it concerns interrupts. `vcpus`: how many there are already.
-pub(crate) fn enable(chips: &Chips, cap: &uapi::kvm_enable_cap, vcpus: usize) -> Result<c_long> {
+pub(crate) fn enable(
+    irqchip: &Irqchip,
+    cap: &uapi::kvm_enable_cap,
+    vcpus: usize,
+) -> Result<c_long> {
     let [value, ..] = cap.args;
     match cap.cap {
         uapi::KVM_CAP_SPLIT_IRQCHIP if value > u64::from(MAX_GSIS) => Err(EINVAL),
         uapi::KVM_CAP_SPLIT_IRQCHIP if vcpus != 0 => Err(EEXIST),
-        uapi::KVM_CAP_SPLIT_IRQCHIP => chips.create_split(value as u32),
+        uapi::KVM_CAP_SPLIT_IRQCHIP => irqchip.create_split(value as u32),
         uapi::KVM_CAP_X2APIC_API if value & !u64::from(X2APIC_API) == 0 => {
-            chips.enable_x2apic_api(value as u32);
+            irqchip.enable_x2apic_api(value as u32);
             Ok(0)
         }
         uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => {
@@ -235,13 +244,13 @@ pub(crate) fn enable(chips: &Chips, cap: &uapi::kvm_enable_cap, vcpus: usize) ->
                 .ok()
                 .filter(|ns| (1..=1 << 24).contains(ns));
             let ns = ns.ok_or(EINVAL)?;
-            if !chips.has_lapics() {
+            if !irqchip.has_lapics() {
                 return Err(ENXIO);
             }
             if vcpus != 0 {
                 return Err(EINVAL);
             }
-            chips.set_bus_cycle_ns(ns);
+            irqchip.set_bus_cycle_ns(ns);
             Ok(0)
         }
         _ => Err(EINVAL),

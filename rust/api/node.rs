@@ -4,7 +4,7 @@
 
 use crate::linux::compat::this_module;
 use crate::uapi::file::Table;
-use crate::uapi::Arg;
+use crate::uapi::UserArg;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::ffi::{c_int, c_long, c_uint, c_ulong};
@@ -22,7 +22,7 @@ static NODE_OPERATIONS: Table = Table(bindings::file_operations {
 });
 
 unsafe extern "C" fn node_ioctl(_: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
-    match crate::api::system::ioctl(cmd, Arg(arg)) {
+    match crate::api::system::ioctl(cmd, UserArg(arg)) {
         Ok(value) => value,
         Err(error) => error.to_errno() as c_long,
     }

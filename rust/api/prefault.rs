@@ -5,14 +5,14 @@
 use crate::linux;
 use crate::linux::Sleep;
 use crate::memory::Outcome;
-use crate::uapi::{kvm_pre_fault_memory, Arg};
+use crate::uapi::{kvm_pre_fault_memory, UserArg};
 use crate::vcpu::Inner;
 use kernel::prelude::*;
 use npt::PageSize;
 
 /// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes back to the caller;
 /// an error is one only if nothing was done.
-pub(crate) fn ioctl(inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn ioctl(inner: &mut Inner, arg: UserArg) -> Result {
     let mut range: kvm_pre_fault_memory = arg.read()?;
     let end = range.gpa.checked_add(range.size);
     let aligned = (range.gpa | range.size) & PageSize::Size4K.offset_mask() == 0;

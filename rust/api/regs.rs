@@ -5,7 +5,7 @@
 use crate::irq::mailbox::request;
 use crate::linux;
 use crate::linux::Sleep;
-use crate::uapi::{self, Arg, NestedState};
+use crate::uapi::{self, NestedState, UserArg};
 use crate::vcpu::requests;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::option;
@@ -34,7 +34,7 @@ const NESTED_STATE: NestedState = NestedState {
 };
 
 /// KVM_GET_NESTED_STATE: the caller says in it how much room there is.
-pub(crate) fn get_nested_state(arg: Arg) -> Result {
+pub(crate) fn get_nested_state(arg: UserArg) -> Result {
     const SIZE: usize = core::mem::offset_of!(NestedState, size);
     let room: u32 = arg.offset(SIZE).read()?;
     if room < NESTED_STATE.size {
@@ -55,8 +55,8 @@ pub(crate) fn set_nested_state(state: &NestedState) -> Result {
 /// Brings the state into the form in which it is shown. What others have sent belongs to it, and so
 /// does what comes with a pending exception, if the VMM does not take it apart.
 pub(crate) fn settle(vcpu: &Vcpu, inner: &mut Inner) {
-    if vcpu.mailbox.is_asked() {
-        requests::serve_for_state(vcpu, inner);
+    if vcpu.mailbox.has_requests() {
+        requests::process_requests_for_state(vcpu, inner);
     }
     if !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
         inject::expose_exception(&mut inner.vmcb, &mut inner.state);
@@ -101,7 +101,7 @@ pub(crate) fn set_regs(inner: &mut Inner, regs: &uapi::kvm_regs) {
     inner.state.events.forget_pending();
 }
 
-pub(crate) fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
     let mut t: uapi::kvm_translation = arg.read()?;
     let linear = t.linear_address;
     let result = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
@@ -136,7 +136,7 @@ pub(crate) fn interrupt(vcpu: &Vcpu, inner: &mut Inner, interrupt: &uapi::kvm_in
             return Err(EEXIST);
         }
         inner.parts.user_vector = Some(vector);
-        vcpu.mailbox.ask(request::CHIPS);
+        vcpu.mailbox.request(request::EXTINT);
         return Ok(());
     }
     if inner.state.events.interrupt.is_some() {
@@ -154,7 +154,7 @@ pub(crate) fn interrupt(vcpu: &Vcpu, inner: &mut Inner, interrupt: &uapi::kvm_in
 const MAX_MSRS: u32 = 256;
 
 /// The MSRs that a call is about.
-pub(crate) fn read_msrs(arg: Arg) -> Result<KVec<uapi::kvm_msr_entry>> {
+pub(crate) fn read_msrs(arg: UserArg) -> Result<KVec<uapi::kvm_msr_entry>> {
     let header: uapi::kvm_msrs = arg.read()?;
     if header.nmsrs >= MAX_MSRS {
         return Err(E2BIG);
@@ -164,7 +164,7 @@ pub(crate) fn read_msrs(arg: Arg) -> Result<KVec<uapi::kvm_msr_entry>> {
 }
 
 /// Answers how many could be read.
-pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
+pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c_long> {
     let mut entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
@@ -183,7 +183,7 @@ pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_lon
 }
 
 /// Answers how many could be set.
-pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_long> {
+pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c_long> {
     let entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter() {
@@ -199,7 +199,7 @@ pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: Arg) -> Result<c_lon
     Ok(done)
 }
 
-pub(crate) fn set_signal_mask(inner: &mut Inner, arg: Arg) -> Result {
+pub(crate) fn set_signal_mask(inner: &mut Inner, arg: UserArg) -> Result {
     if arg.0 == 0 {
         inner.signal_mask = None;
         return Ok(());

@@ -18,8 +18,8 @@ use crate::api::fork;
 use crate::linux::compat::unsupported;
 use crate::memory::kept_layer::Writer;
 use crate::uapi::file::{self, FileObject};
-use crate::uapi::{self, Arg};
-use crate::vcpu::snapshot_state::{ChipsState, VcpuSnapshot};
+use crate::uapi::{self, UserArg};
+use crate::vcpu::snapshot_state::{IrqchipSnapshot, VcpuSnapshot};
 use crate::vcpu::stopped::Stopped;
 use crate::vm::clock::{Instant, Passed};
 use crate::vm::{Decisions, Setup, Vm};
@@ -32,7 +32,7 @@ use npt::{GpaRange, PageSize};
 pub(crate) struct State {
     pub(crate) taken: Instant,
     pub(crate) vcpus: KVec<VcpuSnapshot>,
-    pub(crate) chips: ChipsState,
+    pub(crate) irqchip: IrqchipSnapshot,
     pub(crate) decisions: Decisions,
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn check_feature(feature: usize) -> c_long {
 }
 
 /// `PACIFICA_CREATE_SNAPSHOT`. Nothing else decides about vCPUs and devices of the VM meanwhile.
-pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: Arg) -> Result<c_long> {
+pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: UserArg) -> Result<c_long> {
     let config: uapi::pacifica_create_snapshot = arg.read()?;
     let state_only = u64::from(uapi::PACIFICA_SNAPSHOT_FLAG_STATE);
     let keeps = config.flags & state_only == 0;
@@ -82,7 +82,7 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: Arg) -> Result<c
     }
     let decisions = vm.decisions(setup)?;
     let snapshot = vm.vcpus.stopped(|stopped| {
-        vm.chips.broadcasts.finish();
+        vm.irqchip.broadcasts.finish();
         let mut vcpus = KVec::with_capacity(stopped.len(), GFP_KERNEL_ACCOUNT)?;
         for one in stopped.iter_mut() {
             vcpus.push(VcpuSnapshot::take(one)?, GFP_KERNEL_ACCOUNT)?;
@@ -90,7 +90,7 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: Arg) -> Result<c
         let state = State {
             taken: Instant::now(),
             vcpus,
-            chips: ChipsState::take(&vm),
+            irqchip: IrqchipSnapshot::take(&vm),
             decisions,
         };
         let memory = match keeps {
@@ -120,18 +120,18 @@ impl State {
     /// The VM is as it was, but for its memory, and for its time, unless so much of that is taken back.
     /// Its vCPUs, which are those of this state in the same order, are [prepared](VcpuSnapshot::prepare).
     pub(crate) fn put_back(&self, vm: &Vm, stopped: &mut [Stopped<'_>], passed: Option<Passed>) {
-        self.chips.put_back(vm, passed);
+        self.irqchip.put_back(vm, passed);
         for (old, one) in self.vcpus.iter().zip(&mut *stopped) {
             old.put_back(one, passed);
         }
         // Not before: what it sends is to stay.
-        vm.chips.restart();
+        vm.irqchip.restart();
     }
 }
 
 impl Snapshot {
     /// `PACIFICA_RESET`. Memory comes first: it can fail.
-    fn reset(&self, memory: &Memory, arg: Arg) -> Result {
+    fn reset(&self, memory: &Memory, arg: UserArg) -> Result {
         let vm = &memory.vm;
         let mut reset: uapi::pacifica_reset = arg.read()?;
         let time = u64::from(uapi::PACIFICA_RESET_FLAG_TIME);
@@ -148,7 +148,7 @@ impl Snapshot {
                 old.prepare(one)?;
             }
             let pages = vm.memory.put_back(memory.id)?;
-            vm.chips.broadcasts.finish();
+            vm.irqchip.broadcasts.finish();
             let passed = (reset.flags & time != 0).then(|| state.taken.passed());
             state.put_back(vm, stopped, passed);
             Ok(pages)
@@ -158,7 +158,7 @@ impl Snapshot {
 
     /// `PACIFICA_KEEP_PAGES`: what is left goes back to the caller; an error is one only if nothing
     /// was done.
-    fn keep(memory: &Memory, arg: Arg) -> Result {
+    fn keep(memory: &Memory, arg: UserArg) -> Result {
         let memory = &memory.vm.memory;
         let mut pages: uapi::pacifica_keep_pages = arg.read()?;
         let end = pages.gpa.checked_add(pages.size).ok_or(EINVAL)?;
@@ -187,7 +187,7 @@ impl Snapshot {
 }
 
 impl FileObject for Snapshot {
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long> {
         if cmd == uapi::PACIFICA_NR_FORK {
             return fork::fork(&this.state, arg);
         }

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::uapi::file::{self, FileObject};
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::Vcpu;
 use crate::vm::stats::{Stats, VmStats, NAMES, PAGE_NAMES};
 use core::mem::size_of;
@@ -127,11 +127,11 @@ fn padded(name: &[u8]) -> [u8; NAME_SIZE] {
 }
 
 impl FileObject for StatsFd {
-    fn ioctl(_this: ArcBorrow<'_, Self>, _cmd: u32, _arg: Arg) -> Result<c_long> {
+    fn ioctl(_this: ArcBorrow<'_, Self>, _cmd: u32, _arg: UserArg) -> Result<c_long> {
         Err(ENOTTY)
     }
 
-    fn read(this: ArcBorrow<'_, Self>, to: Arg, length: usize, offset: usize) -> Result<usize> {
+    fn read(this: ArcBorrow<'_, Self>, to: UserArg, length: usize, offset: usize) -> Result<usize> {
         let image = this.image()?;
         let rest = image.get(offset..).unwrap_or(&[]);
         let part = rest.get(..length).unwrap_or(rest);

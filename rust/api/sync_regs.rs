@@ -38,8 +38,8 @@ pub(crate) fn take(vcpu: &Vcpu, inner: &mut Inner) -> Result {
 #[inline(never)] // Its frame must not lie under the guest's.
 fn take_fields(vcpu: &Vcpu, inner: &mut Inner, dirty: u64) -> Result {
     let page = &vcpu.run_page;
-    if vcpu.mailbox.is_asked() {
-        requests::serve(vcpu, inner);
+    if vcpu.mailbox.has_requests() {
+        requests::process_requests(vcpu, inner);
     }
     if has(dirty, uapi::KVM_SYNC_X86_REGS) {
         regs::set_regs(inner, &page.sync_regs());

@@ -15,7 +15,7 @@ use crate::memory::dirty_log;
 use crate::memory::dirty_ring;
 use crate::memory::slots;
 use crate::uapi::run_page;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vm::clock;
 use crate::vm::config;
 use kernel::ffi::c_long;
@@ -24,7 +24,7 @@ use x86::msr::index::PATCH_LEVEL;
 use x86::msr::{feature, FEATURE_MSRS, SAVED_MSRS};
 
 /// Dispatches on the number. Any process that may open the node.
-pub(crate) fn ioctl(cmd: u32, arg: Arg) -> Result<c_long> {
+pub(crate) fn ioctl(cmd: u32, arg: UserArg) -> Result<c_long> {
     match cmd {
         uapi::PACIFICA_GET_API_VERSION if arg.0 == 0 => Ok(uapi::KVM_API_VERSION as c_long),
         // There is one type of machine.
@@ -141,20 +141,20 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
 }
 
 /// The one attribute: the components of extended state that a guest can have.
-fn attribute(cmd: u32, arg: Arg) -> Result<c_long> {
+fn attribute(cmd: u32, arg: UserArg) -> Result<c_long> {
     let attr: uapi::kvm_device_attr = arg.read()?;
     if attr.group != 0 || attr.attr != u64::from(uapi::KVM_X86_XCOMP_GUEST_SUPP) {
         return Err(ENXIO);
     }
     if cmd == uapi::PACIFICA_GET_DEVICE_ATTR {
         let host = host().ok_or(ENODEV)?;
-        Arg(attr.addr as usize).write(&host.fpu.layout.components)?;
+        UserArg(attr.addr as usize).write(&host.fpu.layout.components)?;
     }
     Ok(0)
 }
 
 /// KVM_GET_MSRS on the node: what can be had of the feature MSRs. Answers how many are known.
-fn get_feature_msrs(arg: Arg) -> Result<c_long> {
+fn get_feature_msrs(arg: UserArg) -> Result<c_long> {
     let mut entries = regs::read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
@@ -171,7 +171,7 @@ fn get_feature_msrs(arg: Arg) -> Result<c_long> {
 }
 
 /// Gives a list of MSR numbers: `E2BIG`, and how many there are, if there is too little room.
-fn msr_list(arg: Arg, list: &[u32]) -> Result<c_long> {
+fn msr_list(arg: UserArg, list: &[u32]) -> Result<c_long> {
     let header: uapi::kvm_msr_list = arg.read()?;
     arg.write(&(list.len() as u32))?;
     if (header.nmsrs as usize) < list.len() {

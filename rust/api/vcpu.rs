@@ -13,7 +13,7 @@ use crate::api::sync_regs;
 use crate::host::resumes;
 use crate::linux;
 use crate::uapi::file::{self, FileObject};
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::run;
@@ -40,14 +40,14 @@ pub(crate) fn open(vcpu: Arc<Vcpu>) -> Result<c_long> {
 
 impl Vcpu {
     /// An ioctl that has the vCPU for itself.
-    fn locked_ioctl(&self, cmd: u32, arg: Arg) -> Result<c_long> {
+    fn locked_ioctl(&self, cmd: u32, arg: UserArg) -> Result<c_long> {
         let mut inner = self.inner.lock()?;
         let inner = &mut *inner;
         if inner.resumes != resumes() {
             pvclock::after_suspend(inner);
         }
         if cmd != uapi::PACIFICA_RUN {
-            self.vm.chips.broadcasts.finish();
+            self.vm.irqchip.broadcasts.finish();
         }
         match cmd {
             uapi::PACIFICA_RUN => {
@@ -77,7 +77,7 @@ unsafe fn is_ring(vma: *mut bindings::vm_area_struct) -> bool {
 }
 
 impl FileObject for Vcpu {
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long> {
         if !this.vm.memory.is_current() {
             return Err(EIO);
         }
@@ -101,7 +101,7 @@ impl FileObject for Vcpu {
 
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
 #[inline(never)] // Its frame must not lie under the guest's.
-fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
+fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result<c_long> {
     if matches!(
         cmd,
         uapi::PACIFICA_GET_VCPU_EVENTS
@@ -110,8 +110,8 @@ fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result<c_long> {
             | uapi::PACIFICA_GET_DEBUGREGS
     ) {
         regs::settle(vcpu, inner);
-    } else if vcpu.mailbox.is_asked() {
-        requests::serve_for_state(vcpu, inner);
+    } else if vcpu.mailbox.has_requests() {
+        requests::process_requests_for_state(vcpu, inner);
     }
     match cmd {
         uapi::PACIFICA_GET_REGS => arg.write(&regs::get_regs(inner))?,

@@ -12,7 +12,7 @@ use crate::linux;
 use crate::memory::dirty_log::Clear;
 use crate::memory::Region;
 use crate::uapi::file::{self, FileObject};
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vm::{clock, option, vfio, Vm};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -49,7 +49,7 @@ impl Vm {
         vcpu::create(this, id)
     }
 
-    fn enable_cap(&self, arg: Arg) -> Result<c_long> {
+    fn enable_cap(&self, arg: UserArg) -> Result<c_long> {
         let cap: uapi::kvm_enable_cap = arg.read()?;
         if cap.flags != 0 {
             return Err(EINVAL);
@@ -66,10 +66,10 @@ impl Vm {
             uapi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(&cap),
             _ => {
                 let _setup = self.setup.lock();
-                let vcpus = self.mailboxes.count();
-                match self.choices.enable(&cap, vcpus) {
+                let vcpus = self.vcpu_table.count();
+                match self.config.enable(&cap, vcpus) {
                     Some(result) => result,
-                    None => irqchip::enable(&self.chips, &cap, vcpus),
+                    None => irqchip::enable(&self.irqchip, &cap, vcpus),
                 }
             }
         }
@@ -108,7 +108,7 @@ impl Vm {
 
     fn check_extension(&self, cap: usize) -> c_long {
         if cap == uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize {
-            return self.chips.bus_cycle_ns() as c_long;
+            return self.irqchip.bus_cycle_ns() as c_long;
         }
         system::check_extension(cap)
     }
@@ -118,7 +118,7 @@ impl Vm {
         let limit = setup.max_vcpu_id.unwrap_or(MAX_VCPU_ID);
         let id = u32::try_from(id).ok().filter(|id| *id < limit);
         let id = id.ok_or(EINVAL)?;
-        if self.mailboxes.count() != 0 {
+        if self.vcpu_table.count() != 0 {
             return Err(EBUSY);
         }
         self.boot_cpu.store(id, Relaxed);
@@ -126,7 +126,7 @@ impl Vm {
     }
 
     /// KVM_GET_DIRTY_LOG: which pages were written.
-    fn dirty_log(&self, arg: Arg) -> Result<c_long> {
+    fn dirty_log(&self, arg: UserArg) -> Result<c_long> {
         let log: uapi::kvm_dirty_log = arg.read()?;
         // SAFETY: Both variants of the union are 64 bits of integer or address.
         let bitmap = unsafe { log.__bindgen_anon_1.padding2 };
@@ -134,7 +134,7 @@ impl Vm {
     }
 
     /// KVM_CLEAR_DIRTY_LOG: they are to be logged again.
-    fn clear_dirty_log(&self, arg: Arg) -> Result<c_long> {
+    fn clear_dirty_log(&self, arg: UserArg) -> Result<c_long> {
         let log: uapi::kvm_clear_dirty_log = arg.read()?;
         let clear = Clear {
             slot: log.slot,
@@ -149,7 +149,7 @@ impl Vm {
     /// KVM_CAP_DIRTY_LOG_RING: before there are vCPUs.
     fn set_ring_size(&self, bytes: u64) -> Result<c_long> {
         let _setup = self.setup.lock();
-        match self.mailboxes.count() {
+        match self.vcpu_table.count() {
             0 => self.memory.set_ring_size(bytes).map(|()| 0),
             _ => Err(EINVAL),
         }
@@ -166,7 +166,7 @@ impl FileObject for Vm {
         this.vcpus.forget_waiting();
     }
 
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long> {
         if !this.memory.is_current() {
             return Err(EIO);
         }
@@ -214,32 +214,32 @@ impl FileObject for Vm {
             // Intel CPUs need them; there is nothing to remember here.
             uapi::PACIFICA_SET_TSS_ADDR => Ok(0),
             uapi::PACIFICA_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {
-                Ok(_) if this.mailboxes.count() != 0 => Err(EINVAL),
+                Ok(_) if this.vcpu_table.count() != 0 => Err(EINVAL),
                 result => result.map(|_| 0),
             },
             uapi::PACIFICA_SET_BOOT_CPU_ID => this.set_boot_cpu(arg.0),
             uapi::PACIFICA_ENABLE_CAP => this.enable_cap(arg),
             uapi::PACIFICA_GET_CLOCK => this.clock.get(arg),
-            uapi::PACIFICA_SET_CLOCK => this.clock.set(arg, &this.mailboxes),
-            uapi::PACIFICA_IRQFD => this.eventfds.irqfd(&this.chips, arg),
+            uapi::PACIFICA_SET_CLOCK => this.clock.set(arg, &this.vcpu_table),
+            uapi::PACIFICA_IRQFD => this.eventfds.irqfd(&this.irqchip, arg),
             uapi::PACIFICA_IOEVENTFD => this.eventfds.ioeventfd(arg),
             uapi::PACIFICA_GET_TSC_KHZ => Ok(linux::tsc_khz() as c_long),
-            uapi::PACIFICA_SET_TSC_KHZ => match this.mailboxes.count() {
+            uapi::PACIFICA_SET_TSC_KHZ => match this.vcpu_table.count() {
                 0 if clock::is_own_rate(arg.0) => Ok(0),
                 _ => Err(EINVAL),
             },
-            uapi::PACIFICA_X86_SET_MSR_FILTER => this.choices.set_msr_filter(arg, &this.mailboxes),
+            uapi::PACIFICA_X86_SET_MSR_FILTER => this.config.set_msr_filter(arg, &this.vcpu_table),
             uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
             uapi::PACIFICA_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),
             uapi::PACIFICA_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),
             uapi::PACIFICA_CREATE_IRQCHIP => {
                 let _setup = this.setup.lock();
-                if this.mailboxes.count() != 0 {
+                if this.vcpu_table.count() != 0 {
                     return Err(EINVAL);
                 }
-                this.chips.create()
+                this.irqchip.create()
             }
-            _ => irqchip::ioctl(&this.chips, cmd, arg),
+            _ => irqchip::ioctl(&this.irqchip, cmd, arg),
         }
     }
 }

@@ -96,7 +96,7 @@ impl Area {
 
 /// What the guest can reach besides the registers in its [`Area`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Reach {
+pub(crate) struct XstateControl {
     /// XCR0 that the CPU must have.
     xcr0: u64,
     /// The host's XSS must go.
@@ -105,7 +105,7 @@ pub(crate) struct Reach {
     pkru: bool,
 }
 
-impl Reach {
+impl XstateControl {
     /// What a guest with this CR4 and XCR0 reaches.
     fn of(cr4: Cr4, xcr0: u64, host: &HostState) -> Self {
         let has_xsave = cr4.contains(Cr4::OSXSAVE);
@@ -121,7 +121,7 @@ impl Reach {
 }
 
 #[cold]
-fn fill(switch: &mut Switch, reach: &Reach, host: &HostState) {
+fn fill(switch: &mut Switch, reach: &XstateControl, host: &HostState) {
     if reach.pkru {
         switch.what |= Switch::PKRU;
         switch.host_pkru = linux::rdpkru();
@@ -141,7 +141,7 @@ pub(crate) struct GuestFpu {
     /// Its registers, while they are not in the CPU.
     pub(crate) area: Area,
     /// What it reaches, since [`enter`](Self::enter).
-    reach: Reach,
+    reach: XstateControl,
     /// What of it each entry and exit switches.
     switch: Switch,
 }
@@ -151,21 +151,21 @@ impl GuestFpu {
     pub(crate) fn new(layout: &Layout) -> Result<Self> {
         Ok(Self {
             area: Area::new(layout)?,
-            reach: Reach::default(),
+            reach: XstateControl::default(),
             switch: Switch::default(),
         })
     }
 
     /// Whether the guest's reach has changed since [`enter`](Self::enter).
     pub(crate) fn is_stale(&self, cr4: Cr4, xcr0: u64, host: &HostState) -> bool {
-        self.reach != Reach::of(cr4, xcr0, host)
+        self.reach != XstateControl::of(cr4, xcr0, host)
     }
 
     /// Puts the guest's extended state into the CPU. Interrupts are off until [`exit`](Self::exit).
     pub(crate) fn enter(&mut self, cr4: Cr4, xcr0: u64, host: &HostState) {
         // SAFETY: The area has the size of these components, and XRSTOR takes it.
         unsafe { linux::fpu_enter(self.area.0.as_ptr().cast(), host.layout.in_area()) };
-        self.reach = Reach::of(cr4, xcr0, host);
+        self.reach = XstateControl::of(cr4, xcr0, host);
         self.switch.what = 0;
         if self.reach.pkru || self.reach.xss || self.reach.xcr0 != host.xcr0 {
             fill(&mut self.switch, &self.reach, host);

@@ -66,11 +66,11 @@ struct CpuState {
     hsave: Pages<[u8; 4096]>,
     /// For VMSAVE of the host's state around VMRUN.
     host_save: Pages<[u8; 4096]>,
-    local: UnsafeCell<Local>,
+    local: UnsafeCell<PerCpu>,
 }
 
 /// The part that only the CPU itself touches, with preemption off.
-pub(crate) struct Local {
+pub(crate) struct PerCpu {
     /// SVM is ours on this CPU.
     on: bool,
     /// Who runs under which ASID.
@@ -95,7 +95,7 @@ pub(crate) struct Host {
     iopm: Pages<[u8; iopm::SIZE]>,
     /// `pacifica` in debugfs.
     pub(crate) debugfs: linux::DebugfsEntry,
-    /// SEV-SNP may be turned on: see [`Host::keep_save_area`].
+    /// SEV-SNP may be turned on: see [`Host::refresh_hsave`].
     has_snp: bool,
     /// For interrupting many CPUs at once.
     _masks: linux::CpuMasks,
@@ -105,7 +105,7 @@ pub(crate) struct Host {
     held: Atomic<u32>,
 }
 
-// SAFETY: `Local` is only touched by its own CPU with interrupts off (`local`, the hotplug
+// SAFETY: `PerCpu` is only touched by its own CPU with interrupts off (`local`, the hotplug
 // callbacks), everything else is immutable or locked.
 unsafe impl Sync for Host {}
 // SAFETY: Likewise.
@@ -180,7 +180,7 @@ pub(crate) fn init() -> Result {
         let cpu = CpuState {
             hsave: Pages::new()?,
             host_save: Pages::new()?,
-            local: UnsafeCell::new(Local {
+            local: UnsafeCell::new(PerCpu {
                 on: false,
                 asids: AsidPool::new(asids),
                 last_guest: LastGuest::default(),
@@ -247,7 +247,7 @@ impl Host {
     ///
     /// Interrupts are off, and no other reference from this function is alive on this CPU.
     #[inline]
-    pub(crate) unsafe fn local(&self) -> Option<&mut Local> {
+    pub(crate) unsafe fn local(&self) -> Option<&mut PerCpu> {
         let cpu = self.cpus.get(linux::cpu() as usize)?;
         // SAFETY: Only this CPU gets here, and as promised by the caller only once.
         Some(unsafe { &mut *cpu.local.get() })
@@ -264,7 +264,7 @@ impl Host {
     /// kvm_amd can be loaded while there are VMs, and prepares SEV-SNP before it finds SVM taken: for that Linux
     /// clears VM_HSAVE_PA on all CPUs, by an IPI, and VMRUN would have no place for the host's state. Interrupts are off.
     #[inline]
-    pub(crate) fn keep_save_area(&self) {
+    pub(crate) fn refresh_hsave(&self) {
         if self.has_snp {
             self.restore_save_area();
         }
@@ -335,9 +335,9 @@ fn say_who_has_svm() {
 }
 
 /// The right to use SVM: each VM has one.
-pub(crate) struct Svm(());
+pub(crate) struct SvmUser(());
 
-impl Svm {
+impl SvmUser {
     /// Takes SVM on all CPUs, if nobody of ours has yet.
     ///
     /// # Errors
@@ -349,7 +349,7 @@ impl Svm {
     }
 }
 
-impl Drop for Svm {
+impl Drop for SvmUser {
     fn drop(&mut self) {
         if let Some(host) = host() {
             host.put();
@@ -357,7 +357,7 @@ impl Drop for Svm {
     }
 }
 
-impl Local {
+impl PerCpu {
     /// Whether SVM may be used on this CPU now.
     #[inline]
     pub(crate) fn is_on(&self) -> bool {

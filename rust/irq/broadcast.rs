@@ -12,8 +12,8 @@
 //! interrupts off.
 
 use crate::irq::mailbox::{request, Interrupt};
-use crate::irq::vcpu_table::Mailboxes;
-use crate::linux::{self, Expire, IrqLock, Work};
+use crate::irq::vcpu_table::VcpuTable;
+use crate::linux::{self, IrqLock, TimerCallback, Work};
 use irqchip::Destination;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
@@ -75,18 +75,18 @@ pub(crate) struct Broadcasts {
     /// Held by who brings messages.
     #[pin]
     bringing: Mutex<()>,
-    mailboxes: Arc<Mailboxes>,
+    vcpu_table: Arc<VcpuTable>,
 }
 
 impl Broadcasts {
     /// Nothing waits.
-    pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> impl PinInit<Self> {
+    pub(crate) fn new(vcpu_table: Arc<VcpuTable>) -> impl PinInit<Self> {
         pin_init!(Self {
             worker: SetOnce::new(),
             queue <- IrqLock::new(Queue::EMPTY, c"pacifica_broadcasts", kernel::static_lock_class!()),
             waiting: Atomic::new(0),
             bringing <- kernel::new_mutex!((), "pacifica::broadcasts"),
-            mailboxes,
+            vcpu_table,
         })
     }
 
@@ -150,20 +150,20 @@ impl Broadcasts {
                 next
             };
             if let Some((to, interrupt)) = message {
-                let mut kicks = self.mailboxes.kicks();
-                self.mailboxes.deliver(&to, None, &interrupt, &mut kicks);
+                let mut kicks = self.vcpu_table.kicks();
+                self.vcpu_table.deliver(&to, None, &interrupt, &mut kicks);
             }
             if pic {
-                let listeners = self.mailboxes.pic_listeners();
-                listeners.for_each(|one| one.ask(request::CHIPS));
+                let listeners = self.vcpu_table.pic_listeners();
+                listeners.for_each(|one| one.request(request::EXTINT));
             }
-            linux::yield_now();
+            linux::cond_resched();
         }
         false
     }
 }
 
-impl Expire for Broadcasts {
+impl TimerCallback for Broadcasts {
     /// The worker's turn.
     fn expire(&self) {
         if let (false, Some(worker)) = (self.bring(), self.worker.as_ref()) {

@@ -8,7 +8,7 @@
 //!                                       └─► the PIT's next tick
 //! ```
 
-use crate::irq::irqchip::{Chips, Devices, Held};
+use crate::irq::irqchip::{Irqchip, IrqchipGuard, IrqchipState};
 use crate::linux::{self, Eventfd};
 use irqchip::lines::Source;
 use irqchip::routing::{self, Chip, Pins, Target};
@@ -38,7 +38,7 @@ impl Resampler {
     }
 }
 
-impl Chips {
+impl Irqchip {
     /// Adds a resampler. One thread at a time may add or remove.
     pub(crate) fn add_resampler(&self, resampler: &Arc<Resampler>) -> Result {
         self.resamplers.append(resampler)
@@ -59,7 +59,7 @@ impl Chips {
     /// The eventfd of a resampler was written.
     pub(crate) fn raise_resampled(&self, gsi: u32) {
         let mut devices = self.devices();
-        self.want_ends(&devices, gsi);
+        self.track_eoi(&devices, gsi);
         if self.telling.load(Relaxed) != 0 {
             raised_at_end(&mut devices, gsi);
         }
@@ -101,18 +101,23 @@ impl Chips {
     }
 
     /// Lets the lines of the resamplers at `pins` fall.
-    fn release<'a>(&'a self, devices: &mut Held<'a>, resamplers: &[Arc<Resampler>], pins: Pins) {
+    fn release<'a>(
+        &'a self,
+        devices: &mut IrqchipGuard<'a>,
+        resamplers: &[Arc<Resampler>],
+        pins: Pins,
+    ) {
         for resampler in resamplers {
             if pins.concern(&devices.routes, resampler.gsi) {
                 resampler.ended.store(1, Relaxed);
-                self.untold.store(1, Relaxed);
+                self.resample_pending.store(1, Relaxed);
                 self.set_gsi_locked(devices, resampler.gsi, Source::RESAMPLE, false);
             }
         }
     }
 
     /// Sends the PIT's next tick, if one waits for the end of that at `pins`.
-    fn tick_ended<'a>(&'a self, devices: &mut Held<'a>, pins: Pins) {
+    fn tick_ended<'a>(&'a self, devices: &mut IrqchipGuard<'a>, pins: Pins) {
         if !pins.concern(&devices.routes, PIT_GSI) {
             return;
         }
@@ -122,9 +127,9 @@ impl Chips {
     }
 
     /// A tick of the PIT: an edge at its GSI.
-    pub(crate) fn send_tick<'a>(&'a self, devices: &mut Held<'a>) {
+    pub(crate) fn send_tick<'a>(&'a self, devices: &mut IrqchipGuard<'a>) {
         if devices.pit.as_ref().is_some_and(|pit| pit.ticks.reinject()) {
-            self.want_ends(devices, PIT_GSI);
+            self.track_eoi(devices, PIT_GSI);
         }
         let delivery = self.set_gsi_locked(devices, PIT_GSI, Source::PIT, true);
         self.set_gsi_locked(devices, PIT_GSI, Source::PIT, false);
@@ -135,7 +140,7 @@ impl Chips {
 
     /// The ends of what `gsi` sends by the IOAPIC matter: a LAPIC tells of the end of an edge only
     /// if asked to. A vector that was wanted once stays so.
-    fn want_ends(&self, devices: &Devices, gsi: u32) {
+    fn track_eoi(&self, devices: &IrqchipState, gsi: u32) {
         for route in routing::routes(&devices.routes, gsi) {
             let Target::Pin {
                 chip: Chip::Ioapic,
@@ -153,21 +158,21 @@ impl Chips {
 
     /// Whether the end of an edge with this vector matters.
     #[inline]
-    pub(crate) fn wants_end(&self, vector: u8) -> bool {
+    pub(crate) fn tracks_eoi(&self, vector: u8) -> bool {
         self.ends[usize::from(vector >> 6)].load(Relaxed) >> (vector & 63) & 1 != 0
     }
 
     /// Whether there may be resamplers to be told.
     #[inline]
-    pub(crate) fn has_untold(&self) -> bool {
-        self.untold.load(Relaxed) != 0
+    pub(crate) fn has_resample_pending(&self) -> bool {
+        self.resample_pending.load(Relaxed) != 0
     }
 
     /// Tells the resamplers whose interrupt has ended, with interrupts on and nothing locked: an
     /// eventfd wakes as many as wait for it, and can be an interrupt line itself.
     #[cold]
-    pub(crate) fn tell_resamplers(&self) {
-        self.untold.xchg(0, Full);
+    pub(crate) fn signal_resamplers(&self) {
+        self.resample_pending.xchg(0, Full);
         // Ends that come meanwhile have somebody else who tells of them.
         let count = self.resamplers.lock().len();
         for _ in 0..count {
@@ -182,14 +187,14 @@ impl Chips {
             self.telling.store(1, Relaxed);
             resampler.eventfd.signal();
             self.telling.store(0, Relaxed);
-            linux::yield_now();
+            linux::cond_resched();
         }
     }
 }
 
 /// The pins of `gsi` hear that it rises again at the end of its own interrupt.
-fn raised_at_end(devices: &mut Devices, gsi: u32) {
-    let Devices {
+fn raised_at_end(devices: &mut IrqchipState, gsi: u32) {
+    let IrqchipState {
         pic,
         ioapic,
         routes,

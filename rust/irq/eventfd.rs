@@ -3,15 +3,15 @@
 //! Event descriptors: KVM_IRQFD makes one an interrupt line, KVM_IOEVENTFD makes one a doorbell.
 //!
 //! ```text
-//!   somebody writes the eventfd ─► irqfd ─► Chips::set_gsi ─► guest
+//!   somebody writes the eventfd ─► irqfd ─► Irqchip::set_gsi ─► guest
 //!   guest writes port or address ─► ioeventfd ─► the eventfd is signalled, without an exit to the VMM
 //! ```
 
 use crate::irq::eoi::Resampler;
-use crate::irq::irqchip::Chips;
-use crate::linux::rcu_cell::Published;
-use crate::linux::{Eventfd, EventfdTarget, EventfdWaiter, Expire};
-use crate::uapi::{self, Arg};
+use crate::irq::irqchip::Irqchip;
+use crate::linux::rcu_cell::RcuCell;
+use crate::linux::{Eventfd, EventfdTarget, EventfdWaiter, TimerCallback};
+use crate::uapi::{self, UserArg};
 use irqchip::routing::MAX_GSIS;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -19,19 +19,19 @@ use kernel::sync::{Arc, Mutex, SetOnce};
 
 /// An interrupt line that an eventfd drives.
 struct Irqfd {
-    chips: Arc<Chips>,
+    irqchip: Arc<Irqchip>,
     gsi: u32,
     /// With it a write raises the line, and the end of the interrupt lets it fall.
     resampler: Option<Arc<Resampler>>,
 }
 
-impl Expire for Irqfd {
+impl TimerCallback for Irqfd {
     /// The eventfd was written.
     fn expire(&self) {
         if self.resampler.is_some() {
-            self.chips.raise_resampled(self.gsi);
+            self.irqchip.raise_resampled(self.gsi);
         } else {
-            self.chips.pulse_gsi(self.gsi);
+            self.irqchip.pulse_gsi(self.gsi);
         }
     }
 }
@@ -40,7 +40,7 @@ impl EventfdTarget for Irqfd {
     /// Nobody will write it again: the line falls, and nobody wants to hear of ends.
     fn closed(&self) {
         if let Some(resampler) = &self.resampler {
-            self.chips.remove_resampler(resampler);
+            self.irqchip.remove_resampler(resampler);
         }
     }
 }
@@ -58,13 +58,13 @@ fn retire_all(irqfds: &mut Irqfds, which: impl Fn(&EventfdWaiter<Irqfd>) -> bool
 
 /// Takes an irqfd apart, once its eventfd calls it no more.
 fn retire(irqfd: Pin<KBox<EventfdWaiter<Irqfd>>>) {
-    let (chips, resampler) = {
+    let (irqchip, resampler) = {
         let target = irqfd.target();
-        (target.chips.clone(), target.resampler.clone())
+        (target.irqchip.clone(), target.resampler.clone())
     };
     drop(irqfd);
     if let Some(resampler) = resampler {
-        chips.remove_resampler(&resampler);
+        irqchip.remove_resampler(&resampler);
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct Eventfds {
     #[pin]
     list: Mutex<Doorbells>,
     /// A copy of the list, once there was one.
-    doorbells: SetOnce<Published<Doorbells>>,
+    doorbells: SetOnce<RcuCell<Doorbells>>,
 }
 
 /// Most interrupt lines that are eventfds: more than any VM has interrupts.
@@ -153,15 +153,15 @@ impl Eventfds {
     }
 
     /// KVM_IRQFD.
-    pub(crate) fn irqfd(&self, chips: &Arc<Chips>, arg: Arg) -> Result<c_long> {
+    pub(crate) fn irqfd(&self, irqchip: &Arc<Irqchip>, arg: UserArg) -> Result<c_long> {
         let args: uapi::kvm_irqfd = arg.read()?;
         let known = uapi::KVM_IRQFD_FLAG_DEASSIGN | uapi::KVM_IRQFD_FLAG_RESAMPLE;
         let resamples = args.flags & uapi::KVM_IRQFD_FLAG_RESAMPLE != 0;
         if args.flags & !known != 0
             || args.gsi >= MAX_GSIS
-            || !chips.has_lapics()
+            || !irqchip.has_lapics()
             // Only controllers in the kernel tell of the end of an interrupt here.
-            || (resamples && !chips.is_full())
+            || (resamples && !irqchip.is_full())
         {
             return Err(EINVAL);
         }
@@ -172,7 +172,7 @@ impl Eventfds {
                 irqfd.is_for(&eventfd) && irqfd.target().gsi == args.gsi
             });
             // No interrupt of it comes any more.
-            chips.broadcasts.finish();
+            irqchip.broadcasts.finish();
             return Ok(0);
         }
         // Those whose eventfd is gone make room.
@@ -184,19 +184,19 @@ impl Eventfds {
         let resampler = if resamples {
             let heard_by = Eventfd::get(args.resamplefd)?;
             let resampler = Arc::new(Resampler::new(args.gsi, heard_by), GFP_KERNEL_ACCOUNT)?;
-            chips.add_resampler(&resampler)?;
+            irqchip.add_resampler(&resampler)?;
             Some(resampler)
         } else {
             None
         };
         let irqfd = Irqfd {
-            chips: chips.clone(),
+            irqchip: irqchip.clone(),
             gsi: args.gsi,
             resampler: resampler.clone(),
         };
         let waiter = EventfdWaiter::new(args.fd, eventfd, irqfd).inspect_err(|_| {
             if let Some(resampler) = &resampler {
-                chips.remove_resampler(resampler);
+                irqchip.remove_resampler(resampler);
             }
         })?;
         irqfds.push(waiter, GFP_KERNEL_ACCOUNT)?;
@@ -204,7 +204,7 @@ impl Eventfds {
     }
 
     /// KVM_IOEVENTFD.
-    pub(crate) fn ioeventfd(&self, arg: Arg) -> Result<c_long> {
+    pub(crate) fn ioeventfd(&self, arg: UserArg) -> Result<c_long> {
         let args: uapi::kvm_ioeventfd = arg.read()?;
         let known = uapi::PACIFICA_IOEVENTFD_DATAMATCH
             | uapi::PACIFICA_IOEVENTFD_PIO
@@ -273,7 +273,7 @@ impl Eventfds {
         copy.extend_from_slice(&new, GFP_KERNEL_ACCOUNT)?;
         match self.doorbells.as_ref() {
             Some(doorbells) => doorbells.replace(copy),
-            None => drop(self.doorbells.populate(Published::new(copy))),
+            None => drop(self.doorbells.populate(RcuCell::new(copy))),
         }
         *list = new;
         Ok(0)

@@ -4,12 +4,12 @@
 //!
 //! One spinlock guards them all, since an edge of one is an input of another. It is taken with
 //! interrupts off. What they send is left in the vCPUs' inboxes while it is held, and the vCPUs are
-//! kicked after that ([`Held`]).
+//! kicked after that ([`IrqchipGuard`]).
 //!
 //! ```text
 //!   KVM_IRQ_LINE, PIT ─► routes ─┬─► Pic ─ output ─► request CHIPS, vCPUs that listen to it
 //!                                ├─► Ioapic ─ Message ─┐
-//!                                └─► MSI ──────────────┴─► Mailboxes::deliver
+//!                                └─► MSI ──────────────┴─► VcpuTable::deliver
 //! ```
 //!
 //! With a split irqchip there are only the LAPICs and routes of MSIs; the rest is the VMM's. What
@@ -18,8 +18,8 @@
 use crate::irq::broadcast::Broadcasts;
 use crate::irq::eoi::Resampler;
 use crate::irq::mailbox::{request, Interrupt};
-use crate::irq::vcpu_table::{Kicks, Mailboxes};
-use crate::linux::{self, Expire, IrqLock, Timer};
+use crate::irq::vcpu_table::{PendingKicks, VcpuTable};
+use crate::linux::{self, IrqLock, Timer, TimerCallback};
 use crate::uapi;
 use core::ops::{Deref, DerefMut};
 use irqchip::lines::{Delivery, Source};
@@ -32,7 +32,7 @@ use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{Arc, SetOnce};
 
 /// The devices.
-pub(crate) struct Devices {
+pub(crate) struct IrqchipState {
     pub(crate) pic: Pic,
     pub(crate) ioapic: Ioapic,
     pub(crate) pit: Option<Pit>,
@@ -41,37 +41,37 @@ pub(crate) struct Devices {
 }
 
 /// The devices, locked.
-pub(crate) struct Held<'a> {
+pub(crate) struct IrqchipGuard<'a> {
     /// First, so that the lock is released before the vCPUs are kicked.
-    devices: linux::IrqGuard<'a, Devices>,
-    pub(crate) kicks: Kicks<'a>,
+    devices: linux::IrqGuard<'a, IrqchipState>,
+    pub(crate) kicks: PendingKicks<'a>,
 }
 
-impl Deref for Held<'_> {
-    type Target = Devices;
-    fn deref(&self) -> &Devices {
+impl Deref for IrqchipGuard<'_> {
+    type Target = IrqchipState;
+    fn deref(&self) -> &IrqchipState {
         &self.devices
     }
 }
 
-impl DerefMut for Held<'_> {
-    fn deref_mut(&mut self) -> &mut Devices {
+impl DerefMut for IrqchipGuard<'_> {
+    fn deref_mut(&mut self) -> &mut IrqchipState {
         &mut self.devices
     }
 }
 
 /// The interrupt controllers of a VM, if it has asked for them.
 #[pin_data]
-pub(crate) struct Chips {
+pub(crate) struct Irqchip {
     /// Runs until the PIT's next edge. First, so that it stops before anything else goes.
-    pit_timer: SetOnce<Pin<KBox<Timer<Chips>>>>,
+    pit_timer: SetOnce<Pin<KBox<Timer<Irqchip>>>>,
     /// Runs until the end of a pause in a storm of interrupts. Likewise.
     storm_timer: SetOnce<Pin<KBox<Timer<StormEnd>>>>,
     /// What is for many vCPUs. After the timers, which send.
     #[pin]
     pub(crate) broadcasts: Broadcasts,
     #[pin]
-    devices: IrqLock<Devices>,
+    devices: IrqLock<IrqchipState>,
     /// Who waits for the end of interrupts. Taken after `devices`.
     #[pin]
     pub(crate) resamplers: IrqLock<KVec<Arc<Resampler>>>,
@@ -86,14 +86,14 @@ pub(crate) struct Chips {
     /// The vectors, a bit each, whose ends matter even if they are edges: see `eoi.rs`.
     pub(crate) ends: [Atomic<u64>; 4],
     /// Not zero if there is a resampler to be told of an end.
-    pub(crate) untold: Atomic<u32>,
+    pub(crate) resample_pending: Atomic<u32>,
     /// Not zero while resamplers are told: a line that rises meanwhile does so because of the end.
     pub(crate) telling: Atomic<u32>,
-    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) vcpu_table: Arc<VcpuTable>,
 }
 
 /// What the VMM has decided about them.
-pub(crate) struct ChipsDecisions {
+pub(crate) struct IrqchipConfig {
     created: u32,
     has_pit: bool,
     reserved_pins: u32,
@@ -110,10 +110,10 @@ const FULL: u32 = 1;
 /// `created`: LAPICs only.
 const SPLIT: u32 = 2;
 
-impl Chips {
+impl Irqchip {
     /// A VM without controllers in the kernel.
-    pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> Result<Arc<Self>> {
-        let devices = Devices {
+    pub(crate) fn new(vcpu_table: Arc<VcpuTable>) -> Result<Arc<Self>> {
+        let devices = IrqchipState {
             pic: Pic::new(),
             ioapic: Ioapic::new(),
             pit: None,
@@ -123,7 +123,7 @@ impl Chips {
             pin_init!(Self {
                 pit_timer: SetOnce::new(),
                 storm_timer: SetOnce::new(),
-                broadcasts <- Broadcasts::new(mailboxes.clone()),
+                broadcasts <- Broadcasts::new(vcpu_table.clone()),
                 devices <- IrqLock::new(devices, c"pacifica_devices", kernel::static_lock_class!()),
                 resamplers <- IrqLock::new(KVec::new(), c"pacifica_resamplers", kernel::static_lock_class!()),
                 created: Atomic::new(NONE),
@@ -131,9 +131,9 @@ impl Chips {
                 x2apic_api: Atomic::new(0),
                 bus_cycle_ns: Atomic::new(1),
                 ends: [const { Atomic::new(0) }; 4],
-                untold: Atomic::new(0),
+                resample_pending: Atomic::new(0),
                 telling: Atomic::new(0),
-                mailboxes,
+                vcpu_table,
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -174,7 +174,7 @@ impl Chips {
     }
 
     /// Copies what the VMM has decided, and which ends matter.
-    pub(crate) fn decisions(&self) -> Result<ChipsDecisions> {
+    pub(crate) fn decisions(&self) -> Result<IrqchipConfig> {
         let mut routes = KVec::new();
         let has_pit = loop {
             let count = self.devices.lock().routes.len();
@@ -188,7 +188,7 @@ impl Chips {
                 break devices.pit.is_some();
             }
         };
-        Ok(ChipsDecisions {
+        Ok(IrqchipConfig {
             created: self.created.load(Acquire),
             has_pit,
             reserved_pins: self.reserved_pins.load(Relaxed),
@@ -200,7 +200,7 @@ impl Chips {
     }
 
     /// Decides the same for a VM that is new.
-    pub(crate) fn decide(&self, decisions: &ChipsDecisions) -> Result {
+    pub(crate) fn decide(&self, decisions: &IrqchipConfig) -> Result {
         match decisions.created {
             FULL => self.create()?,
             SPLIT => self.create_split(decisions.reserved_pins)?,
@@ -261,10 +261,10 @@ impl Chips {
     }
 
     /// The devices, for as long as the guard lives.
-    pub(crate) fn devices(&self) -> Held<'_> {
-        Held {
+    pub(crate) fn devices(&self) -> IrqchipGuard<'_> {
+        IrqchipGuard {
             devices: self.devices.lock(),
-            kicks: self.mailboxes.kicks(),
+            kicks: self.vcpu_table.kicks(),
         }
     }
 
@@ -290,7 +290,7 @@ impl Chips {
     }
 
     /// Sets the timer to the PIT's next edge. A timer that runs for nothing does no harm.
-    pub(crate) fn restart_pit(&self, devices: &Devices) {
+    pub(crate) fn restart_pit(&self, devices: &IrqchipState) {
         let next = devices.pit.as_ref().and_then(Pit::next_event);
         if let (Some(timer), Some(ns)) = (self.pit_timer.as_ref(), next) {
             timer.start(ns);
@@ -298,7 +298,7 @@ impl Chips {
     }
 
     /// Starts the pause of a pin whose line stays high, if there is one.
-    pub(crate) fn begin_pause(&self, devices: &mut Devices) {
+    pub(crate) fn begin_pause(&self, devices: &mut IrqchipState) {
         let (ioapic, pic) = (devices.ioapic.take_pause(), devices.pic.take_pause());
         if ioapic || pic {
             self.start_pause();
@@ -333,7 +333,7 @@ impl Chips {
     /// The IOAPIC, and what it sends with.
     pub(crate) fn ioapic<'a, 'h>(
         &'a self,
-        held: &'h mut Held<'a>,
+        held: &'h mut IrqchipGuard<'a>,
     ) -> (&'h mut Ioapic, impl FnMut(Message) -> bool + use<'a, 'h>) {
         let kicks = &mut held.kicks;
         let send = |message| self.bring(kicks, message);
@@ -343,22 +343,22 @@ impl Chips {
     /// Sends a message to the LAPICs; whether one of them takes it. Interrupts are on.
     pub(crate) fn send(&self, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
-        let mut kicks = self.mailboxes.kicks();
-        self.mailboxes.deliver(&to, None, &interrupt, &mut kicks)
+        let mut kicks = self.vcpu_table.kicks();
+        self.vcpu_table.deliver(&to, None, &interrupt, &mut kicks)
     }
 
     /// Sends a message while the devices are held, or leaves it to the worker; whether somebody takes
     /// it.
-    fn bring<'a>(&'a self, kicks: &mut Kicks<'a>, message: Message) -> bool {
+    fn bring<'a>(&'a self, kicks: &mut PendingKicks<'a>, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
-        let mailboxes = &self.mailboxes;
-        if let Some(taken) = mailboxes.deliver_to_few(&to, &interrupt, kicks) {
+        let vcpu_table = &self.vcpu_table;
+        if let Some(taken) = vcpu_table.deliver_to_few(&to, &interrupt, kicks) {
             return taken;
         }
         if !self.broadcasts.put(&to, &interrupt) {
-            return mailboxes.deliver(&to, None, &interrupt, kicks);
+            return vcpu_table.deliver(&to, None, &interrupt, kicks);
         }
-        mailboxes.may_be_taken(&to, &interrupt)
+        vcpu_table.may_be_taken(&to, &interrupt)
     }
 
     fn addressed(&self, message: Message) -> (Destination, Interrupt) {
@@ -376,18 +376,18 @@ impl Chips {
     ///
     /// One that begins to listen says so before it looks, and the devices are held here: either it
     /// is seen here, or it sees the change.
-    pub(crate) fn pic_changed<'a>(&'a self, kicks: &mut Kicks<'a>) {
-        if !self.mailboxes.has_few_pic_listeners() && self.broadcasts.put_pic() {
+    pub(crate) fn pic_changed<'a>(&'a self, kicks: &mut PendingKicks<'a>) {
+        if !self.vcpu_table.has_few_pic_listeners() && self.broadcasts.put_pic() {
             return;
         }
-        for mailbox in self.mailboxes.pic_listeners() {
-            mailbox.leave_request(request::CHIPS);
+        for mailbox in self.vcpu_table.pic_listeners() {
+            mailbox.post(request::EXTINT);
             kicks.add(mailbox);
         }
     }
 
     /// The same, if the PIC's output was another before.
-    fn compare_pic<'a>(&'a self, held: &mut Held<'a>, before: bool) {
+    fn compare_pic<'a>(&'a self, held: &mut IrqchipGuard<'a>, before: bool) {
         if held.pic.output() != before {
             self.pic_changed(&mut held.kicks);
         }
@@ -408,14 +408,14 @@ impl Chips {
     /// The same as [`Self::set_gsi`], for whoever has the devices.
     pub(crate) fn set_gsi_locked<'a>(
         &'a self,
-        held: &mut Held<'a>,
+        held: &mut IrqchipGuard<'a>,
         gsi: u32,
         source: Source,
         level: bool,
     ) -> Option<Delivery> {
         let mut result = None;
-        let Held { devices, kicks } = held;
-        let Devices {
+        let IrqchipGuard { devices, kicks } = held;
+        let IrqchipState {
             pic,
             ioapic,
             routes,
@@ -478,7 +478,7 @@ impl Chips {
         }
         let mut held = self.devices();
         let before = held.pic.output();
-        let Devices { pic, pit, .. } = &mut *held;
+        let IrqchipState { pic, pit, .. } = &mut *held;
         let mut value = 0;
         for i in 0..u16::from(size.min(4)) {
             let at = port.wrapping_add(i);
@@ -569,25 +569,25 @@ fn is_device_port(port: u16) -> bool {
     )
 }
 
-/// [`Chips`], as the target of the timer that ends pauses.
+/// [`Irqchip`], as the target of the timer that ends pauses.
 #[repr(transparent)]
-struct StormEnd(Chips);
+struct StormEnd(Irqchip);
 
-impl Expire for StormEnd {
+impl TimerCallback for StormEnd {
     /// The pins that paused may send again.
     fn expire(&self) {
-        let chips = &self.0;
-        let mut held = chips.devices();
+        let irqchip = &self.0;
+        let mut held = irqchip.devices();
         let before = held.pic.output();
-        let (ioapic, mut send) = chips.ioapic(&mut held);
+        let (ioapic, mut send) = irqchip.ioapic(&mut held);
         ioapic.resume(&mut send);
         drop(send);
         held.pic.resume();
-        chips.compare_pic(&mut held, before);
+        irqchip.compare_pic(&mut held, before);
     }
 }
 
-impl Expire for Chips {
+impl TimerCallback for Irqchip {
     /// The PIT's output rises.
     fn expire(&self) {
         let mut held = self.devices();

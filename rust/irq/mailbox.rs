@@ -19,7 +19,7 @@
 //! read-modify-write ones are full barriers in both.
 
 use crate::linux;
-use crate::linux::{Expire, Runner, Sleeper};
+use crate::linux::{RcuWait, TimerCallback, YieldTarget};
 use core::sync::atomic::{
     AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
 };
@@ -36,7 +36,7 @@ pub(crate) mod request {
     /// The LAPIC's timer has expired.
     pub(crate) const TIMER: u32 = 1 << 2;
     /// The PIC or the PIT may have something.
-    pub(crate) const CHIPS: u32 = 1 << 3;
+    pub(crate) const EXTINT: u32 = 1 << 3;
     /// An NMI.
     pub(crate) const NMI: u32 = 1 << 4;
     /// An INIT.
@@ -70,9 +70,9 @@ pub(crate) struct Mailbox {
     /// What senders need of the LAPIC to find out whom they address: a [`Snapshot`].
     apic: AtomicU64,
     #[pin]
-    sleeper: Sleeper,
+    sleeper: RcuWait,
     /// The thread that is in KVM_RUN.
-    pub(crate) runner: Runner,
+    pub(crate) runner: YieldTarget,
 }
 
 impl Mailbox {
@@ -86,19 +86,19 @@ impl Mailbox {
             tmr: [const { AtomicU64::new(0) }; 4],
             sipi_vector: AtomicU32::new(0),
             apic: AtomicU64::new(0),
-            sleeper <- Sleeper::new(),
-            runner: Runner::default(),
+            sleeper <- RcuWait::new(),
+            runner: YieldTarget::default(),
         })
     }
 
     /// Asks, and kicks. Any context.
-    pub(crate) fn ask(&self, request: u32) {
-        self.leave_request(request);
+    pub(crate) fn request(&self, request: u32) {
+        self.post(request);
         self.kick();
     }
 
     /// Asks, for somebody who kicks later. Any context.
-    pub(crate) fn leave_request(&self, request: u32) {
+    pub(crate) fn post(&self, request: u32) {
         self.requests.fetch_or(request, SeqCst);
     }
 
@@ -127,7 +127,7 @@ impl Mailbox {
     /// A message for this vCPU, but for one that is arbitrated; whoever brings it kicks later. Any
     /// context.
     pub(crate) fn receive(&self, ipi: &Interrupt) {
-        self.leave_request(match ipi.mode {
+        self.post(match ipi.mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 self.put(ipi.vector, ipi.level);
                 request::INBOX
@@ -138,7 +138,7 @@ impl Mailbox {
                 self.set_sipi_vector(ipi.vector);
                 request::SIPI
             }
-            DeliveryMode::ExtInt => request::CHIPS,
+            DeliveryMode::ExtInt => request::EXTINT,
             // There is no system management mode, and the reserved mode does nothing.
             DeliveryMode::Smi | DeliveryMode::Reserved => return,
         });
@@ -168,23 +168,23 @@ impl Mailbox {
 
     /// Whether anything is asked.
     #[inline]
-    pub(crate) fn is_asked(&self) -> bool {
+    pub(crate) fn has_requests(&self) -> bool {
         self.requests.load(Relaxed) != 0
     }
 
     /// Forgets what was left for a vCPU that never came to be.
-    pub(crate) fn empty(&self) {
-        self.take();
+    pub(crate) fn clear(&self) {
+        self.take_requests();
         self.take_interrupts();
     }
 
     /// Takes all requests.
-    pub(crate) fn take(&self) -> u32 {
+    pub(crate) fn take_requests(&self) -> u32 {
         self.requests.swap(0, SeqCst)
     }
 
     /// Takes all requests but these.
-    pub(crate) fn take_but(&self, kept: u32) -> u32 {
+    pub(crate) fn take_requests_but(&self, kept: u32) -> u32 {
         self.requests.fetch_and(kept, SeqCst) & !kept
     }
 
@@ -217,10 +217,10 @@ impl Mailbox {
 
     /// Sleeps until something is asked; `EINTR` if a signal came first.
     pub(crate) fn sleep(&self) -> Result {
-        self.sleeper.wait(&|| self.is_asked())
+        self.sleeper.wait(&|| self.has_requests())
     }
 
-    /// Publishes how the LAPIC is addressed; for [`crate::irq::vcpu_table::Mailboxes`] only, which counts.
+    /// Publishes how the LAPIC is addressed; for [`crate::irq::vcpu_table::VcpuTable`] only, which counts.
     pub(crate) fn set_apic(&self, apic: Snapshot) {
         self.apic.store(apic.to_bits(), SeqCst);
     }
@@ -231,10 +231,10 @@ impl Mailbox {
     }
 }
 
-impl Expire for Mailbox {
+impl TimerCallback for Mailbox {
     /// The LAPIC's timer.
     fn expire(&self) {
-        self.ask(request::TIMER);
+        self.request(request::TIMER);
     }
 }
 

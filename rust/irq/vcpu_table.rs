@@ -9,14 +9,14 @@
 //!
 //! Mailboxes are only ever added. That of a vCPU whose creation failed stays, and is used again.
 //! A message whose destination says enough of its receiver goes straight there; others go along the
-//! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the [`Kicks`]
+//! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the [`PendingKicks`]
 //! are dropped, which the sender does after it has released its locks.
 
 use crate::irq::mailbox::{request, Interrupt, Mailbox};
 use crate::linux;
 use crate::memory::Flush;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use irqchip::dest::{pick_lowest_priority, Census, IdSet};
+use irqchip::dest::{pick_lowest_priority, ApicModes, IdSet};
 use irqchip::{DeliveryMode, Destination, Shorthand, Snapshot};
 use kernel::prelude::*;
 use kernel::sync::{Arc, SetOnce};
@@ -40,7 +40,7 @@ fn place(id: u32) -> (usize, u64) {
 type Boxes = [SetOnce<Arc<Mailbox>>; 64];
 
 /// All mailboxes of a VM.
-pub(crate) struct Mailboxes {
+pub(crate) struct VcpuTable {
     present: [AtomicU64; WORDS as usize],
     /// One more than the last word in use.
     words: AtomicU32,
@@ -56,7 +56,7 @@ pub(crate) struct Mailboxes {
     boxes: [SetOnce<KBox<Boxes>>; WORDS as usize],
 }
 
-impl Mailboxes {
+impl VcpuTable {
     /// None. Not inlined: the frame of a caller that makes more of a VM would be large.
     #[inline(never)]
     pub(crate) fn new() -> Result<Arc<Self>> {
@@ -91,7 +91,7 @@ impl Mailboxes {
             )?);
         }
         if let Some(left) = self.get(id) {
-            left.empty();
+            left.clear();
             return Ok(left.clone());
         }
         let new = Arc::pin_init(Mailbox::new(id), GFP_KERNEL_ACCOUNT)?;
@@ -135,8 +135,8 @@ impl Mailboxes {
         self.renumbered.fetch_sub(renumbered(was), SeqCst);
     }
 
-    fn census(&self) -> Census {
-        Census {
+    fn census(&self) -> ApicModes {
+        ApicModes {
             all_x2apic: self.xapics.load(Relaxed) == 0,
             own_ids: self.renumbered.load(Relaxed) == 0,
         }
@@ -168,8 +168,8 @@ impl Mailboxes {
     }
 
     /// All of them.
-    pub(crate) fn all(&self) -> Found<'_> {
-        Found {
+    pub(crate) fn all(&self) -> VcpuIter<'_> {
+        VcpuIter {
             table: self,
             among: &self.present,
             set: None,
@@ -180,8 +180,8 @@ impl Mailboxes {
     }
 
     /// Those that listen to the PIC.
-    pub(crate) fn pic_listeners(&self) -> Found<'_> {
-        Found {
+    pub(crate) fn pic_listeners(&self) -> VcpuIter<'_> {
+        VcpuIter {
             among: &self.listeners,
             ..self.all()
         }
@@ -193,13 +193,13 @@ impl Mailboxes {
     }
 
     /// Those of `set`, if there is one, else all.
-    fn find(&self, set: Option<IdSet>) -> Found<'_> {
+    fn find(&self, set: Option<IdSet>) -> VcpuIter<'_> {
         let all = self.all();
         match set {
             None => all,
             Some(ids) => {
                 let (next, end) = ids.words();
-                Found {
+                VcpuIter {
                     set,
                     next,
                     end: end.min(all.end),
@@ -235,7 +235,7 @@ impl Mailboxes {
         &'a self,
         to: &Destination,
         ipi: &Interrupt,
-        kicks: &mut Kicks<'a>,
+        kicks: &mut PendingKicks<'a>,
     ) -> Option<bool> {
         let candidates = self.candidates(to, None);
         let known = candidates.is_some_and(|ids| ids.bits.count_ones() as usize <= FEW);
@@ -270,7 +270,7 @@ impl Mailboxes {
         to: &Destination,
         source: Option<u32>,
         ipi: &Interrupt,
-        kicks: &mut Kicks<'a>,
+        kicks: &mut PendingKicks<'a>,
     ) -> bool {
         self.deliver_among(self.candidates(to, source), to, source, ipi, kicks)
     }
@@ -281,7 +281,7 @@ impl Mailboxes {
         to: &Destination,
         source: Option<u32>,
         ipi: &Interrupt,
-        kicks: &mut Kicks<'a>,
+        kicks: &mut PendingKicks<'a>,
     ) -> bool {
         let mut taken = false;
         let mut bring = |one: &'a Mailbox| {
@@ -320,8 +320,8 @@ impl Mailboxes {
     }
 
     /// Nobody to be kicked yet.
-    pub(crate) fn kicks(&self) -> Kicks<'_> {
-        Kicks {
+    pub(crate) fn kicks(&self) -> PendingKicks<'_> {
+        PendingKicks {
             table: self,
             few: [None; FEW],
             count: 0,
@@ -338,8 +338,8 @@ fn takes(one: &Mailbox, to: &Destination, source: Option<u32>, ipi: &Interrupt) 
 
 /// The vCPUs that exist, or some of them, in the order of their numbers.
 #[derive(Clone)]
-pub(crate) struct Found<'a> {
-    table: &'a Mailboxes,
+pub(crate) struct VcpuIter<'a> {
+    table: &'a VcpuTable,
     among: &'a [AtomicU64; WORDS as usize],
     set: Option<IdSet>,
     next: u32,
@@ -348,7 +348,7 @@ pub(crate) struct Found<'a> {
     bits: u64,
 }
 
-impl<'a> Iterator for Found<'a> {
+impl<'a> Iterator for VcpuIter<'a> {
     type Item = &'a Mailbox;
 
     fn next(&mut self) -> Option<&'a Mailbox> {
@@ -369,15 +369,15 @@ impl<'a> Iterator for Found<'a> {
 
 /// Whom a message was brought to: they are kicked when this is dropped.
 #[must_use]
-pub(crate) struct Kicks<'a> {
-    table: &'a Mailboxes,
+pub(crate) struct PendingKicks<'a> {
+    table: &'a VcpuTable,
     few: [Option<&'a Mailbox>; FEW],
     /// How many there are; if they are more than few, all who are asked for something are meant. A
     /// kick too many does no harm.
     count: usize,
 }
 
-impl<'a> Kicks<'a> {
+impl<'a> PendingKicks<'a> {
     /// Another one.
     pub(crate) fn add(&mut self, mailbox: &'a Mailbox) {
         if self.few().any(|one| core::ptr::eq(one, mailbox)) {
@@ -394,24 +394,24 @@ impl<'a> Kicks<'a> {
     }
 }
 
-impl Drop for Kicks<'_> {
+impl Drop for PendingKicks<'_> {
     fn drop(&mut self) {
         if self.count <= FEW {
             self.few().for_each(Mailbox::kick);
         } else {
-            let asked = self.table.all().filter(|one| one.is_asked());
+            let asked = self.table.all().filter(|one| one.has_requests());
             asked.for_each(Mailbox::kick);
         }
     }
 }
 
-impl Flush for Mailboxes {
+impl Flush for VcpuTable {
     fn flush_all(&self) {
         // Interrupts that have been handled there: the guests were left after our requests. They are sent to all at once,
         // and all are waited for together.
         let mut cpus = linux::CpusToInterrupt::new();
         for mailbox in self.all() {
-            mailbox.leave_request(request::TLB_FLUSH);
+            mailbox.post(request::TLB_FLUSH);
             if let Some(cpu) = mailbox.running_on() {
                 cpus.add(cpu);
             }

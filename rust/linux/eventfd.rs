@@ -54,7 +54,7 @@ const EVENTFD_WRITTEN: c_int = 1;
 const EVENTFD_CLOSED: c_int = 2;
 
 /// What an [`EventfdWaiter`] calls, with interrupts off.
-pub(crate) trait EventfdTarget: Expire {
+pub(crate) trait EventfdTarget: TimerCallback {
     /// The last descriptor of the eventfd was closed.
     fn closed(&self);
 }

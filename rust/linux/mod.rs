@@ -14,8 +14,8 @@ mod sync;
 
 pub(crate) use eventfd::{Eventfd, EventfdTarget, EventfdWaiter};
 pub(crate) use pages::Pages;
-pub(crate) use sync::{Expire, IrqGuard, IrqLock, KillableGuard, KillableMutex};
-pub(crate) use sync::{Runner, Sleeper, Timer, Work};
+pub(crate) use sync::{IrqGuard, IrqLock, KillableGuard, KillableMutex, TimerCallback};
+pub(crate) use sync::{RcuWait, Timer, Work, YieldTarget};
 
 use core::ptr::NonNull;
 use kernel::bindings;
@@ -283,7 +283,7 @@ safe! {
     /// Whether a signal waits for this thread.
     signal_pending = pacifica_signal_pending() -> bool;
     /// Lets others run; for loops that wait for another CPU.
-    yield_now = pacifica_yield();
+    cond_resched = pacifica_yield();
     /// For how many nanoseconds this thread has been waiting for a CPU, in all its life.
     run_delay = pacifica_run_delay() -> u64;
     /// Whether this thread may go on looking for something: nobody else has work for this CPU.

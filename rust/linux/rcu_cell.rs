@@ -13,9 +13,9 @@ use kernel::sync::rcu;
 /// # Invariants
 ///
 /// The pointer came from a box, which this owns. One that was replaced lives until nobody reads it.
-pub(crate) struct Published<T: Send + Sync>(AtomicPtr<T>);
+pub(crate) struct RcuCell<T: Send + Sync>(AtomicPtr<T>);
 
-impl<T: Send + Sync> Published<T> {
+impl<T: Send + Sync> RcuCell<T> {
     /// Publishes the first value.
     pub(crate) fn new(first: KBox<T>) -> Self {
         // INVARIANT: It comes from a box.
@@ -24,11 +24,11 @@ impl<T: Send + Sync> Published<T> {
 
     /// The value of now, which stays as long as this is held. The reader may not sleep meanwhile.
     #[inline]
-    pub(crate) fn read(&self) -> Reading<'_, T> {
+    pub(crate) fn read(&self) -> RcuRef<'_, T> {
         let guard = rcu::read_lock();
         // SAFETY: By the invariant, and since the guard was taken before.
         let value = unsafe { &*self.0.load(Acquire) };
-        Reading {
+        RcuRef {
             value,
             _guard: guard,
         }
@@ -45,7 +45,7 @@ impl<T: Send + Sync> Published<T> {
     }
 }
 
-impl<T: Send + Sync> Drop for Published<T> {
+impl<T: Send + Sync> Drop for RcuCell<T> {
     fn drop(&mut self) {
         // SAFETY: By the invariant, and a reader would hold a reference to this.
         drop(unsafe { KBox::from_raw(*self.0.get_mut()) });
@@ -53,12 +53,12 @@ impl<T: Send + Sync> Drop for Published<T> {
 }
 
 /// A published value that is read.
-pub(crate) struct Reading<'a, T> {
+pub(crate) struct RcuRef<'a, T> {
     value: &'a T,
     _guard: rcu::Guard,
 }
 
-impl<T> Deref for Reading<'_, T> {
+impl<T> Deref for RcuRef<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
         self.value

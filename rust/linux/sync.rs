@@ -167,17 +167,17 @@ impl<T> Drop for IrqGuard<'_, T> {
 
 /// Where one thread sleeps until another CPU, or an interrupt handler, has something for it.
 #[pin_data]
-pub(crate) struct Sleeper {
+pub(crate) struct RcuWait {
     #[pin]
     task: Opaque<bindings::rcuwait>,
 }
 
 // SAFETY: RCU keeps the task that is woken.
-unsafe impl Sync for Sleeper {}
+unsafe impl Sync for RcuWait {}
 // SAFETY: Likewise.
-unsafe impl Send for Sleeper {}
+unsafe impl Send for RcuWait {}
 
-impl Sleeper {
+impl RcuWait {
     /// Nobody sleeps.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
@@ -187,7 +187,7 @@ impl Sleeper {
 
     /// Sleeps until `ready()` is true; `EINTR` if a signal came first. One thread at a time.
     ///
-    /// Whoever makes `ready` true calls [`Sleeper::wake`] afterwards.
+    /// Whoever makes `ready` true calls [`RcuWait::wake`] afterwards.
     pub(crate) fn wait<F: Fn() -> bool>(&self, ready: &F) -> Result {
         unsafe extern "C" fn call<F: Fn() -> bool>(arg: *mut c_void) -> bool {
             // SAFETY: `arg` is the closure below, which lives until `pacifica_wait` returns.
@@ -207,9 +207,9 @@ impl Sleeper {
 
 /// A thread that others may give their CPU to.
 #[derive(Default)]
-pub(crate) struct Runner(AtomicPtr<bindings::task_struct>);
+pub(crate) struct YieldTarget(AtomicPtr<bindings::task_struct>);
 
-impl Runner {
+impl YieldTarget {
     /// It is the calling thread.
     #[inline]
     pub(crate) fn set(&self) {
@@ -232,7 +232,7 @@ impl Runner {
 }
 
 /// What a [`Timer`] calls, in interrupt context, or a [`Work`], where it may sleep.
-pub(crate) trait Expire: Sync {
+pub(crate) trait TimerCallback: Sync {
     /// The time has come.
     fn expire(&self);
 }
@@ -243,18 +243,18 @@ pub(crate) trait Expire: Sync {
 ///
 /// `target` is null or points to a `T` that outlives the timer.
 #[pin_data(PinnedDrop)]
-pub(crate) struct Timer<T: Expire> {
+pub(crate) struct Timer<T: TimerCallback> {
     #[pin]
     timer: Opaque<bindings::hrtimer>,
     target: *const T,
 }
 
 // SAFETY: hrtimers have their own locks, and `T` is `Sync`.
-unsafe impl<T: Expire> Sync for Timer<T> {}
+unsafe impl<T: TimerCallback> Sync for Timer<T> {}
 // SAFETY: Likewise.
-unsafe impl<T: Expire> Send for Timer<T> {}
+unsafe impl<T: TimerCallback> Send for Timer<T> {}
 
-impl<T: Expire> Timer<T> {
+impl<T: TimerCallback> Timer<T> {
     /// A timer that calls `target`.
     ///
     /// # Safety
@@ -292,7 +292,7 @@ impl<T: Expire> Timer<T> {
 }
 
 #[pinned_drop]
-impl<T: Expire> PinnedDrop for Timer<T> {
+impl<T: TimerCallback> PinnedDrop for Timer<T> {
     fn drop(self: Pin<&mut Self>) {
         self.cancel();
     }
@@ -304,18 +304,18 @@ impl<T: Expire> PinnedDrop for Timer<T> {
 ///
 /// `target` points to a `T` that outlives the work.
 #[pin_data(PinnedDrop)]
-pub(crate) struct Work<T: Expire> {
+pub(crate) struct Work<T: TimerCallback> {
     #[pin]
     work: Opaque<bindings::work_struct>,
     target: *const T,
 }
 
 // SAFETY: The kernel's work items may be used by all threads, and `T` is `Sync`.
-unsafe impl<T: Expire> Sync for Work<T> {}
+unsafe impl<T: TimerCallback> Sync for Work<T> {}
 // SAFETY: Likewise.
-unsafe impl<T: Expire> Send for Work<T> {}
+unsafe impl<T: TimerCallback> Send for Work<T> {}
 
-impl<T: Expire> Work<T> {
+impl<T: TimerCallback> Work<T> {
     /// Work that calls `target`.
     ///
     /// # Safety
@@ -345,7 +345,7 @@ impl<T: Expire> Work<T> {
 }
 
 #[pinned_drop]
-impl<T: Expire> PinnedDrop for Work<T> {
+impl<T: TimerCallback> PinnedDrop for Work<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: The work was initialised. Waits for a running call.
         unsafe { pacifica_work_cancel(self.work.get()) };

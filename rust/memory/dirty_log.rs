@@ -231,7 +231,7 @@ impl VmMemory {
                 flush |= mmu.npt.protect_pages(&mut tables, at, bits);
             }
             drop(mmu);
-            linux::yield_now();
+            linux::cond_resched();
         }
         self.flush_if(flush);
         result
@@ -276,7 +276,7 @@ impl VmMemory {
         let flush = merge(&mmu, &mut tables);
         tables.finish(flush, self.flush());
         drop(mmu);
-        linux::yield_now();
+        linux::cond_resched();
     }
 
     /// Splits all large pages in a range, so that a guest that writes them need not wait for it.
@@ -288,7 +288,7 @@ impl VmMemory {
             let mut tables = LockedTables::new(Some(&mut *cache));
             let result = mmu.npt.split_range(&mut tables, range, &mut flush);
             drop(mmu);
-            linux::yield_now();
+            linux::cond_resched();
             if result.is_ok() || cache.fill().is_err() {
                 return flush;
             }

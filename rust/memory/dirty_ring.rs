@@ -261,7 +261,7 @@ impl VmMemory {
             _ => u64::MAX,
         };
         let gpa = slot.gpas().start + (batch.word << 18);
-        linux::yield_now();
+        linux::cond_resched();
         let mmu = self.mmu.lock();
         let mut tables = LockedTables::new(None);
         mmu.npt.protect_pages(&mut tables, gpa, batch.bits & inside)

@@ -43,11 +43,11 @@ pub(crate) struct VcpuMemory {
     /// Where the last access failed, if that was because the host's memory is poisoned.
     pub(crate) poisoned: Cell<Option<u64>>,
     ring: Option<Arc<DirtyRing>>,
-    stock: KBox<Stock>,
+    stock: KBox<FaultBuffers>,
 }
 
 /// What is too large to be moved about with a vCPU.
-struct Stock {
+struct FaultBuffers {
     cache: TableCache,
     pages: HostPages,
 }
@@ -75,7 +75,7 @@ struct Fault<'a> {
 impl VcpuMemory {
     /// For one more vCPU. May sleep.
     pub(crate) fn new(vm: Arc<VmMemory>) -> Result<Self> {
-        let stock = Stock {
+        let stock = FaultBuffers {
             cache: TableCache::new(),
             pages: HostPages::new(),
         };
@@ -127,7 +127,7 @@ impl VcpuMemory {
     /// Interrupts must be on. With [`Sleep::Forbidden`] it takes a spinlock at most, and preemption
     /// may be off.
     pub(crate) fn fault(&mut self, gpa: u64, write: bool, present: bool, sleep: Sleep) -> Outcome {
-        let Stock { cache, pages } = &mut *self.stock;
+        let FaultBuffers { cache, pages } = &mut *self.stock;
         if !cache.is_full() {
             if !sleep.is_allowed() {
                 return Outcome::WouldSleep;

@@ -14,7 +14,7 @@ use kernel::prelude::*;
 
 /// The place of a slot, to be found by its user addresses.
 #[repr(C)] // The tree knows nodes by their first field.
-pub(crate) struct Backing {
+pub(crate) struct HvaNode {
     node: interval_tree_node,
     place: Place,
 }
@@ -24,14 +24,14 @@ pub(crate) struct Backing {
 /// # Invariants
 ///
 /// The nodes in the tree are the first fields of backings that came from boxes and belong to it.
-pub(crate) struct Backings {
+pub(crate) struct HvaTree {
     tree: bindings::rb_root_cached,
 }
 
 // SAFETY: What it points to is its own.
-unsafe impl Send for Backings {}
+unsafe impl Send for HvaTree {}
 
-impl Backing {
+impl HvaNode {
     /// For the slot at `place`; may sleep.
     pub(crate) fn new(place: Place) -> Result<KBox<Self>> {
         let hvas = place.hvas();
@@ -44,7 +44,7 @@ impl Backing {
     }
 }
 
-impl Backings {
+impl HvaTree {
     /// None.
     pub(crate) fn new() -> Self {
         let tree = Default::default();
@@ -52,14 +52,14 @@ impl Backings {
     }
 
     /// Adds one.
-    pub(crate) fn insert(&mut self, new: KBox<Backing>) {
+    pub(crate) fn insert(&mut self, new: KBox<HvaNode>) {
         let node = KBox::into_raw(new).cast();
         // SAFETY: The node is in no tree, and its box is ours. INVARIANT: It came from a box.
         unsafe { bindings::interval_tree_insert(node, &mut self.tree) };
     }
 
     /// Removes the one of the slot at `place`.
-    pub(crate) fn remove(&mut self, place: Place) -> Option<KBox<Backing>> {
+    pub(crate) fn remove(&mut self, place: Place) -> Option<KBox<HvaNode>> {
         let hvas = place.hvas();
         // SAFETY: The tree is borrowed, so its nodes stay.
         let is_it = |node: &NonNull<_>| unsafe { place_of(*node) }.gpas() == place.gpas();
@@ -95,7 +95,7 @@ impl Backings {
     /// # Safety
     ///
     /// It must be in the tree.
-    unsafe fn take(&mut self, node: NonNull<interval_tree_node>) -> KBox<Backing> {
+    unsafe fn take(&mut self, node: NonNull<interval_tree_node>) -> KBox<HvaNode> {
         // SAFETY: As promised by the caller; so by the invariant it is the beginning of a backing
         // from a box, which nobody else has from now on.
         unsafe {
@@ -105,7 +105,7 @@ impl Backings {
     }
 }
 
-impl Drop for Backings {
+impl Drop for HvaTree {
     fn drop(&mut self) {
         loop {
             let Some(node) = self.nodes(0, u64::MAX).next() else {
@@ -121,8 +121,8 @@ impl Drop for Backings {
 ///
 /// # Safety
 ///
-/// It must be in the tree of [`Backings`] that are borrowed.
+/// It must be in the tree of [`HvaTree`] that are borrowed.
 unsafe fn place_of(node: NonNull<interval_tree_node>) -> Place {
     // SAFETY: As promised by the caller; the place does not change.
-    unsafe { (*node.cast::<Backing>().as_ptr()).place }
+    unsafe { (*node.cast::<HvaNode>().as_ptr()).place }
 }

@@ -284,7 +284,7 @@ impl Layer {
                 self.activate(place, flags);
             }
             if above.pages.len() % BATCH == 0 {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
     }
@@ -301,7 +301,7 @@ impl Layer {
         while let Some(old) = self.pages.pop() {
             drop(self.index.remove_node(&old.gpa));
             if self.pages.len() % BATCH == 0 {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
     }

@@ -209,7 +209,7 @@ impl VmMemory {
             self.keeping.on.store(true, Relaxed);
             for range in slots.iter().flat_map(|slot| chunks(slot.gpas())) {
                 flush |= self.protect(range);
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
         self.flush_if(flush);
@@ -273,13 +273,13 @@ impl VmMemory {
             }
             count += 1;
             if count % BATCH as u64 == 0 {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
         for (index, old) in layer.unsettled().enumerate() {
             read_user(&mut old.content[..], old.hva, Sleep::Allowed)?;
             if index % BATCH == BATCH - 1 {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
         layer.settle();
@@ -309,7 +309,7 @@ impl VmMemory {
                 flush |= needed;
             }
             drop(mmu);
-            linux::yield_now();
+            linux::cond_resched();
         });
         if withhold {
             for gpa in layer.writable() {
@@ -325,7 +325,7 @@ impl VmMemory {
         for (index, gpa) in layer.writable().enumerate() {
             flush |= self.protect(GpaRange::page(gpa, PageSize::Size4K));
             if index % BATCH == BATCH - 1 {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
         self.flush_if(flush);

@@ -61,7 +61,7 @@ use crate::linux::Sleep;
 use crate::memory::dirty_log::NewLog;
 use crate::memory::dirty_ring::DirtyRing;
 pub(crate) use crate::memory::fault::{Outcome, VcpuMemory};
-use crate::memory::hva_tree::{Backing, Backings};
+use crate::memory::hva_tree::{HvaNode, HvaTree};
 use crate::memory::kept_pages::Keeping;
 use crate::memory::mmu_notifier::Notifier;
 use crate::memory::npt_pages::{LockedTables, TableCache};
@@ -108,7 +108,7 @@ pub(crate) struct Mmu {
     invalidations: u32,
     /// The user addresses that they touch together.
     invalid: (u64, u64),
-    backings: Backings,
+    backings: HvaTree,
     /// The process is gone.
     dead: bool,
 }
@@ -232,7 +232,7 @@ impl VmMemory {
             Change::Move(old, new) => (Some(old), Some(new)),
             Change::Nothing | Change::Log(..) => (None, None),
         };
-        let coming = coming.map(|slot| Backing::new(slot.place())).transpose()?;
+        let coming = coming.map(|slot| HvaNode::new(slot.place())).transpose()?;
         self.replace(list, leaving, coming)?;
         match change.new_slot() {
             Some(new) => drop(ids.insert(node.into_node(region.slot, new.clone()))),
@@ -257,10 +257,10 @@ impl VmMemory {
             if own.log().is_some() {
                 list = list.changed(Some(slot), Some(&own))?;
             }
-            let backing = Backing::new(own.place())?;
+            let backing = HvaNode::new(own.place())?;
             self.mmu.lock().backings.insert(backing);
             ids.try_create_and_insert(own.id(), own, GFP_KERNEL_ACCOUNT)?;
-            linux::yield_now();
+            linux::cond_resched();
         }
         self.replace(list, None, None)
     }
@@ -271,7 +271,7 @@ impl VmMemory {
         &self,
         list: SlotList,
         leaving: Option<&Slot>,
-        coming: Option<KBox<Backing>>,
+        coming: Option<KBox<HvaNode>>,
     ) -> Result {
         let new = KBox::into_raw(KBox::new(list, GFP_KERNEL_ACCOUNT)?);
         let old = {
@@ -286,7 +286,7 @@ impl VmMemory {
         if let Some(slot) = leaving {
             for range in chunks(slot.gpas()) {
                 self.unmap(&mut self.mmu.lock(), range);
-                linux::yield_now();
+                linux::cond_resched();
             }
             drop(self.mmu.lock().backings.remove(slot.place()));
         }
@@ -314,7 +314,7 @@ impl VmMemory {
                     *sum = sum.wrapping_add(count);
                 }
                 drop(mmu);
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
         sum
@@ -431,7 +431,7 @@ impl VmMemory {
             tables.finish(needed, &*self.flush);
             drop(mmu);
             if sleep.is_allowed() && at < end {
-                linux::yield_now();
+                linux::cond_resched();
             }
         }
     }
@@ -440,7 +440,7 @@ impl VmMemory {
 /// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or 2 MiB of the
 /// host, which many slots may share. Each step looks at all of these slots, so it is not less, and the host asks
 /// for the age of as much at once, under a lock of its own.
-fn step(backings: &Backings, from: u64, end: u64) -> u64 {
+fn step(backings: &HvaTree, from: u64, end: u64) -> u64 {
     let to = from.saturating_add(CHUNK).min(end);
     let least = PageSize::Size2M.bytes();
     if to - from <= least {
@@ -470,7 +470,7 @@ impl PinnedDrop for VmMemory {
         for range in ranges {
             // No vCPU is left that could hold a translation: it would hold a reference to us.
             let _ = npt.unmap(&mut tables, range);
-            linux::yield_now();
+            linux::cond_resched();
         }
         let _ = npt.destroy(&mut tables);
         // SAFETY: Likewise, and an ASID is flushed before another VM gets it.
@@ -484,7 +484,7 @@ impl Mmu {
             npt,
             invalidations: 0,
             invalid: (0, 0),
-            backings: Backings::new(),
+            backings: HvaTree::new(),
             dead: false,
         }
     }

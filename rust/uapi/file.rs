@@ -4,7 +4,7 @@
 
 use crate::linux;
 use crate::linux::compat::this_module;
-use crate::uapi::Arg;
+use crate::uapi::UserArg;
 use core::marker::PhantomData;
 use kernel::bindings;
 use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
@@ -15,7 +15,7 @@ use kernel::types::ForeignOwnable;
 /// What a descriptor stands for: a VM, a vCPU, a snapshot. The file holds one reference to its object.
 pub(crate) trait FileObject: Sized + Send + Sync + 'static {
     /// Any process that has the descriptor.
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long>;
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long>;
 
     /// Maps the object's shared pages.
     ///
@@ -27,7 +27,12 @@ pub(crate) trait FileObject: Sized + Send + Sync + 'static {
     }
 
     /// Reads what the object has at `offset`; answers how much it is.
-    fn read(_this: ArcBorrow<'_, Self>, _to: Arg, _length: usize, _offset: usize) -> Result<usize> {
+    fn read(
+        _this: ArcBorrow<'_, Self>,
+        _to: UserArg,
+        _length: usize,
+        _offset: usize,
+    ) -> Result<usize> {
         Err(EINVAL)
     }
 
@@ -62,7 +67,7 @@ impl<T: FileObject> Operations<T> {
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: Files with this table hold an `Arc<T>`, until `release`.
         let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
-        match T::ioctl(this, cmd, Arg(arg)) {
+        match T::ioctl(this, cmd, UserArg(arg)) {
             Ok(value) => value,
             Err(error) => error.to_errno() as c_long,
         }
@@ -93,7 +98,7 @@ impl<T: FileObject> Operations<T> {
         let offset = unsafe { *at };
         let result = usize::try_from(offset)
             .map_err(|_| EINVAL)
-            .and_then(|offset| T::read(this, Arg(to as usize), length, offset));
+            .and_then(|offset| T::read(this, UserArg(to as usize), length, offset));
         match result {
             Ok(count) => {
                 // SAFETY: As above.

@@ -91,9 +91,9 @@ abi!(
 
 /// The argument of an ioctl: an address in user space.
 #[derive(Clone, Copy)]
-pub(crate) struct Arg(pub(crate) usize);
+pub(crate) struct UserArg(pub(crate) usize);
 
-impl Arg {
+impl UserArg {
     /// The address `bytes` further on.
     pub(crate) fn offset(self, bytes: usize) -> Self {
         Self(self.0.wrapping_add(bytes))

@@ -2,9 +2,9 @@
 
 //! The guest's registers that VMRUN does not switch, and its ASID: into the CPU and out of it.
 //!
-//! Interrupts are off from [`load`] to [`unload`].
+//! Interrupts are off from [`enter_context`] to [`leave_context`].
 
-use crate::host::{Host, Local, MSR_DEBUG_CTL, MSR_TSC_AUX};
+use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::linux;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
@@ -13,8 +13,8 @@ use svm::debug_ctl;
 use svm::exit::Exit;
 use svm::vmcb::{TlbControl, DR6_RESET};
 
-/// Whether the handler changed what [`load`] has put into the CPU.
-pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
+/// Whether the handler changed what [`enter_context`] has put into the CPU.
+pub(crate) fn context_is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
     match exit {
         Exit::Dr(_) => true,
         Exit::Xsetbv | Exit::Cr(_) => {
@@ -27,7 +27,7 @@ pub(crate) fn is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
 }
 
 /// Puts the guest into this CPU.
-pub(crate) fn load(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut Local) {
+pub(crate) fn enter_context(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut PerCpu) {
     let cpu = linux::cpu();
     if inner.cpu != cpu {
         inner.cpu = cpu;
@@ -87,13 +87,13 @@ pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
 #[cold]
 fn set_debug_ctl(inner: &mut Inner, value: u64) {
     inner.debug_ctl = value;
-    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here; `unload` brings the host's
+    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here; `leave_context` brings the host's
     // value back.
     let _ = unsafe { linux::wrmsr(MSR_DEBUG_CTL, value) };
 }
 
 /// Puts the host's own state back.
-pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
+pub(crate) fn leave_context(inner: &mut Inner, host: &Host, local: &mut PerCpu) {
     keep_flush(inner, local);
     inner.parts.fpu.exit(&host.fpu);
     // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
@@ -111,7 +111,7 @@ pub(crate) fn unload(inner: &mut Inner, host: &Host, local: &mut Local) {
 }
 
 /// A flush that no VMRUN has done is still due.
-fn keep_flush(inner: &mut Inner, local: &mut Local) {
+fn keep_flush(inner: &mut Inner, local: &mut PerCpu) {
     let due = inner.vmcb.tlb_control();
     if due == TlbControl::Nothing as u8 {
         return;

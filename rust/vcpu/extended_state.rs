@@ -3,13 +3,13 @@
 //! Extended registers of the guest, for emulated instructions.
 
 use crate::host::host;
-use crate::vcpu::platform::World;
+use crate::vcpu::platform::VcpuPlatform;
 use x86::cpu::{ExtendedState, X87};
 use x86::fxsave;
 use x86::xsave;
 
 /// The registers while they are out of the CPU, which they are when an instruction is emulated.
-impl ExtendedState for World<'_> {
+impl ExtendedState for VcpuPlatform<'_> {
     fn xmm(&mut self, index: u8) -> u128 {
         fxsave::xmm(self.parts.fpu.area.bytes(), index)
     }

@@ -34,7 +34,7 @@ const TOO_LATE_NS: i64 = 2 * MOST_EARLY_NS;
 
 /// What a vCPU has learnt.
 #[derive(Default)]
-pub(crate) struct Pace {
+pub(crate) struct HaltPoll {
     poll_ns: u32,
     early_ns: i64,
 }
@@ -46,7 +46,7 @@ pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
         return vcpu.mailbox.sleep();
     }
     let longest = match inner.state.msrs.pv_may_poll() {
-        true => vcpu.vm.choices.longest_poll_ns(),
+        true => vcpu.vm.config.longest_poll_ns(),
         false => 0,
     };
     let poll = inner.pace.poll_ns.min(longest);
@@ -55,10 +55,10 @@ pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
     if poll != 0 {
         vcpu.stats.count(Count::HaltPolls);
         let end = start.saturating_add(poll.into());
-        while !vcpu.mailbox.is_asked() && now < end && linux::may_poll() {
+        while !vcpu.mailbox.has_requests() && now < end && linux::may_poll() {
             now = linux::now();
         }
-        let met = vcpu.mailbox.is_asked();
+        let met = vcpu.mailbox.has_requests();
         let spent = match met {
             true => Count::HaltPollMetNs,
             false => Count::HaltPollMissedNs,
@@ -92,15 +92,15 @@ fn next_poll(poll: u32, longest: u32, waited: u64) -> u32 {
 pub(crate) fn yield_cpu(vcpu: &Vcpu, inner: &mut Inner) {
     vcpu.stats.count(Count::Yields);
     steal_time::before_pause(inner);
-    let mailboxes = &vcpu.vm.mailboxes;
+    let vcpu_table = &vcpu.vm.vcpu_table;
     let yielded = match inner.parts.yield_to.take() {
-        Some(id) => mailboxes.by_apic_id(IdSet::one(id)).any(Mailbox::yield_to),
-        None => mailboxes.yield_from(&vcpu.mailbox),
+        Some(id) => vcpu_table.by_apic_id(IdSet::one(id)).any(Mailbox::yield_to),
+        None => vcpu_table.yield_from(&vcpu.mailbox),
     };
     if yielded {
         vcpu.stats.count(Count::YieldsDone);
     } else {
-        linux::yield_now();
+        linux::cond_resched();
     }
     steal_time::after_pause(inner);
 }
@@ -134,7 +134,7 @@ pub(crate) fn meet_deadline(inner: &mut Inner) -> Now {
     if (-TOO_LATE_NS..=early).contains(&wait) {
         inner.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
         while until(deadline, now) > 0 {
-            linux::yield_now();
+            linux::cond_resched();
             now = platform::now(tsc_offset);
         }
     }

@@ -23,9 +23,9 @@ use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
-use crate::vcpu::halt::Pace;
-use crate::vcpu::platform::{Parts, World, APIC_BASE_RESET};
-use crate::vcpu::steal_time::Steal;
+use crate::vcpu::halt::HaltPoll;
+use crate::vcpu::platform::{VcpuDevices, VcpuPlatform, APIC_BASE_RESET};
+use crate::vcpu::steal_time::StealTime;
 use crate::vm::config::disable_exits;
 use crate::vm::stats::Stats;
 use crate::vm::Vm;
@@ -70,7 +70,7 @@ pub(crate) struct Vcpu {
 pub(crate) struct Inner {
     pub(crate) vmcb: Pages<Vmcb>,
     pub(crate) state: KBox<VcpuState>,
-    pub(crate) parts: Parts,
+    pub(crate) parts: VcpuDevices,
     /// The ASID on `cpu`.
     pub(crate) asid: Option<Asid>,
     /// The CPU that it ran on last.
@@ -86,7 +86,7 @@ pub(crate) struct Inner {
     /// Signals that are let through during KVM_RUN.
     pub(crate) signal_mask: Option<bindings::sigset_t>,
     /// The time that was stolen from the guest.
-    pub(crate) steal: Steal,
+    pub(crate) steal: StealTime,
     /// The guest may end the interrupt in service without an exit: `pv_eoi.rs`.
     pub(crate) pv_eoi_offered: bool,
     /// Where the byte for it was written, and in which generation of the snapshots.
@@ -94,7 +94,7 @@ pub(crate) struct Inner {
     /// For so many entries that is not tried: its page could not be written.
     pub(crate) pv_eoi_rest: u16,
     /// How it waits.
-    pub(crate) pace: Pace,
+    pub(crate) pace: HaltPoll,
     /// KVM_RUN was called at least once.
     pub(crate) has_run: bool,
     /// What of [`crate::host::tsc_lost`] is in the TSC offset already.
@@ -114,9 +114,9 @@ impl Inner {
         &mut self,
         vcpu: &Vcpu,
         sleep: Sleep,
-        f: impl FnOnce(&mut Guest<'_, World<'_>>) -> R,
+        f: impl FnOnce(&mut Guest<'_, VcpuPlatform<'_>>) -> R,
     ) -> R {
-        let mut world = World {
+        let mut world = VcpuPlatform {
             vm: &vcpu.vm,
             vcpu,
             parts: &mut self.parts,
@@ -144,7 +144,7 @@ fn new_state(vmcb: &mut Vmcb, features: SvmFeatures) -> Result<KBox<VcpuState>> 
 #[inline(never)]
 fn new_lapic(vm: &Vm, id: u32) -> Result<KBox<Lapic>> {
     let mut lapic = KBox::new(Lapic::new(id, id == vm.boot_cpu()), GFP_KERNEL_ACCOUNT)?;
-    lapic.set_bus_cycle_ns(vm.chips.bus_cycle_ns());
+    lapic.set_bus_cycle_ns(vm.irqchip.bus_cycle_ns());
     Ok(lapic)
 }
 
@@ -152,8 +152,8 @@ impl Vcpu {
     /// Creates a vCPU in the state after power-up.
     pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<Arc<Self>> {
         let host = host().ok_or(ENODEV)?;
-        let mailbox = vm.mailboxes.create(id)?;
-        let lapic = match vm.chips.has_lapics() {
+        let mailbox = vm.vcpu_table.create(id)?;
+        let lapic = match vm.irqchip.has_lapics() {
             true => Some(new_lapic(&vm, id)?),
             false => None,
         };
@@ -165,7 +165,7 @@ impl Vcpu {
         vmcb.set_iopm_base(iopm);
         vmcb.set_msrpm_base(msrpm);
         vmcb.set_ncr3(vm.memory.ncr3());
-        disable_exits(&mut vmcb, vm.choices.disabled_exits());
+        disable_exits(&mut vmcb, vm.config.disabled_exits());
         // The guest's TSC begins at zero.
         vmcb.set_tsc_offset(vm.clock.tsc_offset());
 
@@ -175,7 +175,7 @@ impl Vcpu {
         let inner = Inner {
             vmcb,
             state,
-            parts: Parts {
+            parts: VcpuDevices {
                 lapic,
                 user_cr8: 0,
                 user_apic_base: APIC_BASE_RESET,
@@ -184,7 +184,7 @@ impl Vcpu {
                 fpu: GuestFpu::new(&host.fpu.layout)?,
                 deferred: 0,
                 ext_int: false,
-                pic_in_user: !vm.chips.is_full(),
+                pic_in_user: !vm.irqchip.is_full(),
                 user_vector: None,
                 unhalted: false,
                 yield_to: None,
@@ -204,11 +204,11 @@ impl Vcpu {
             debug_ctl: 0,
             machine_check: false,
             signal_mask: None,
-            steal: Steal::default(),
+            steal: StealTime::default(),
             pv_eoi_offered: false,
             pv_eoi_kept: None,
             pv_eoi_rest: 0,
-            pace: Pace::default(),
+            pace: HaltPoll::default(),
             has_run: false,
             tsc_lost: tsc_lost(),
             resumes: resumes(),
@@ -239,17 +239,17 @@ impl Vcpu {
         )?;
         vm.vcpus.add(&vcpu)?;
         // Whoever sets a filter from now on finds the mailbox.
-        mailbox.ask(request::MSR_FILTER);
+        mailbox.request(request::MSR_FILTER);
         if let Some(apic) = apic {
-            vm.mailboxes.publish_apic(&mailbox, apic);
+            vm.vcpu_table.publish_apic(&mailbox, apic);
         }
-        vm.mailboxes.publish(&mailbox);
+        vm.vcpu_table.publish(&mailbox);
         Ok(vcpu)
     }
 
     /// Takes back a new vCPU that gets no descriptor.
     pub(crate) fn discard(&self) {
         self.vm.vcpus.remove(self);
-        self.vm.mailboxes.withdraw(&self.mailbox);
+        self.vm.vcpu_table.withdraw(&self.mailbox);
     }
 }

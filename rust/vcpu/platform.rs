@@ -3,7 +3,7 @@
 //! What surrounds a guest CPU: memory, devices, time. The module's `svm::dispatch::Platform`.
 
 use crate::host::fpu::GuestFpu;
-use crate::irq::irqchip::Chips;
+use crate::irq::irqchip::Irqchip;
 use crate::irq::mailbox::{request, Interrupt};
 use crate::linux;
 use crate::linux::Sleep;
@@ -55,7 +55,7 @@ pub(crate) mod deferred {
 }
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
-pub(crate) struct Parts {
+pub(crate) struct VcpuDevices {
     /// The local APIC, if interrupt controllers are in the kernel.
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// CR8 of a guest whose local APIC is the VMM's.
@@ -99,10 +99,10 @@ pub(crate) struct Parts {
 }
 
 /// The surroundings, for the time of one handler.
-pub(crate) struct World<'a> {
+pub(crate) struct VcpuPlatform<'a> {
     pub(crate) vm: &'a Vm,
     pub(crate) vcpu: &'a Vcpu,
-    pub(crate) parts: &'a mut Parts,
+    pub(crate) parts: &'a mut VcpuDevices,
     /// What the guest's TSC is ahead of the host's.
     pub(crate) tsc_offset: u64,
     /// Interrupts are on, and the guest's registers are out of the CPU.
@@ -128,28 +128,28 @@ pub(crate) enum Ipi {
 
 /// Sends what a handler has put off. Interrupts are on.
 #[cold]
-pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut Parts) {
+pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut VcpuDevices) {
     parts.deferred &= !deferred::IPI;
-    let mailboxes = &vcpu.vm.mailboxes;
+    let vcpu_table = &vcpu.vm.vcpu_table;
     match parts.ipi.take() {
         Some(Ipi::To(to, interrupt)) => {
-            let mut kicks = mailboxes.kicks();
-            mailboxes.deliver(&to, Some(vcpu.mailbox.id), &interrupt, &mut kicks);
+            let mut kicks = vcpu_table.kicks();
+            vcpu_table.deliver(&to, Some(vcpu.mailbox.id), &interrupt, &mut kicks);
         }
-        Some(Ipi::Set(ids, interrupt)) => mailboxes.deliver_set(ids, &interrupt),
+        Some(Ipi::Set(ids, interrupt)) => vcpu_table.deliver_set(ids, &interrupt),
         None => {}
     }
 }
 
-impl World<'_> {
+impl VcpuPlatform<'_> {
     #[cold]
     fn send_later(&mut self, ipi: Ipi) {
         self.parts.ipi = Some(ipi);
         self.parts.deferred |= deferred::IPI;
     }
 
-    fn chips(&self) -> &Chips {
-        &self.vm.chips
+    fn irqchip(&self) -> &Irqchip {
+        &self.vm.irqchip
     }
 
     /// Does what a register write of the LAPIC asks for.
@@ -157,7 +157,7 @@ impl World<'_> {
         match effect {
             Effect::None => {}
             Effect::Eoi(eoi) => {
-                if eoi.level || self.chips().wants_end(eoi.vector) {
+                if eoi.level || self.irqchip().tracks_eoi(eoi.vector) {
                     self.end_of_interrupt(eoi.vector);
                 }
             }
@@ -167,10 +167,10 @@ impl World<'_> {
                     vector: ipi.vector,
                     level: ipi.level,
                 };
-                let (mailboxes, source) = (&self.vm.mailboxes, Some(self.vcpu.mailbox.id));
-                if self.sleep.is_allowed() || mailboxes.is_for_one(&ipi.dest, source) {
-                    let mut kicks = mailboxes.kicks();
-                    mailboxes.deliver(&ipi.dest, source, &interrupt, &mut kicks);
+                let (vcpu_table, source) = (&self.vm.vcpu_table, Some(self.vcpu.mailbox.id));
+                if self.sleep.is_allowed() || vcpu_table.is_for_one(&ipi.dest, source) {
+                    let mut kicks = vcpu_table.kicks();
+                    vcpu_table.deliver(&ipi.dest, source, &interrupt, &mut kicks);
                 } else {
                     self.send_later(Ipi::To(ipi.dest, interrupt));
                 }
@@ -179,10 +179,10 @@ impl World<'_> {
             Effect::Routing => {
                 self.parts.deferred |= deferred::TIMER;
                 // LINT0 may have been opened or closed to the PIC.
-                self.vcpu.mailbox.ask(request::CHIPS);
+                self.vcpu.mailbox.request(request::EXTINT);
                 if let Some(lapic) = &self.parts.lapic {
                     self.vm
-                        .mailboxes
+                        .vcpu_table
                         .publish_apic(&self.vcpu.mailbox, lapic.snapshot());
                 }
             }
@@ -193,17 +193,17 @@ impl World<'_> {
     #[cold]
     fn end_of_interrupt(&mut self, vector: u8) {
         if !self.parts.pic_in_user {
-            self.chips().end_of_interrupt(vector);
-            self.note_ends();
-        } else if self.chips().tells_vmm_of_eoi() {
+            self.irqchip().end_of_interrupt(vector);
+            self.note_resample();
+        } else if self.irqchip().tells_vmm_of_eoi() {
             self.parts.ended = vector;
             self.parts.deferred |= deferred::EOI;
         }
     }
 
     /// A controller may have ended interrupts that resamplers are to hear of.
-    fn note_ends(&mut self) {
-        if self.chips().has_untold() {
+    fn note_resample(&mut self) {
+        if self.irqchip().has_resample_pending() {
             self.parts.deferred |= deferred::TELL;
         }
     }
@@ -216,7 +216,7 @@ impl World<'_> {
     }
 }
 
-impl GuestMemory for World<'_> {
+impl GuestMemory for VcpuPlatform<'_> {
     fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> core::result::Result<(), MemError> {
         self.parts.memory.access(self.sleep).read_gpa(gpa, buf)
     }
@@ -239,7 +239,7 @@ impl GuestMemory for World<'_> {
     }
 }
 
-impl Platform for World<'_> {
+impl Platform for VcpuPlatform<'_> {
     fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
         cpuid::guest_view(&self.parts.cpuid, function, index, dynamic)
     }
@@ -249,8 +249,8 @@ impl Platform for World<'_> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {
-        let value = self.chips().port_in(port, size)?;
-        self.note_ends();
+        let value = self.irqchip().port_in(port, size)?;
+        self.note_resample();
         Some(value)
     }
 
@@ -261,8 +261,8 @@ impl Platform for World<'_> {
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
         let bytes = value.to_le_bytes();
         let data = bytes.get(..usize::from(size)).unwrap_or(&bytes);
-        if self.chips().port_out(port, size, value) {
-            self.note_ends();
+        if self.irqchip().port_out(port, size, value) {
+            self.note_resample();
             return true;
         }
         self.vm.eventfds.ring(true, u64::from(port), data)
@@ -277,7 +277,7 @@ impl Platform for World<'_> {
                 return true;
             }
         }
-        self.chips().mmio_read(gpa, data)
+        self.irqchip().mmio_read(gpa, data)
     }
 
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
@@ -289,7 +289,7 @@ impl Platform for World<'_> {
                 return true;
             }
         }
-        self.chips().mmio_write(gpa, data)
+        self.irqchip().mmio_write(gpa, data)
             || self.vm.eventfds.ring(false, gpa, data)
             || self.vm.coalesced.put(false, gpa, data)
     }
@@ -316,7 +316,7 @@ impl Platform for World<'_> {
     }
 
     fn policy(&self) -> Policy {
-        self.vm.choices.policy()
+        self.vm.config.policy()
     }
 
     #[inline]
@@ -447,8 +447,8 @@ impl Platform for World<'_> {
     }
 
     fn wake(&mut self, apic_id: u32) {
-        let meant = self.vm.mailboxes.by_apic_id(IdSet::one(apic_id));
-        meant.for_each(|mailbox| mailbox.ask(request::UNHALT));
+        let meant = self.vm.vcpu_table.by_apic_id(IdSet::one(apic_id));
+        meant.for_each(|mailbox| mailbox.request(request::UNHALT));
     }
 
     fn yield_to(&mut self, apic_id: u32) {
@@ -467,10 +467,10 @@ impl Platform for World<'_> {
             level: message & ICR_LEVEL != 0,
         };
         let ids = IdSet { first, bits };
-        let mailboxes = &self.vm.mailboxes;
-        let count = mailboxes.count_set(ids, &interrupt);
+        let vcpu_table = &self.vm.vcpu_table;
+        let count = vcpu_table.count_set(ids, &interrupt);
         if self.sleep.is_allowed() || bits.count_ones() <= 1 {
-            mailboxes.deliver_set(ids, &interrupt);
+            vcpu_table.deliver_set(ids, &interrupt);
         } else {
             self.send_later(Ipi::Set(ids, interrupt));
         }
@@ -490,7 +490,7 @@ impl Platform for World<'_> {
     }
 }
 
-impl Parts {
+impl VcpuDevices {
     /// `IA32_APIC_BASE`.
     pub(crate) fn apic_base(&self) -> u64 {
         let lapic = self.lapic.as_ref();
@@ -505,7 +505,7 @@ const ICR_LEVEL: u32 = 1 << 15;
 /// First MSR of the x2APIC (APM vol. 2, 16.11).
 const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
 
-impl InterruptSource for World<'_> {
+impl InterruptSource for VcpuPlatform<'_> {
     #[inline]
     fn has_interrupt(&self) -> bool {
         match &self.parts.lapic {
@@ -521,13 +521,13 @@ impl InterruptSource for World<'_> {
             if let Some(vector) = self.parts.user_vector.take() {
                 return Some(vector);
             }
-            let vector = self.chips().acknowledge_pic();
-            if self.chips().has_untold() {
+            let vector = self.irqchip().acknowledge_pic();
+            if self.irqchip().has_resample_pending() {
                 // It ended at once. The guest is about to run: leave it again.
                 self.parts.deferred |= deferred::TELL;
                 linux::kick_cpu(linux::cpu());
             }
-            self.parts.ext_int = self.chips().pic_output();
+            self.parts.ext_int = self.irqchip().pic_output();
             if vector.is_some() {
                 return vector;
             }

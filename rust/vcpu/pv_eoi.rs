@@ -50,7 +50,7 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
         inner.pv_eoi_rest = rest;
         return;
     }
-    if !vcpu.vm.chips.wants_end(vector) {
+    if !vcpu.vm.irqchip.tracks_eoi(vector) {
         // Without a page the register remains; next time it may be there.
         match access(inner, gpa, Sleep::Forbidden).write_gpa(gpa, &[1]) {
             Ok(()) => inner.pv_eoi_offered = true,

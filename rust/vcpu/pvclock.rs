@@ -5,7 +5,7 @@
 use crate::host;
 use crate::linux;
 use crate::linux::Sleep;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::platform::deferred;
 use crate::vcpu::{Inner, Vcpu};
 use crate::vm::clock::real_ns;
@@ -23,12 +23,12 @@ pub(crate) fn touch_time(inner: &mut Inner) {
 }
 
 /// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
-pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: Arg) -> Result {
+pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
     let attr: uapi::kvm_device_attr = arg.read()?;
     if attr.group != uapi::KVM_VCPU_TSC_CTRL || attr.attr != u64::from(uapi::KVM_VCPU_TSC_OFFSET) {
         return Err(ENXIO);
     }
-    let value = Arg(attr.addr as usize);
+    let value = UserArg(attr.addr as usize);
     match cmd {
         uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&inner.vmcb.tsc_offset())?,
         uapi::PACIFICA_SET_DEVICE_ATTR => {

@@ -60,15 +60,15 @@ pub(crate) fn wants_user_window(vcpu: &Vcpu, inner: &Inner) -> bool {
 }
 
 /// Does what other CPUs have asked for.
-pub(crate) fn serve(vcpu: &Vcpu, inner: &mut Inner) {
-    let requests = vcpu.mailbox.take();
+pub(crate) fn process_requests(vcpu: &Vcpu, inner: &mut Inner) {
+    let requests = vcpu.mailbox.take_requests();
     serve_these(vcpu, inner, requests);
 }
 
 /// The same for a VMM that is about to read or set the state. The local APIC's timer waits for KVM_RUN:
 /// its registers are not all in one ioctl, and must not change between two.
-pub(crate) fn serve_for_state(vcpu: &Vcpu, inner: &mut Inner) {
-    let requests = vcpu.mailbox.take_but(request::TIMER);
+pub(crate) fn process_requests_for_state(vcpu: &Vcpu, inner: &mut Inner) {
+    let requests = vcpu.mailbox.take_requests_but(request::TIMER);
     serve_these(vcpu, inner, requests);
 }
 
@@ -91,14 +91,14 @@ fn serve_these(vcpu: &Vcpu, inner: &mut Inner, requests: u32) {
             inner.parts.deferred |= deferred::TIMER;
         }
     }
-    if requests & request::CHIPS != 0 {
+    if requests & request::EXTINT != 0 {
         let takes = inner
             .parts
             .lapic
             .as_ref()
             .is_some_and(|l| l.accepts_pic_interrupt());
         inner.parts.ext_int =
-            takes && (inner.parts.user_vector.is_some() || vcpu.vm.chips.pic_output());
+            takes && (inner.parts.user_vector.is_some() || vcpu.vm.irqchip.pic_output());
     }
     if requests & request::NMI != 0 {
         inner.state.events.raise_nmi();
@@ -123,7 +123,7 @@ fn serve_these(vcpu: &Vcpu, inner: &mut Inner, requests: u32) {
 /// Takes the VM's filter of MSRs over.
 #[cold]
 pub(crate) fn set_msr_filter(vcpu: &Vcpu, inner: &mut Inner) {
-    let filter = vcpu.vm.choices.msr_filter();
+    let filter = vcpu.vm.config.msr_filter();
     let map = match (&filter, host()) {
         (Some(filter), _) => filter.map.phys(),
         (None, Some(host)) => host.permission_maps().1,
@@ -147,7 +147,7 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
     if let Some(lapic) = &mut inner.parts.lapic {
         lapic.init();
         vcpu.vm
-            .mailboxes
+            .vcpu_table
             .publish_apic(&vcpu.mailbox, lapic.snapshot());
         let boot = vcpu.mailbox.id == vcpu.vm.boot_cpu();
         inner.state.mp_state = if boot {
@@ -156,18 +156,18 @@ fn init(vcpu: &Vcpu, inner: &mut Inner) {
             MpState::InitReceived
         };
         inner.parts.deferred |= deferred::TIMER;
-        vcpu.mailbox.ask(request::CHIPS);
+        vcpu.mailbox.request(request::EXTINT);
     }
     inner.parts.deferred |= deferred::FLUSH;
 }
 
 /// Does what the handlers have put off.
-pub(crate) fn do_deferred(vcpu: &Vcpu, inner: &mut Inner) {
+pub(crate) fn process_deferred(vcpu: &Vcpu, inner: &mut Inner) {
     let work = core::mem::take(&mut inner.parts.deferred);
     // Kept: until the CPU is known, where `load` flushes; and for the VMM.
     inner.parts.deferred |= work & (deferred::FLUSH | deferred::FOR_VMM);
     if work & deferred::TELL != 0 {
-        vcpu.vm.chips.tell_resamplers();
+        vcpu.vm.irqchip.signal_resamplers();
     }
     if work & deferred::YIELD != 0 {
         halt::yield_cpu(vcpu, inner);

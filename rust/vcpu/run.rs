@@ -15,13 +15,13 @@ use crate::host::{host, Host};
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi;
-use crate::vcpu::context::{follow_debug_ctl, is_stale, load, unload};
+use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
 use crate::vcpu::platform::{deferred, send_ipi};
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests::{
-    do_deferred, is_runnable, ready_for_user_interrupt, serve, wants_user_window,
+    is_runnable, process_deferred, process_requests, ready_for_user_interrupt, wants_user_window,
 };
 use crate::vcpu::steal_time;
 use crate::vcpu::user_exit::{set_common, to_user};
@@ -45,15 +45,15 @@ pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
     let result = run_unmasked(vcpu, inner);
     vcpu.mailbox.runner.clear();
     if inner.parts.deferred & deferred::TELL != 0 {
-        do_deferred(vcpu, inner);
+        process_deferred(vcpu, inner);
     }
     if let Some(mask) = &old_mask {
         linux::set_signal_mask(mask);
     }
     set_common(vcpu, inner);
     match result {
-        Ok(Leave::ToUser) => Ok(0),
-        Ok(Leave::Interrupted) => {
+        Ok(RunExit::ToUser) => Ok(0),
+        Ok(RunExit::Interrupted) => {
             vcpu.run_page.set_reason(uapi::KVM_EXIT_INTR);
             Err(EINTR)
         }
@@ -62,14 +62,14 @@ pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
 }
 
 /// Why KVM_RUN returns.
-enum Leave {
+enum RunExit {
     /// The exit reason is in `struct kvm_run`.
     ToUser,
     /// A signal, or `immediate_exit`.
     Interrupted,
 }
 
-fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
+fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
     inner.has_run = true;
     if inner.parts.lapic.is_none() {
         let cr8 = vcpu.run_page.cr8();
@@ -92,7 +92,7 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
                 Action::Resume
             }
         });
-        if let Some(leave) = act(vcpu, inner, action)? {
+        if let Some(leave) = apply_action(vcpu, inner, action)? {
             return Ok(leave);
         }
     }
@@ -102,14 +102,14 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
     }
     steal_time::after_pause(inner);
     loop {
-        if let Some(leave) = prepare(vcpu, inner)? {
+        if let Some(leave) = pre_entry(vcpu, inner)? {
             return Ok(leave);
         }
         let left = window(vcpu, inner);
         pv_eoi::take_back(inner, Sleep::Allowed);
         let action = match left? {
             None => {
-                linux::yield_now();
+                linux::cond_resched();
                 continue;
             }
             Some(Action::NeedSleep) => {
@@ -120,40 +120,40 @@ fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
             }
             Some(action) => action,
         };
-        if let Some(leave) = act(vcpu, inner, action)? {
+        if let Some(leave) = apply_action(vcpu, inner, action)? {
             return Ok(leave);
         }
     }
 }
 
 /// What is to be done with interrupts on, before the guest can be entered.
-fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
+fn pre_entry(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<RunExit>> {
     loop {
         if linux::work_pending() {
             if linux::signal_pending() {
-                return Ok(Some(Leave::Interrupted));
+                return Ok(Some(RunExit::Interrupted));
             }
             steal_time::before_pause(inner);
             if linux::handle_work().is_err() {
-                return Ok(Some(Leave::Interrupted));
+                return Ok(Some(RunExit::Interrupted));
             }
         }
         // Also of a pause that nobody announced: the kernel may be a preemptible one.
         steal_time::after_pause(inner);
-        if vcpu.mailbox.is_asked() {
-            serve(vcpu, inner);
+        if vcpu.mailbox.has_requests() {
+            process_requests(vcpu, inner);
         }
         if inner.parts.memory.ring().is_some_and(|ring| ring.is_full()) {
             vcpu.run_page.set_reason(uapi::KVM_EXIT_DIRTY_RING_FULL);
-            return Ok(Some(Leave::ToUser));
+            return Ok(Some(RunExit::ToUser));
         }
         if inner.parts.memory.keeping.is_exceeded() {
             return Err(ENOSPC);
         }
         if inner.parts.deferred != 0 {
-            do_deferred(vcpu, inner);
+            process_deferred(vcpu, inner);
             if inner.parts.deferred & deferred::FOR_VMM != 0 {
-                return tell_vmm(vcpu, inner).map(Some);
+                return exit_for_deferred(vcpu, inner).map(Some);
             }
         }
         let mut window = false;
@@ -164,7 +164,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             let nmi = inner.state.events.nmi_is_next();
             if window && !nmi && ready_for_user_interrupt(inner) {
                 vcpu.run_page.set_reason(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
-                return Ok(Some(Leave::ToUser));
+                return Ok(Some(RunExit::ToUser));
             }
         }
         if is_runnable(vcpu, inner) {
@@ -172,7 +172,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
             break;
         }
         if halt::wait(vcpu, inner).is_err() {
-            return Ok(Some(Leave::Interrupted));
+            return Ok(Some(RunExit::Interrupted));
         }
     }
     Ok(None)
@@ -180,7 +180,7 @@ fn prepare(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Leave>> {
 
 /// What the handlers have put off that is the VMM's.
 #[cold]
-fn tell_vmm(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
+fn exit_for_deferred(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
     if inner.parts.deferred & deferred::EOI != 0 {
         inner.parts.deferred &= !deferred::EOI;
         vcpu.run_page.set_eoi(inner.parts.ended);
@@ -188,7 +188,7 @@ fn tell_vmm(vcpu: &Vcpu, inner: &mut Inner) -> Result<Leave> {
         inner.parts.deferred &= !deferred::STEPPED;
         to_user(vcpu, inner, UserExit::STEPPED)?;
     }
-    Ok(Leave::ToUser)
+    Ok(RunExit::ToUser)
 }
 
 /// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
@@ -204,10 +204,10 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
         Some(local) if !local.is_on() => Ok(None),
         Some(_) if pvclock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
         Some(local) if !must_leave(vcpu) => {
-            host.keep_save_area();
-            load(vcpu, inner, host, local);
-            let result = turns(vcpu, inner, host);
-            unload(inner, host, local);
+            host.refresh_hsave();
+            enter_context(vcpu, inner, host, local);
+            let result = guest_loop(vcpu, inner, host);
+            leave_context(inner, host, local);
             if core::mem::take(&mut inner.machine_check) {
                 linux::machine_check();
             }
@@ -226,7 +226,7 @@ fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
 /// Whether something waits for this thread that needs interrupts on.
 #[inline]
 fn must_leave(vcpu: &Vcpu) -> bool {
-    vcpu.mailbox.is_asked() || linux::work_pending()
+    vcpu.mailbox.has_requests() || linux::work_pending()
 }
 
 /// Enters the guest as often as its exits can be handled right here.
@@ -238,7 +238,7 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 /// But an event that is injected comes before an interrupt, and a guest can make its delivery raise the same exception
 /// again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint. So interrupts are
 /// let in after each exception.
-fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
+fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
     let tracing = linux::tracing();
@@ -325,8 +325,8 @@ fn turns(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> 
         });
         if !matches!(action, Action::Resume)
             || inner.parts.deferred != 0
-            || vcpu.mailbox.is_asked()
-            || is_stale(inner, host, &exit)
+            || vcpu.mailbox.has_requests()
+            || context_is_stale(inner, host, &exit)
             || inner.parts.memory.ring().is_some_and(|ring| ring.is_full())
             || (may_wake(&exit) && linux::work_pending())
             || matches!(exit, Exit::Exception { .. })
@@ -349,7 +349,7 @@ fn trace_exit(vcpu: &Vcpu, inner: &Inner) {
 }
 
 /// Does what an exit asks for, with interrupts on.
-fn act(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<Leave>> {
+fn apply_action(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<RunExit>> {
     match action {
         Action::Resume => Ok(None),
         Action::Halt if inner.parts.lapic.is_some() => {
@@ -358,16 +358,16 @@ fn act(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<Leave>> 
         }
         Action::Halt => {
             vcpu.run_page.set_reason(uapi::KVM_EXIT_HLT);
-            Ok(Some(Leave::ToUser))
+            Ok(Some(RunExit::ToUser))
         }
         Action::NeedSleep => {
             let action = inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::resume_io(guest));
             match action {
                 // Sleeping was allowed, so nothing is left to wait for.
                 Action::NeedSleep => Err(EFAULT),
-                other => act(vcpu, inner, other),
+                other => apply_action(vcpu, inner, other),
             }
         }
-        Action::User(exit) => to_user(vcpu, inner, exit).map(|()| Some(Leave::ToUser)),
+        Action::User(exit) => to_user(vcpu, inner, exit).map(|()| Some(RunExit::ToUser)),
     }
 }

@@ -27,7 +27,7 @@ use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
 
-/// The small values of [`crate::vcpu::platform::Parts`] and [`crate::vcpu::Inner`].
+/// The small values of [`crate::vcpu::platform::VcpuDevices`] and [`crate::vcpu::Inner`].
 #[derive(Clone, Copy)]
 struct Small {
     user_cr8: u8,
@@ -74,7 +74,7 @@ impl VcpuSnapshot {
             pvclock::after_suspend(inner);
         }
         // What others have sent belongs to the state.
-        requests::serve_for_state(vcpu, inner);
+        requests::process_requests_for_state(vcpu, inner);
         let mut vmcb = Pages::<Vmcb>::new()?;
         copy(&inner.vmcb, &mut vmcb);
         let mut state = KVec::new();
@@ -131,7 +131,7 @@ impl VcpuSnapshot {
             pvclock::after_suspend(inner);
         }
         // What was sent since is gone.
-        vcpu.mailbox.take();
+        vcpu.mailbox.take_requests();
         vcpu.mailbox.take_interrupts();
         vcpu.mailbox.set_sipi_vector(self.small.sipi_vector);
         copy(&self.vmcb, &mut inner.vmcb);
@@ -156,10 +156,10 @@ impl VcpuSnapshot {
         requests::set_msr_filter(vcpu, inner);
         if let Some(lapic) = &inner.parts.lapic {
             vcpu.vm
-                .mailboxes
+                .vcpu_table
                 .publish_apic(&vcpu.mailbox, lapic.snapshot());
         }
-        vcpu.mailbox.leave_request(request::CHIPS);
+        vcpu.mailbox.post(request::EXTINT);
         vcpu.run_page.put_back(&self.answer);
         set_common(vcpu, inner);
     }
@@ -206,17 +206,17 @@ fn copy(from: &Vmcb, to: &mut Vmcb) {
 }
 
 /// What belongs to the VM as a whole.
-pub(crate) struct ChipsState {
+pub(crate) struct IrqchipSnapshot {
     pic: Pic,
     ioapic: Ioapic,
     pit: Option<Pit>,
     clock: ClockState,
 }
 
-impl ChipsState {
+impl IrqchipSnapshot {
     /// Copies it.
     pub(crate) fn take(vm: &Vm) -> Self {
-        let devices = vm.chips.devices();
+        let devices = vm.irqchip.devices();
         Self {
             pic: devices.pic,
             ioapic: devices.ioapic,
@@ -225,11 +225,11 @@ impl ChipsState {
         }
     }
 
-    /// It is as it was, but does nothing yet: see [`crate::irq::irqchip::Chips::restart`].
+    /// It is as it was, but does nothing yet: see [`crate::irq::irqchip::Irqchip::restart`].
     pub(crate) fn put_back(&self, vm: &Vm, passed: Option<Passed>) {
-        vm.chips.stop();
+        vm.irqchip.stop();
         vm.clock.put_back(&self.clock, passed);
-        let mut held = vm.chips.devices();
+        let mut held = vm.irqchip.devices();
         let devices = &mut *held;
         devices.pic = self.pic;
         devices.ioapic = self.ioapic;

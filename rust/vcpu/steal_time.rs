@@ -20,14 +20,14 @@ use x86::cpu::{GuestMemory, MemError};
 
 /// What is known of the vCPU's thread.
 #[derive(Default)]
-pub(crate) struct Steal {
+pub(crate) struct StealTime {
     /// How long it had waited when the record was last written.
     run_delay: u64,
     /// The record may say that the vCPU is preempted, or be new.
     pending: bool,
 }
 
-impl Steal {
+impl StealTime {
     /// The record is one of before.
     pub(crate) fn look_again(&mut self) {
         self.pending = true;
@@ -42,7 +42,7 @@ const VCPU_FLUSH_TLB: u64 = 2;
 
 /// The guest has set the record's address.
 pub(crate) fn start(inner: &mut Inner) {
-    inner.steal = Steal {
+    inner.steal = StealTime {
         run_delay: linux::run_delay(),
         pending: true,
     };

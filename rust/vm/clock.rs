@@ -4,9 +4,9 @@
 
 use crate::host;
 use crate::irq::mailbox::request;
-use crate::irq::vcpu_table::Mailboxes;
+use crate::irq::vcpu_table::VcpuTable;
 use crate::linux::{self, IrqLock};
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use x86::pvclock::Scale;
@@ -164,7 +164,7 @@ impl VmClock {
     }
 
     /// KVM_GET_CLOCK.
-    pub(crate) fn get(&self, arg: Arg) -> Result<c_long> {
+    pub(crate) fn get(&self, arg: UserArg) -> Result<c_long> {
         let mut data = uapi::kvm_clock_data::default();
         let base = self.state.lock().base();
         match linux::real_at_tsc() {
@@ -182,7 +182,7 @@ impl VmClock {
     }
 
     /// KVM_SET_CLOCK. With the real time of the value, what has passed since is added.
-    pub(crate) fn set(&self, arg: Arg, vcpus: &Mailboxes) -> Result<c_long> {
+    pub(crate) fn set(&self, arg: UserArg, vcpus: &VcpuTable) -> Result<c_long> {
         let data: uapi::kvm_clock_data = arg.read()?;
         // The others come from KVM_GET_CLOCK and have no effect.
         if data.flags & !FLAGS != 0 {
@@ -193,7 +193,7 @@ impl VmClock {
             _ => real_ns().saturating_sub(data.realtime),
         };
         self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
-        vcpus.all().for_each(|vcpu| vcpu.ask(request::CLOCK));
+        vcpus.all().for_each(|vcpu| vcpu.request(request::CLOCK));
         Ok(0)
     }
 }

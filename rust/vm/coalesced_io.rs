@@ -12,7 +12,7 @@
 
 use crate::linux::IrqLock;
 use crate::uapi::run_page::Page;
-use crate::uapi::{self, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, Arg};
+use crate::uapi::{self, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, UserArg};
 use core::mem::size_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::Release};
 use kernel::ffi::c_long;
@@ -76,7 +76,7 @@ impl Coalesced {
     }
 
     /// KVM_REGISTER_COALESCED_MMIO, KVM_UNREGISTER_COALESCED_MMIO.
-    pub(crate) fn change(&self, arg: Arg, add: bool) -> Result<c_long> {
+    pub(crate) fn change(&self, arg: UserArg, add: bool) -> Result<c_long> {
         let args: uapi::kvm_coalesced_mmio_zone = arg.read()?;
         // SAFETY: Both variants of the union are the same integer.
         let is_port = match unsafe { args.__bindgen_anon_1.pio } {

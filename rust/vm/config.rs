@@ -4,9 +4,9 @@
 //! MSRs.
 
 use crate::irq::mailbox::request;
-use crate::irq::vcpu_table::Mailboxes;
+use crate::irq::vcpu_table::VcpuTable;
 use crate::linux;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vm::msr_filter::MsrFilter;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -26,7 +26,7 @@ pub(crate) const QUIRKS: u32 = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
 
 /// The choices of one VM.
 #[pin_data]
-pub(crate) struct Choices {
+pub(crate) struct VmConfig {
     /// A [`Policy`].
     policy: Atomic<u32>,
     /// Exits that new vCPUs do without: `KVM_X86_DISABLE_EXITS_*`.
@@ -39,14 +39,14 @@ pub(crate) struct Choices {
 }
 
 /// A copy of them.
-pub(crate) struct ChoicesState {
+pub(crate) struct VmConfigState {
     policy: u32,
     disabled_exits: u32,
     longest_poll_ns: u32,
     msr_filter: Option<Arc<MsrFilter>>,
 }
 
-impl Choices {
+impl VmConfig {
     /// Nothing is chosen.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
@@ -100,8 +100,8 @@ impl Choices {
     }
 
     /// Copies them.
-    pub(crate) fn save(&self) -> ChoicesState {
-        ChoicesState {
+    pub(crate) fn save(&self) -> VmConfigState {
+        VmConfigState {
             policy: self.policy.load(Relaxed),
             disabled_exits: self.disabled_exits(),
             longest_poll_ns: self.longest_poll_ns(),
@@ -110,7 +110,7 @@ impl Choices {
     }
 
     /// Chooses the same, for a VM that has no vCPUs yet.
-    pub(crate) fn put_back(&self, state: &ChoicesState) {
+    pub(crate) fn put_back(&self, state: &VmConfigState) {
         self.policy.store(state.policy, Relaxed);
         self.disabled_exits.store(state.disabled_exits, Relaxed);
         self.longest_poll_ns.store(state.longest_poll_ns, Relaxed);
@@ -172,10 +172,12 @@ impl Choices {
     }
 
     /// KVM_X86_SET_MSR_FILTER: the vCPUs take it over before they enter their guests again.
-    pub(crate) fn set_msr_filter(&self, arg: Arg, vcpus: &Mailboxes) -> Result<c_long> {
+    pub(crate) fn set_msr_filter(&self, arg: UserArg, vcpus: &VcpuTable) -> Result<c_long> {
         let filter = MsrFilter::read(arg)?;
         let old = core::mem::replace(&mut *self.msr_filter.lock(), filter);
-        vcpus.all().for_each(|vcpu| vcpu.ask(request::MSR_FILTER));
+        vcpus
+            .all()
+            .for_each(|vcpu| vcpu.request(request::MSR_FILTER));
         drop(old);
         Ok(0)
     }

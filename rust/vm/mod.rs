@@ -9,17 +9,17 @@ pub(crate) mod msr_filter;
 pub(crate) mod stats;
 pub(crate) mod vfio;
 
-use crate::host::{host, Svm};
+use crate::host::{host, SvmUser};
 use crate::irq::eventfd::Eventfds;
-use crate::irq::irqchip::{Chips, ChipsDecisions};
-use crate::irq::vcpu_table::Mailboxes;
+use crate::irq::irqchip::{Irqchip, IrqchipConfig};
+use crate::irq::vcpu_table::VcpuTable;
 use crate::linux;
 use crate::memory::slots::SlotList;
 use crate::memory::VmMemory;
 use crate::vcpu::stopped::Vcpus;
 use crate::vm::clock::VmClock;
 use crate::vm::coalesced_io::Coalesced;
-use crate::vm::config::{Choices, ChoicesState};
+use crate::vm::config::{VmConfig, VmConfigState};
 use crate::vm::stats::{StatsFile, VmStats};
 use crate::vm::vfio::VfioState;
 use kernel::fmt;
@@ -38,15 +38,15 @@ pub(crate) struct Vm {
     _stats_file: StatsFile,
     pub(crate) stats: Arc<VmStats>,
     pub(crate) memory: Arc<VmMemory>,
-    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) vcpu_table: Arc<VcpuTable>,
     #[pin]
     pub(crate) vcpus: Vcpus,
-    pub(crate) chips: Arc<Chips>,
+    pub(crate) irqchip: Arc<Irqchip>,
     #[pin]
     pub(crate) clock: VmClock,
     /// The devices of the host that the guest has.
     pub(crate) vfio: VfioState,
-    /// Interrupt lines and doorbells; the former use `chips`.
+    /// Interrupt lines and doorbells; the former use `irqchip`.
     #[pin]
     pub(crate) eventfds: Eventfds,
     /// Writes that the VMM looks at later.
@@ -62,11 +62,11 @@ pub(crate) struct Vm {
     pub(crate) options: Atomic<u32>,
     /// And what concerns the handlers of exits.
     #[pin]
-    pub(crate) choices: Choices,
+    pub(crate) config: VmConfig,
     pub(crate) pid: i32,
     pub(crate) serial: u64,
     /// Last: SVM is given back after everything else.
-    _svm: Svm,
+    _svm: SvmUser,
 }
 
 /// What a VMM can turn on. One bit each.
@@ -89,8 +89,8 @@ pub(crate) struct Decisions {
     setup: Setup,
     boot_cpu: u32,
     options: u32,
-    choices: ChoicesState,
-    chips: ChipsDecisions,
+    config: VmConfigState,
+    irqchip: IrqchipConfig,
     manual_log: u64,
     slots: SlotList,
 }
@@ -99,22 +99,22 @@ impl Vm {
     /// Creates a VM on the caller's address space.
     pub(crate) fn create() -> Result<Arc<Self>> {
         let host = host().ok_or(ENODEV)?;
-        let svm = Svm::get()?;
-        let mailboxes = Mailboxes::new()?;
-        let memory = VmMemory::new(mailboxes.clone())?;
+        let svm = SvmUser::get()?;
+        let vcpu_table = VcpuTable::new()?;
+        let memory = VmMemory::new(vcpu_table.clone())?;
         let stats = VmStats::new(memory.clone())?;
         let (pid, serial) = (linux::pid(), SERIAL.fetch_add(1, Relaxed));
         let name = CString::try_from_fmt(fmt!("{pid}-{serial}"))?;
         let stats_file = StatsFile::new(&host.debugfs, &name, stats.clone());
-        let chips = Chips::new(mailboxes.clone())?;
+        let irqchip = Irqchip::new(vcpu_table.clone())?;
         let coalesced = Coalesced::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 _stats_file: stats_file,
                 stats,
                 memory,
-                chips,
-                mailboxes,
+                irqchip,
+                vcpu_table,
                 vcpus <- Vcpus::new(),
                 clock <- VmClock::new(),
                 vfio: VfioState::new(),
@@ -124,7 +124,7 @@ impl Vm {
                 features: host.features,
                 boot_cpu: Atomic::new(0),
                 options: Atomic::new(0),
-                choices <- Choices::new(),
+                config <- VmConfig::new(),
                 pid,
                 serial,
                 _svm: svm,
@@ -139,8 +139,8 @@ impl Vm {
             setup: *setup,
             boot_cpu: self.boot_cpu(),
             options: self.options.load(Relaxed),
-            choices: self.choices.save(),
-            chips: self.chips.decisions()?,
+            config: self.config.save(),
+            irqchip: self.irqchip.decisions()?,
             manual_log: self.memory.log_flags(),
             slots: self.memory.slots().changed(None, None)?,
         })
@@ -151,8 +151,8 @@ impl Vm {
         *self.setup.lock() = decisions.setup;
         self.boot_cpu.store(decisions.boot_cpu, Relaxed);
         self.options.store(decisions.options, Relaxed);
-        self.choices.put_back(&decisions.choices);
-        self.chips.decide(&decisions.chips)?;
+        self.config.put_back(&decisions.config);
+        self.irqchip.decide(&decisions.irqchip)?;
         self.memory.set_manual_log(decisions.manual_log)?;
         self.memory.adopt(&decisions.slots)
     }

@@ -6,7 +6,7 @@
 //! accesses without an exit costs nothing, and a VM without a filter pays for none.
 
 use crate::linux::Pages;
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use core::mem::{offset_of, size_of};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -32,7 +32,7 @@ struct Range {
 
 impl MsrFilter {
     /// The filter at `arg`; none if it filters nothing.
-    pub(crate) fn read(arg: Arg) -> Result<Option<Arc<Self>>> {
+    pub(crate) fn read(arg: UserArg) -> Result<Option<Arc<Self>>> {
         const FLAGS: usize = offset_of!(uapi::kvm_msr_filter, flags);
         let flags: u32 = arg.offset(FLAGS).read()?;
         if flags & !uapi::KVM_MSR_FILTER_DEFAULT_DENY != 0 {
@@ -83,7 +83,7 @@ impl MsrFilter {
 
 impl Range {
     /// The range at `arg`; `None` if it has no MSRs.
-    fn read(arg: Arg) -> Result<Option<Self>> {
+    fn read(arg: UserArg) -> Result<Option<Self>> {
         use uapi::kvm_msr_filter_range as Abi;
         let flags: u32 = arg.offset(offset_of!(Abi, flags)).read()?;
         if flags & !(uapi::KVM_MSR_FILTER_READ | uapi::KVM_MSR_FILTER_WRITE) != 0 {
@@ -101,7 +101,7 @@ impl Range {
         let bitmap: u64 = arg.offset(offset_of!(Abi, bitmap)).read()?;
         let mut allowed = KVec::with_capacity(bytes, GFP_KERNEL_ACCOUNT)?;
         allowed.resize(bytes, 0, GFP_KERNEL_ACCOUNT)?;
-        Arg(bitmap as usize).read_bytes(&mut allowed)?;
+        UserArg(bitmap as usize).read_bytes(&mut allowed)?;
         Ok(Some(Self {
             flags,
             first: arg.offset(offset_of!(Abi, base)).read()?,

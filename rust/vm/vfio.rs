@@ -8,7 +8,7 @@
 
 use crate::linux::OpenFile;
 use crate::uapi::file::{self, FileObject};
-use crate::uapi::{self, Arg};
+use crate::uapi::{self, UserArg};
 use crate::vm::Vm;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -52,7 +52,7 @@ pub(crate) struct Vfio {
 }
 
 /// KVM_CREATE_DEVICE: there is one type.
-pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: Arg) -> Result<c_long> {
+pub(crate) fn create(vm: ArcBorrow<'_, Vm>, arg: UserArg) -> Result<c_long> {
     let mut create: uapi::kvm_create_device = arg.read()?;
     if create.type_ != uapi::PACIFICA_DEVICE_VFIO {
         return Err(ENODEV);
@@ -110,7 +110,7 @@ impl Vfio {
 }
 
 impl FileObject for Vfio {
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: Arg) -> Result<c_long> {
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long> {
         if !this.vm.memory.is_current() {
             return Err(EIO);
         }
@@ -131,7 +131,7 @@ impl FileObject for Vfio {
             _ => return Err(ENXIO),
         };
         if cmd == uapi::PACIFICA_SET_DEVICE_ATTR {
-            let fd = Arg(attr.addr as usize).read::<u32>()? as i32;
+            let fd = UserArg(attr.addr as usize).read::<u32>()? as i32;
             match add {
                 true => this.add(fd)?,
                 false => this.remove(fd)?,
