@@ -14,9 +14,6 @@ pub enum Error {
     /// A vCPU is in an ioctl, most likely `KVM_RUN`: nothing was done. Stop it, and try again.
     #[error("a vCPU is in an ioctl")]
     Busy,
-    /// There is a snapshot of this VM, and the module is one that allows no more.
-    #[error("there is a snapshot already")]
-    Exists,
     /// The VM has what a snapshot does not have: dirty rings, or a VFIO device.
     #[error("a VM with dirty rings or a VFIO device has no snapshots")]
     Unsupported,
@@ -57,7 +54,6 @@ impl Error {
         match error.raw_os_error() {
             Some(libc::ENOTTY) => Self::Missing,
             Some(libc::EBUSY) => Self::Busy,
-            Some(libc::EEXIST) => Self::Exists,
             Some(libc::EOPNOTSUPP) => Self::Unsupported,
             Some(libc::ENOSPC) => Self::Limit,
             Some(libc::ENXIO) => Self::Gone,

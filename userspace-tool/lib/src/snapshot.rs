@@ -165,12 +165,12 @@ pub(crate) fn unused(memory: &Memory) -> Result<()> {
     }
 }
 
-/// Announces whole pages.
+/// Announces whole pages, until the next reset.
 pub(crate) fn keep(snapshot: &impl AsRawFd, gpa: u64, size: u64) -> io::Result<()> {
     let mut pages = uapi::pacifica_keep_pages {
         gpa,
         size,
-        flags: 0,
+        flags: uapi::PACIFICA_KEEP_ONCE.into(),
     };
     while pages.size != 0 {
         match ioctl::structure(snapshot, uapi::PACIFICA_KEEP_PAGES, &mut pages) {
