@@ -308,7 +308,8 @@ pub const fn x2apic_logical_id(id: u32) -> u32 {
 /// Arbitration for [`DeliveryMode::LowestPriority`](crate::DeliveryMode::LowestPriority): one of
 /// `candidates`, chosen by `seed`. The processors' priorities are not compared; a seed that counts
 /// up spreads the load, a seed that is the vector keeps an interrupt where its cache lines are.
-/// Candidates should be enabled ([`Snapshot::is_enabled`]). If they become fewer meanwhile, it is the first.
+/// Candidates should be enabled ([`Snapshot::is_enabled`]). If they become fewer meanwhile, it is
+/// the first.
 pub fn pick_lowest_priority<I>(mut candidates: I, seed: u32) -> Option<I::Item>
 where
     I: Iterator + Clone,

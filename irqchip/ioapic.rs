@@ -240,8 +240,8 @@ impl Ioapic {
         pins
     }
 
-    /// A local APIC ended the interrupt `vector`. Pins that are still asserted send again, if there is no
-    /// storm: see [`Self::take_pause`].
+    /// A local APIC ended the interrupt `vector`. Pins that are still asserted send again, if there
+    /// is no storm: see [`Self::take_pause`].
     pub fn eoi(&mut self, vector: u8, send: &mut impl FnMut(Message) -> bool) {
         for index in 0..PINS {
             let Some(entry) = self.table.get_mut(index) else {
@@ -261,8 +261,8 @@ impl Ioapic {
         }
     }
 
-    /// The line of `pin` rises again because a resampler was told of the end of its interrupt, before the
-    /// guest has run on.
+    /// The line of `pin` rises again because a resampler was told of the end of its interrupt,
+    /// before the guest has run on.
     pub fn raised_at_end(&mut self, pin: u8) {
         self.storms.raised_at_end(usize::from(pin));
     }

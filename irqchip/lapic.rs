@@ -250,8 +250,8 @@ impl Lapic {
         })
     }
 
-    /// The vector in service whose end would change nothing but that it is over: nothing waits for it
-    /// here, and no IOAPIC hears of it.
+    /// The vector in service whose end would change nothing but that it is over: nothing waits for
+    /// it here, and no IOAPIC hears of it.
     #[inline]
     pub fn quiet_service(&self) -> Option<u8> {
         let vector = self.in_service;

@@ -472,7 +472,8 @@ impl Pic {
         ended & !(1 << CASCADE)
     }
 
-    /// The line of input `irq` rises again because a resampler was told of the end of its interrupt.
+    /// The line of input `irq` rises again because a resampler was told of the end of its
+    /// interrupt.
     pub fn raised_at_end(&mut self, irq: u8) {
         let chip = if irq < 8 {
             &mut self.master

@@ -105,8 +105,8 @@ impl Pit {
         Some(rise.max(earliest))
     }
 
-    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass for
-    /// the guest.
+    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass
+    /// for the guest.
     pub fn move_time(&mut self, ns: u64) {
         for channel in &mut self.channels {
             channel.move_time(ns);

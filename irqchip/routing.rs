@@ -159,8 +159,8 @@ impl Route {
     }
 }
 
-/// Sorts by GSI: a heap sort, in place, in bounded time whatever the order was. (That of `core`, and
-/// its `Cell::swap`, contain panics.)
+/// Sorts by GSI: a heap sort, in place, in bounded time whatever the order was. (That of `core`,
+/// and its `Cell::swap`, contain panics.)
 fn sort(table: &mut [Route]) {
     let cells = Cell::from_mut(table).as_slice_of_cells();
     for root in (0..cells.len() / 2).rev() {

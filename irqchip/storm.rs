@@ -34,7 +34,8 @@ impl<const N: usize> Storms<N> {
         begun: false,
     };
 
-    /// The line of `pin` rises again because a resampler was told of the end, before the guest runs on.
+    /// The line of `pin` rises again because a resampler was told of the end, before the guest runs
+    /// on.
     pub(crate) fn raised_at_end(&mut self, pin: usize) {
         self.again |= bit(pin);
     }

@@ -237,9 +237,9 @@ pub(crate) fn clear<T: Tables>(
     flush
 }
 
-/// Whether there is nothing in a table. It looks first around the entry `from`, which was just taken
-/// out: the host takes pages back one after the other, upwards, downwards or at random, and in each
-/// case another is near, as long as there are any.
+/// Whether there is nothing in a table. It looks first around the entry `from`, which was just
+/// taken out: the host takes pages back one after the other, upwards, downwards or at random, and
+/// in each case another is near, as long as there are any.
 fn is_empty<T: Tables>(tables: &T, table: Hpa, from: usize) -> bool {
     let absent = |index: usize| {
         let entry = Entry::from_raw(tables.read(table, index % ENTRIES));

@@ -33,8 +33,8 @@ impl Npt {
         flush
     }
 
-    /// The host takes the right to write back from every page that `range` touches: nobody but the
-    /// host gives it again. The pages stay.
+    /// The host takes the right to write back from every page that `range` touches: only the host
+    /// gives it again. The pages stay.
     pub fn withdraw<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
         let rights = NptEntry::WRITABLE | NptEntry::MAY_WRITE;
         let mut flush = Flush::None;
@@ -48,8 +48,8 @@ impl Npt {
         flush
     }
 
-    /// Takes the right to write from pages of the 64 that begin at `gpa`: those whose bits are set in
-    /// `pages`, and, where such a one is a part of a large page, from all of that.
+    /// Takes the right to write from pages of the 64 that begin at `gpa`: those whose bits are set
+    /// in `pages`, and, where such a one is a part of a large page, from all of that.
     pub fn protect_pages<T: Tables>(&self, tables: &mut T, gpa: u64, pages: u64) -> Flush {
         let mut flush = Flush::None;
         let mut last: Option<Place> = None;

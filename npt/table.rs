@@ -82,14 +82,15 @@ impl Npt {
         })
     }
 
-    /// Maps a page. What was mapped there before, at whatever size, is replaced; where a larger page
-    /// is in the way, it is split, unless it already gives all that is asked for.
+    /// Maps a page. What was mapped there before, at whatever size, is replaced; where a larger
+    /// page is in the way, it is split, unless it already gives all that is asked for.
     pub fn map<T: Tables>(&self, tables: &mut T, new: Mapping) -> Result<Flush, MapError> {
         self.map_run(tables, new, core::iter::empty(), new.rights)
     }
 
-    /// Maps a page as [`map`](Npt::map) does. If it is a small one, the pages `ahead` follow it, with
-    /// these rights and no history: until the end of its table, and only where nothing is mapped.
+    /// Maps a page as [`map`](Npt::map) does. If it is a small one, the pages `ahead` follow it,
+    /// with these rights and no history: until the end of its table, and only where nothing is
+    /// mapped.
     pub fn map_run<T: Tables>(
         &self,
         tables: &mut T,
@@ -128,9 +129,9 @@ impl Npt {
         Ok(flush)
     }
 
-    /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it or
-    /// have become empty. So no table but the root is ever empty, unless a [`map`](Npt::map) that
-    /// failed has left it.
+    /// Takes out every page that `range` touches, wholly, and frees the tables that lie inside it
+    /// or have become empty. So no table but the root is ever empty, unless a [`map`](Npt::map)
+    /// that failed has left it.
     pub fn unmap<T: Tables>(&self, tables: &mut T, range: GpaRange) -> Flush {
         clear(tables, self.root, self.levels, 0, range)
     }
@@ -158,9 +159,10 @@ impl Npt {
         split_all(tables, self.root, self.levels, 0, range, flush)
     }
 
-    /// Makes one page of `size` at `gpa` out of the smaller pages there, if all of them are present,
-    /// adjoin in host memory and have the same rights, but for what a log withholds. The result is
-    /// accessed or dirty if any of them was, and withheld if it was in any. Does nothing otherwise.
+    /// Makes one page of `size` at `gpa` out of the smaller pages there, if all of them are
+    /// present, adjoin in host memory and have the same rights, but for what a log withholds. The
+    /// result is accessed or dirty if any of them was, and withheld if it was in any. Does nothing
+    /// otherwise.
     pub fn merge<T: Tables>(&self, tables: &mut T, gpa: u64, size: PageSize) -> Flush {
         if gpa >= self.limit() {
             return Flush::None;

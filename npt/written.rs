@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Dirty bits of pages that may be written (APM vol. 2, 15.25.5 and 5.4.2): which were, since the last
-//! time that somebody asked.
+//! Dirty bits of pages that may be written (APM vol. 2, 15.25.5 and 5.4.2): which pages were
+//! written since the last question.
 //!
 //! Clearing a bit needs a flush: a CPU that has the translation with it in its TLB does not set it
 //! again.
@@ -24,11 +24,11 @@ pub enum Written {
 }
 
 impl Npt {
-    /// Tells whether the page at `gpa` was written, and forgets it. With `withhold` the right to write is
-    /// taken from one that was not.
+    /// Tells whether the page at `gpa` was written, and forgets it. With `withhold` the right to
+    /// write is taken from one that was not.
     ///
-    /// `last` is where the page before was found: a page near it is found without a walk. It must be
-    /// [`Near::NOTHING`] whenever tables may have changed since.
+    /// `last` is where the page before was found: a page near it is found without a walk. It must
+    /// be [`Near::NOTHING`] whenever tables may have changed since.
     pub fn take_written<T: Tables>(
         &self,
         tables: &mut T,

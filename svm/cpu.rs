@@ -131,8 +131,8 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
-    /// Writes to one page, which may be a device's; a read-only slot is one for writes, but it drops
-    /// what the CPU writes by itself.
+    /// Writes to one page, which may be a device's; a read-only slot is one for writes, but it
+    /// drops what the CPU writes by itself.
     fn write_part(&mut self, part: Part, data: &[u8], access: Access) -> Result<(), Stop> {
         if part.device {
             return self.write_device(part.gpa, data);

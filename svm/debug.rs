@@ -159,8 +159,8 @@ impl GuestDebug {
         self.set_intercepts(vmcb, host);
     }
 
-    /// The guest's debug registers exit while the VMCB has others. INT3 is an exception to CPUs that
-    /// save the next RIP; an emulator that does not may take it for INT n.
+    /// The guest's debug registers exit while the VMCB has others. INT3 is an exception to CPUs
+    /// that save the next RIP; an emulator that does not may take it for INT n.
     fn set_intercepts(&self, vmcb: &mut Vmcb, host: SvmFeatures) {
         let bp = self.takes_bp();
         vmcb.update_intercepts(|intercepts| {

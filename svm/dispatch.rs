@@ -111,7 +111,8 @@ pub trait Platform: GuestMemory + ExtendedState {
         let _ = (index, write);
         false
     }
-    /// The guest wants the branch predictors of this CPU flushed (IBPB). False if the CPU cannot do it.
+    /// The guest wants the branch predictors of this CPU flushed (IBPB). False if the CPU cannot do
+    /// it.
     fn flush_predictors(&mut self) -> bool {
         false
     }
@@ -163,8 +164,8 @@ pub trait Platform: GuestMemory + ExtendedState {
         let _ = (number, arguments);
         None
     }
-    /// The host's TSC, and the real time in nanoseconds since 1970 when it had this value. Nothing if
-    /// the host does not keep its time by the TSC.
+    /// The host's TSC, and the real time in nanoseconds since 1970 when it had this value. Nothing
+    /// if the host does not keep its time by the TSC.
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
         None
     }
@@ -182,8 +183,8 @@ pub trait Platform: GuestMemory + ExtendedState {
         let _ = (lowest, set, message);
         0
     }
-    /// An instruction has been completed that the VMM single-steps: `KVM_EXIT_DEBUG`, before the guest
-    /// is entered again.
+    /// An instruction has been completed that the VMM single-steps: `KVM_EXIT_DEBUG`, before the
+    /// guest is entered again.
     fn stepped(&mut self) {}
     /// A machine check happened while the guest ran; it is the host's. The host's handler is to be
     /// called.
@@ -327,8 +328,8 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         }
         Exit::TaskSwitch(switch) => task::task_switch(guest, switch),
         Exit::Shutdown => {
-            // What the CPU saved is undefined (APM vol. 2, 15.14.3). Hardware that shuts down is often wired to
-            // INIT, so this is what the VMM sees, and goes on with if it does.
+            // What the CPU saved is undefined (APM vol. 2, 15.14.3). Hardware that shuts down is
+            // often wired to INIT, so this is what the VMM sees, and goes on with if it does.
             let [signature, ..] = guest.platform.cpuid(1, 0, &Dynamic::default());
             guest.vmcb.reset_after_shutdown();
             guest.state.init(guest.vmcb, signature);

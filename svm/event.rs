@@ -148,7 +148,8 @@ pub struct Events {
     pub triple_fault: bool,
     /// The INT3 or INT n that `exception` or `interrupt` comes from, if RIP is behind it.
     pub(crate) instruction: Option<Instruction>,
-    /// The delivery of `interrupt` has begun and was cut short: an exception that comes now takes its place.
+    /// The delivery of `interrupt` has begun and was cut short: an exception that comes now takes
+    /// its place.
     pub(crate) interrupt_cut_short: bool,
     /// The same of the NMI.
     pub(crate) nmi_cut_short: bool,
@@ -275,8 +276,8 @@ impl Events {
         }
     }
 
-    /// The exception that `KVM_GET_VCPU_EVENTS` shows, which has place for one. One of the VMM's that
-    /// waits goes before a fault, which comes again by itself.
+    /// The exception that `KVM_GET_VCPU_EVENTS` shows, which has place for one. One of the VMM's
+    /// that waits goes before a fault, which comes again by itself.
     pub fn shown(&self) -> Option<QueuedException> {
         let comes_again = |queued: QueuedException| {
             let vector = queued.exception.vector;
@@ -310,8 +311,8 @@ impl Events {
         self.held.is_some() || self.exception_waits()
     }
 
-    /// Drops a pending exception: the VMM has given the registers other values than those that it was raised
-    /// with. One whose delivery has begun stays.
+    /// Drops a pending exception: the VMM has given the registers other values than those that it
+    /// was raised with. One whose delivery has begun stays.
     pub fn forget_pending(&mut self) {
         self.exception = self.exception.filter(|queued| queued.injected);
         self.held = None;
@@ -375,8 +376,8 @@ impl Events {
     /// Takes note that the delivery of what is in EVENTINJ has ended, and of EXITINTINFO: the
     /// event whose delivery the exit cut short.
     ///
-    /// If it was an exception that came of the delivery of another event, that event is gone: its end was
-    /// the exception, whose error code may tell so by EXT (APM vol. 2, 8.4.2).
+    /// If it was an exception that came of the delivery of another event, that event is gone: its
+    /// end was the exception, whose error code may tell so by EXT (APM vol. 2, 8.4.2).
     #[inline]
     pub(crate) fn delivered(&mut self, exit_int_info: u64, rip: u64) {
         match self.given {
@@ -390,8 +391,8 @@ impl Events {
                 self.supersede();
             }
             Given::Interrupt => (self.interrupt, self.interrupt_cut_short) = (None, false),
-            // It is given again: to execute its instruction again would be another event. If RIP has
-            // moved, it was delivered, and the event that was cut short is a later one.
+            // It is given again: to execute its instruction again would be another event. If RIP
+            // has moved, it was delivered, and the event that was cut short is a later one.
             Given::Soft(at) if exit_int_info & Event::VALID != 0 && rip == at => return,
             Given::Soft(_) => {
                 if self.exception.is_some() && !self.exception_waits() {

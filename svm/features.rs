@@ -39,7 +39,8 @@ bitflags! {
         const VGIF = 1 << 16;
         /// Guest mode execute trap.
         const GMET = 1 << 17;
-        /// A guest has a SPEC_CTRL of its own, in the VMCB, and what the host's asks for holds for it, too.
+        /// A guest has a SPEC_CTRL of its own, in the VMCB, and what the host's asks for holds for
+        /// it, too.
         const V_SPEC_CTRL = 1 << 20;
         /// NMI virtualization.
         const VNMI = 1 << 25;

@@ -13,8 +13,8 @@
 //!
 //! Windows. The *interrupt window* is a virtual interrupt that never gets delivered, because its
 //! intercept comes first. It ignores the task priority: the controller has looked at that. QEMU
-//! aborts when a MOV to CR8 meets a virtual interrupt, so these exit meanwhile. The *NMI window* has
-//! two steps:
+//! aborts when a MOV to CR8 meets a virtual interrupt, so these exit meanwhile. The *NMI window*
+//! has two steps:
 //!
 //! ```text
 //!   masked ── IRET intercept ──► exit before the IRET ── single step ──► #DB behind it: unmasked
@@ -185,7 +185,8 @@ fn next(vmcb: &mut Vmcb, events: &mut Events, debug: &mut GuestDebug) -> (Given,
     }
 }
 
-/// The delivery of an INT3 or INT n has ended in an exception, whose handler returns to that instruction.
+/// The delivery of an INT3 or INT n has ended in an exception, whose handler returns to that
+/// instruction.
 #[cold]
 fn go_back(vmcb: &mut Vmcb, events: &mut Events, instruction: Instruction) {
     events.instruction = None;
@@ -202,8 +203,8 @@ fn soft(vmcb: &mut Vmcb) -> Given {
     Given::Soft(vmcb.rip())
 }
 
-/// Puts the payload of a pending exception to where its handler will find it: CR2, DR6. For a VMM that is
-/// about to read the state, and knows no payloads. The exception stays pending.
+/// Puts the payload of a pending exception to where its handler will find it: CR2, DR6. For a VMM
+/// that is about to read the state, and knows no payloads. The exception stays pending.
 pub fn expose_exception(vmcb: &mut Vmcb, state: &mut VcpuState) {
     if let Some(queued) = &mut state.events.exception {
         if !queued.injected {
@@ -289,8 +290,8 @@ fn step(vmcb: &mut Vmcb, events: &mut Events, iret: bool) {
     vmcb.set_rflags(flags | Rflags::TF | rf);
 }
 
-/// Takes back what [`prepare`] did to the guest's registers: to be called when the vCPU goes back to
-/// the VMM, or is copied, without a VMRUN. Events stay queued.
+/// Takes back what [`prepare`] did to the guest's registers: to be called when the vCPU goes back
+/// to the VMM, or is copied, without a VMRUN. Events stay queued.
 pub fn cancel(vmcb: &mut Vmcb, state: &mut VcpuState) {
     if let Some(step) = state.events.step.take() {
         let had = Rflags::from_bits_retain(step.flags);
@@ -327,8 +328,8 @@ fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
     }
 }
 
-/// The breakpoint conditions in DR6 that mean nothing, because DR7 enables no such breakpoint: a CPU
-/// may show them all the same (APM vol. 2, 13.1.1.3), and a guest without breakpoints has those
+/// The breakpoint conditions in DR6 that mean nothing, because DR7 enables no such breakpoint: a
+/// CPU may show them all the same (APM vol. 2, 13.1.1.3), and a guest without breakpoints has those
 /// addresses in DR0 to DR3 that somebody else has left there.
 fn unused_breakpoints(dr7: u64) -> u64 {
     (0..4)

@@ -167,8 +167,8 @@ pub struct Intercepts {
 impl Intercepts {
     /// What every guest exits for. What is absent is as deliberate as what is there:
     ///
-    /// - CR3, INVLPG, CR2, and INVPCID if the guest has it (`state.rs`): nested paging makes them the guest's own
-    ///   business.
+    /// - CR3, INVLPG, CR2, and INVPCID if the guest has it (`state.rs`): nested paging makes them
+    ///   the guest's own business.
     /// - RDTSC, and RDTSCP if the guest has it (likewise): TSC_OFFSET does the work, and the
     ///   host switches TSC_AUX.
     /// - Reads of DR6 and DR7 and writes of DR6: the VMCB holds them.
@@ -187,9 +187,9 @@ impl Intercepts {
             .union(DrIntercepts::DR0_3_WRITE)
             .union(DrIntercepts::DR5_WRITE)
             .union(DrIntercepts::DR7_WRITE),
-        // #UD may be a VMCALL. #MC is the host's. #DB and #AC can be made to recur for ever within the delivery of
-        // themselves; without an exit the CPU would never come back (CVE-2015-8104,
-        // CVE-2015-5307).
+        // #UD may be a VMCALL. #MC is the host's. #DB and #AC can be made to recur for ever within
+        // the delivery of themselves; without an exit the CPU would never come back
+        // (CVE-2015-8104, CVE-2015-5307).
         exceptions: ExceptionIntercepts::DB
             .union(ExceptionIntercepts::UD)
             .union(ExceptionIntercepts::AC)

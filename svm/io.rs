@@ -405,9 +405,9 @@ impl IoState {
         noted
     }
 
-    /// The VMM must answer this read, of a port `count` times at once. The instruction may then make
-    /// as many iterations, and no more: the VMM may change it meanwhile. `false` if there is no
-    /// room for the answer.
+    /// The VMM must answer this read, of a port `count` times at once. The instruction may then
+    /// make as many iterations, and no more: the VMM may change it meanwhile. `false` if there is
+    /// no room for the answer.
     #[must_use]
     pub(crate) fn ask(&mut self, fragment: Fragment, count: u16) -> bool {
         if usize::from(self.cursor) >= List::CAPACITY {

@@ -40,8 +40,8 @@ pub(crate) struct CodeHint {
     pub(crate) gpa: u64,
 }
 
-/// An instruction that was decoded lately, under the bytes that it was decoded from: so it cannot be
-/// stale.
+/// An instruction that was decoded lately, under the bytes that it was decoded from: so it cannot
+/// be stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Decoded {
     /// The bytes, with zeros behind them.
@@ -155,8 +155,8 @@ impl VcpuState {
         set_hidden_intercepts(vmcb, self);
     }
 
-    /// What the guest's CPUID offers is `features` from now on. RDTSCP and INVPCID are undefined without their
-    /// bits, which the CPU does not know; RDPID cannot be intercepted.
+    /// What the guest's CPUID offers is `features` from now on. RDTSCP and INVPCID are undefined
+    /// without their bits, which the CPU does not know; RDPID cannot be intercepted.
     pub fn set_features(&mut self, vmcb: &mut Vmcb, features: Features) {
         self.features = features;
         vmcb.update_intercepts(|intercepts| {
@@ -169,8 +169,8 @@ impl VcpuState {
         });
     }
 
-    /// INIT: as RESET, but the FPU, XCR0, the MSRs of real CPUs, CR0.CD and CR0.NW stay (APM vol. 2, table
-    /// 14-1).
+    /// INIT: as RESET, but the FPU, XCR0, the MSRs of real CPUs, CR0.CD and CR0.NW stay (APM vol.
+    /// 2, table 14-1).
     pub fn init(&mut self, vmcb: &mut Vmcb, signature: u32) {
         self.regs = GuestRegs::default();
         self.regs.set(gpr::RDX, u64::from(signature));
@@ -243,16 +243,17 @@ pub fn set_guest_cr4(vmcb: &mut Vmcb, state: &mut VcpuState, value: Cr4) {
     set_hidden_intercepts(vmcb, state);
 }
 
-/// EFER as the guest sees it: without SVME, which AMD-V needs in the VMCB and the guest does not have.
+/// EFER as the guest sees it: without SVME, which AMD-V needs in the VMCB and the guest does not
+/// have.
 pub fn guest_efer(vmcb: &Vmcb, state: &VcpuState) -> Efer {
     let mut efer = vmcb.efer().difference(Efer::SVME);
     efer.set(Efer::LME, efer.contains(Efer::LMA) || state.lme_hidden);
     efer
 }
 
-/// Sets EFER to what the guest is to see, which must be valid. LME means nothing before paging is on,
-/// and paging is turned on by an exit, so the CPU gets it no sooner. QEMU needs that: at a #VMEXIT
-/// with LME, and neither CR0.PG nor CR4.PAE, it does not load the host's CR0.
+/// Sets EFER to what the guest is to see, which must be valid. LME means nothing before paging is
+/// on, and paging is turned on by an exit, so the CPU gets it no sooner. QEMU needs that: at a
+/// #VMEXIT with LME, and neither CR0.PG nor CR4.PAE, it does not load the host's CR0.
 pub fn set_guest_efer(vmcb: &mut Vmcb, state: &mut VcpuState, value: Efer) {
     let mut efer = value | Efer::SVME;
     efer.set(Efer::LME, value.contains(Efer::LMA));
@@ -260,8 +261,8 @@ pub fn set_guest_efer(vmcb: &mut Vmcb, state: &mut VcpuState, value: Efer) {
     vmcb.set_efer(efer);
 }
 
-/// Reads of a control register exit while the CPU's value is not the guest's; and all writes of CR0, one that
-/// makes it what the CPU has anyway included, which is no selected write.
+/// Reads of a control register exit while the CPU's value is not the guest's; and all writes of
+/// CR0, one that makes it what the CPU has anyway included, which is no selected write.
 fn set_hidden_intercepts(vmcb: &mut Vmcb, state: &VcpuState) {
     use crate::intercept::CrIntercepts;
     vmcb.update_intercepts(|intercepts| {

@@ -3,7 +3,8 @@
 //! The virtual machine control block: layout only (APM vol. 2, appendix B).
 //!
 //! Every bit pattern is a valid value of every field. The fields are private: `vmcb/access.rs` has
-//! the accessors, whose setters keep the clean bits true, and `vmcb/reset.rs` the state after RESET.
+//! the accessors, whose setters keep the clean bits true, and `vmcb/reset.rs` the state after
+//! RESET.
 
 mod access;
 mod reset;

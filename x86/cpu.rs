@@ -191,8 +191,8 @@ pub trait Cpu: ExtendedState {
     fn set_descriptor_type(&mut self, linear: u64, old: u64, kind: u8) -> Result<bool, Stop>;
     /// Faults as a write would, and touches neither memory nor a device.
     fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Stop>;
-    /// A locked read-modify-write of `size` (1, 2, 4 or 8) bytes: stores `new` if memory holds `old`.
-    /// On a device or across pages it may be done as a plain write.
+    /// A locked read-modify-write of `size` (1, 2, 4 or 8) bytes: stores `new` if memory holds
+    /// `old`. On a device or across pages it may be done as a plain write.
     fn compare_exchange(
         &mut self,
         linear: u64,

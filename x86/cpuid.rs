@@ -156,7 +156,8 @@ bitflags! {
         const POLL_CONTROL = 1 << 12;
         /// The hypercall `KVM_HC_SCHED_YIELD`.
         const SCHED_YIELD = 1 << 13;
-        /// The end of an asynchronous page fault may be an interrupt, at MSRs 4b56_4d06 and 4b56_4d07.
+        /// The end of an asynchronous page fault may be an interrupt, at MSRs 4b56_4d06 and
+        /// 4b56_4d07.
         const ASYNC_PF_INT = 1 << 14;
         /// The clock is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
@@ -184,8 +185,8 @@ pub struct Caps {
     pub ibpb: bool,
     /// SPEC_CTRL is the guest's own.
     pub spec_ctrl: bool,
-    /// What the host's kernel knows of its CPUs in the place of leaf `8000_0021`, EAX: microcode brings
-    /// what CPUID does not tell.
+    /// What the host's kernel knows of its CPUs in the place of leaf `8000_0021`, EAX: microcode
+    /// brings what CPUID does not tell.
     pub host_knows: u32,
     /// Leaves `8000_001d` and `8000_001e` are offered; the VMM must fill the latter.
     pub topoext: bool,

@@ -18,12 +18,12 @@
 //!
 //! # The rule for restart
 //!
-//! Within one call all reads come first and in an order that depends on nothing but the CPU's
-//! state and the values read, then comes at most one write of memory or of a port, then the
-//! registers, RFLAGS, and RIP. What writes several times (PUSHA, ENTER, far CALL) probes all places
-//! before the first write, and writes the same again when it is run again. A call that stopped can therefore be repeated, with the answers of
-//! devices put in the place of their reads and writes, until it returns `Ok`. Then the answers
-//! are used up: the next iteration of a REP instruction asks anew.
+//! Within one call all reads come first and in an order that depends on nothing but the CPU's state
+//! and the values read, then comes at most one write of memory or of a port, then the registers,
+//! RFLAGS, and RIP. What writes several times (PUSHA, ENTER, far CALL) probes all places before the
+//! first write, and writes the same again when it is run again. A call that stopped can therefore
+//! be repeated, with the answers of devices put in the place of their reads and writes, until it
+//! returns `Ok`. Then the answers are used up: the next iteration of a REP instruction asks anew.
 //!
 //! # What is left out
 //!

@@ -188,7 +188,8 @@ impl Features {
         allowed
     }
 
-    /// The bits that WRMSR may set in SPEC_CTRL; without any there is no such register (APM vol. 2, 3.2.9).
+    /// The bits that WRMSR may set in SPEC_CTRL; without any there is no such register (APM vol. 2,
+    /// 3.2.9).
     pub fn spec_ctrl(&self) -> u64 {
         let bits = [
             (Feature::IBRS, 1 << 0),

@@ -2,8 +2,8 @@
 
 //! The 512 bytes of FXSAVE in 64-bit mode (APM vol. 2, 11.4.4), and what the KVM ABI makes of them.
 //!
-//! They are the beginning of an XSAVE image, too ([`crate::xsave`]). All functions take the image as
-//! bytes; what lies beyond its end reads as zero and cannot be written.
+//! They are the beginning of an XSAVE image, too ([`crate::xsave`]). All functions take the image
+//! as bytes; what lies beyond its end reads as zero and cannot be written.
 
 use crate::cpu::X87;
 
@@ -115,8 +115,9 @@ pub fn mmx(image: &[u8], index: u8) -> u64 {
     u64::from_le_bytes(get(image, mmx_offset(image, index)))
 }
 
-/// What every MMX instruction does to the x87 unit (APM vol. 1, 5.14.2): the top of the stack becomes 0, and no
-/// register is empty. Then writes an MMX register, if one is given; its sign and exponent become ones.
+/// What every MMX instruction does to the x87 unit (APM vol. 1, 5.14.2): the top of the stack
+/// becomes 0, and no register is empty. Then writes an MMX register, if one is given; its sign and
+/// exponent become ones.
 pub fn use_mmx(image: &mut [u8], write: Option<(u8, u64)>) {
     let state = x87(image);
     if state.status & TOP != 0 {

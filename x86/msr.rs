@@ -208,7 +208,8 @@ pub fn check_vmcb(
     })
 }
 
-/// Checks a write to PRED_CMD and answers whether predictors are to be flushed (IBPB, APM vol. 2, 3.2.9).
+/// Checks a write to PRED_CMD and answers whether predictors are to be flushed (IBPB, APM vol. 2,
+/// 3.2.9).
 pub fn check_pred_cmd(value: u64, origin: Origin, features: &Features) -> Result<bool, Exception> {
     const IBPB: u64 = 1 << 0;
     let there = origin == Origin::Host || features.has(Feature::IBPB);

@@ -82,8 +82,8 @@ impl From<WalkError> for Stop {
 /// Translates `linear` for `access`, and sets the accessed and dirty bits on the way.
 ///
 /// They are set only after the access was found to be permitted. Tables in read-only memory are
-/// used as they are; where there is no memory at all, nothing is present. The caller checks that `linear` is canonical; if it is not, the upper bits
-/// are ignored.
+/// used as they are; where there is no memory at all, nothing is present. The caller checks that
+/// `linear` is canonical; if it is not, the upper bits are ignored.
 pub fn walk<M: GuestMemory>(
     mem: &mut M,
     state: &PagingState,
@@ -126,7 +126,8 @@ pub fn probe<M: GuestMemory>(
     Ok(checked(mem, state, linear, access, &mut Untraced)?.translation)
 }
 
-/// Translates without regard to permissions, and changes nothing: for `KVM_TRANSLATE` and debuggers.
+/// Translates without regard to permissions, and changes nothing: for `KVM_TRANSLATE` and
+/// debuggers.
 ///
 /// A #PF is that of a supervisor's read.
 pub fn inspect<M: GuestMemory>(

@@ -23,7 +23,8 @@ pub struct ControlRegs {
     pub cs_l: bool,
 }
 
-/// The bits of CR0 that exist; the others read as zero, and writing those below bit 32 does nothing.
+/// The bits of CR0 that exist; the others read as zero, and writing those below bit 32 does
+/// nothing.
 const CR0_DEFINED: Cr0 = Cr0::PE
     .union(Cr0::MP)
     .union(Cr0::EM)
@@ -107,7 +108,8 @@ pub fn write_cr3(
 
 /// MOV CR4.
 ///
-/// TLBs are to be flushed if [`Cr4`] bits PSE, PAE, PGE, PCIDE, SMEP, SMAP, LA57 or PKE have changed.
+/// TLBs are to be flushed if [`Cr4`] bits PSE, PAE, PGE, PCIDE, SMEP, SMAP, LA57 or PKE have
+/// changed.
 pub fn write_cr4(
     old: &ControlRegs,
     value: u64,
@@ -159,8 +161,8 @@ pub fn valid(regs: &ControlRegs, features: &Features) -> bool {
         && regs.cr3 & features.reserved_phys() == 0
 }
 
-/// True if a VMM may set this EFER with `KVM_SET_MSRS`: other than `KVM_SET_SREGS`, that may come before the
-/// CPUID list.
+/// True if a VMM may set this EFER with `KVM_SET_MSRS`: other than `KVM_SET_SREGS`, that may come
+/// before the CPUID list.
 pub fn valid_efer(efer: Efer, features: &Features) -> bool {
     /// What every CPU with AMD-V has.
     const BASE: Efer = Efer::SCE.union(Efer::LME).union(Efer::LMA).union(Efer::NXE);

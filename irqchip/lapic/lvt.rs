@@ -74,8 +74,9 @@ pub enum LocalEvent {
 pub(super) struct Lvts([u32; ENTRIES]);
 
 impl Lvts {
-    /// After reset everything is masked, but that LINT0 of the boot strap processor hears the PIC at once, as firmware
-    /// would leave it (virtual wire mode, APM vol. 2, 16.1): VMMs without firmware rely on it.
+    /// After reset everything is masked, but that LINT0 of the boot strap processor hears the PIC
+    /// at once, as firmware would leave it (virtual wire mode, APM vol. 2, 16.1): VMMs without
+    /// firmware rely on it.
     pub(super) const fn reset(is_bsp: bool) -> Self {
         let mut entries = [MASKED; ENTRIES];
         if is_bsp {

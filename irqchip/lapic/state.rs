@@ -51,8 +51,8 @@ impl Lapic {
     /// Fills in `page`. `extended_ids`: the ID of an x2APIC is shown with 32 bits
     /// (`KVM_X2APIC_API_USE_32BIT_IDS`), else as an xAPIC would.
     pub fn state(&self, page: &mut [u8; STATE_SIZE], now: Now, extended_ids: bool) {
-        // What a count requests until now belongs to the state, but reading must not change it. A TSC
-        // deadline is in a register of its own until then.
+        // What a count requests until now belongs to the state, but reading must not change it. A
+        // TSC deadline is in a register of its own until then.
         let mut copy = *self;
         if copy.lvts.timer_mode() != TimerMode::TscDeadline {
             copy.timer_expired(now);

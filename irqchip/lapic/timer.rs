@@ -211,9 +211,9 @@ impl Lapic {
         }
     }
 
-    /// The TSC deadline MSR, 6E0h. It is zero as soon as the interrupt is requested, and not before: a
-    /// VMM that saves this and [`Self::state`], in either order, finds the timer in exactly one of them.
-    /// For the guest, [`Self::timer_expired`] comes first.
+    /// The TSC deadline MSR, 6E0h. It is zero as soon as the interrupt is requested, and not
+    /// before: a VMM that saves this and [`Self::state`], in either order, finds the timer in
+    /// exactly one of them. For the guest, [`Self::timer_expired`] comes first.
     pub fn tsc_deadline(&self) -> u64 {
         match self.lvts.timer_mode() {
             TimerMode::TscDeadline => self.timer.tsc_deadline,
@@ -221,8 +221,8 @@ impl Lapic {
         }
     }
 
-    /// Sets the TSC deadline to what a VMM has saved. Nothing is requested yet, even if it has passed;
-    /// and it is kept for a mode that may still come with [`Self::set_state`].
+    /// Sets the TSC deadline to what a VMM has saved. Nothing is requested yet, even if it has
+    /// passed; and it is kept for a mode that may still come with [`Self::set_state`].
     pub fn restore_tsc_deadline(&mut self, value: u64) -> Effect {
         self.timer.tsc_deadline = value;
         Effect::Timer
@@ -251,8 +251,8 @@ impl Lapic {
         }
     }
 
-    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass for
-    /// the guest. TSC deadlines are in the guest's own time.
+    /// What is to come at a time of the monotonic clock comes `ns` later: so much time did not pass
+    /// for the guest. TSC deadlines are in the guest's own time.
     pub fn move_time(&mut self, ns: u64) {
         let timer = &mut self.timer;
         timer.zero_at = timer.zero_at.map(|zero| zero.saturating_add(ns));

@@ -162,8 +162,8 @@ fn level_sends_again_until_released() {
     assert_eq!(entry(&mut ioapic, 10), LEVEL | 0x50);
 }
 
-/// What software does that masks an interrupt before it acknowledges it: the end of an edge is heard
-/// all the same, so whoever counts ticks sends the next one.
+/// What software does that masks an interrupt before it acknowledges it: the end of an edge is
+/// heard all the same, so whoever counts ticks sends the next one.
 #[test]
 fn a_pin_masked_in_service_ends() {
     let mut ioapic = Ioapic::new();
@@ -458,8 +458,8 @@ fn a_storm_of_a_resampler_pauses() {
     }
 }
 
-/// An edge in a pause comes after it, also of a line that has fallen, and of an entry that was masked
-/// meanwhile; once.
+/// An edge in a pause comes after it, also of a line that has fallen, and of an entry that was
+/// masked meanwhile; once.
 #[test]
 fn an_edge_in_a_pause_is_kept() {
     use irqchip::storm::ENDS;

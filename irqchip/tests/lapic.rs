@@ -454,7 +454,8 @@ fn identity_in_saved_state() {
     assert!(other.is_enabled());
 }
 
-/// VMMs without firmware change the mode of what they read, and write it back (Firecracker, kvmtool, crosvm).
+/// VMMs without firmware change the mode of what they read, and write it back (Firecracker,
+/// kvmtool, crosvm).
 #[test]
 fn a_vmm_can_wire_lint0_before_the_guest_enables_the_apic() {
     const LVT0: usize = 0x350;

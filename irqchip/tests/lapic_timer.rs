@@ -237,7 +237,8 @@ fn goes_on_after_saving_and_restoring() {
     assert!(lapic.timer_expired(at(1500)));
 }
 
-/// The registers are in two ioctls, and time goes on between them. Both ways to save, both ways to restore.
+/// The registers are in two ioctls, and time goes on between them. Both ways to save, both ways to
+/// restore.
 #[test]
 fn a_deadline_that_passes_while_it_is_saved_comes_once() {
     let armed = || {

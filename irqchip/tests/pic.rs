@@ -489,8 +489,8 @@ proptest! {
     }
 }
 
-/// A level-triggered input that nobody lets fall: 10,000 ends in a row, and then a pause. Of both chips,
-/// with EOI commands and without.
+/// A level-triggered input that nobody lets fall: 10,000 ends in a row, and then a pause. Of both
+/// chips, with EOI commands and without.
 #[test]
 fn a_storm_pauses() {
     use irqchip::storm::ENDS;

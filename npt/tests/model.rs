@@ -85,8 +85,8 @@ impl Model {
         !touched.is_empty()
     }
 
-    /// Whether a CPU that has this page in its TLB does only what the tables permit now. If it has set
-    /// D, it does not set it again.
+    /// Whether a CPU that has this page in its TLB does only what the tables permit now. If it has
+    /// set D, it does not set it again.
     fn permits(&self, start: u64, page: &Page) -> bool {
         let mut at = start;
         while at < start + page.size.bytes() {

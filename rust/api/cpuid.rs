@@ -62,8 +62,8 @@ pub(crate) fn get_supported(arg: UserArg) -> Result<c_long> {
     })
 }
 
-/// KVM_GET_EMULATED_CPUID: instructions that a guest may be given though the CPU lacks them. There are
-/// none, so the leaves that could name them are empty.
+/// KVM_GET_EMULATED_CPUID: instructions that a guest may be given though the CPU lacks them. There
+/// are none, so the leaves that could name them are empty.
 pub(crate) fn get_emulated(arg: UserArg) -> Result<c_long> {
     const LAST: u32 = cpuid::function::STRUCTURED_FEATURES;
     give(arg, &mut |emit| {

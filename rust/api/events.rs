@@ -154,7 +154,8 @@ fn set_debugregs(inner: &mut Inner, new: &uapi::kvm_debugregs) -> Result {
     Ok(())
 }
 
-/// KVM_SET_GUEST_DEBUG: the VMM's debugger takes breakpoints and single steps over, or gives them back.
+/// KVM_SET_GUEST_DEBUG: the VMM's debugger takes breakpoints and single steps over, or gives them
+/// back.
 fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_guest_debug) -> Result {
     let control = DebugControl::from_bits(new.control).ok_or(EINVAL)?;
     let [a, b, c, d, .., dr7] = new.arch.debugreg;

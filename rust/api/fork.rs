@@ -7,9 +7,9 @@
 //!                                             └─► child: PACIFICA_FORK ─► KVM_CREATE_VCPU ... ─► KVM_RUN
 //! ```
 //!
-//! Nothing here is about memory: the child has the parent's at the same addresses since fork(2), and
-//! Linux copies a page before one of them writes it. The notifier tells both VMs (`mmu_notifier.rs`).
-//! The state is made of values, so neither VM needs the other.
+//! Nothing here is about memory: the child has the parent's at the same addresses since fork(2),
+//! and Linux copies a page before one of them writes it. The notifier tells both VMs
+//! (`mmu_notifier.rs`). The state is made of values, so neither VM needs the other.
 
 use crate::api::snapshot::State;
 use crate::api::vm;

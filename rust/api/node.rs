@@ -42,8 +42,8 @@ impl Registration {
         Self::new(c"pacifica", bindings::MISC_DYNAMIC_MINOR)
     }
 
-    /// Makes `/dev/kvm` appear, with KVM's number: VMMs that know no other name find it, and so do those
-    /// that make a node of their own.
+    /// Makes `/dev/kvm` appear, with KVM's number: VMMs that know no other name find it, and so do
+    /// those that make a node of their own.
     pub(crate) fn as_kvm() -> Result<Self> {
         Self::new(c"kvm", bindings::KVM_MINOR).inspect_err(|error| {
             if *error == EBUSY {

@@ -10,8 +10,8 @@ use crate::vcpu::Inner;
 use kernel::prelude::*;
 use npt::PageSize;
 
-/// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes back to the caller;
-/// an error is one only if nothing was done.
+/// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes
+/// back to the caller; an error is one only if nothing was done.
 pub(crate) fn ioctl(inner: &mut Inner, arg: UserArg) -> Result {
     let mut range: kvm_pre_fault_memory = arg.read()?;
     let end = range.gpa.checked_add(range.size);

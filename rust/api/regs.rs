@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Registers of a vCPU, to and from the VMM. Conversions, no more: the rules are in the pure crates.
+//! Registers of a vCPU, to and from the VMM. Conversions, no more: the rules are in the pure
+//! crates.
 
 use crate::irq::mailbox::request;
 use crate::linux;
@@ -217,7 +218,7 @@ pub(crate) fn set_signal_mask(inner: &mut Inner, arg: UserArg) -> Result {
 pub(crate) fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &uapi::kvm_mp_state) -> Result {
     let new = match state.mp_state {
         uapi::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
-        // Without a LAPIC in the kernel nobody would ever wake it.
+        // Without a LAPIC in the kernel nothing would wake it.
         _ if inner.parts.lapic.is_none() => return Err(EINVAL),
         uapi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
         uapi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,

@@ -11,8 +11,9 @@
 //!   close                                nothing is watched any more
 //! ```
 //!
-//! Snapshots of a VM are a stack: a reset to one drops those that were taken later. While there is one,
-//! no slot and no vCPU comes or goes. A snapshot of the state alone watches nothing, and is in no stack.
+//! Snapshots of a VM are a stack: a reset to one drops those that were taken later. While there is
+//! one, no slot and no vCPU comes or goes. A snapshot of the state alone watches nothing, and is in
+//! no stack.
 
 use crate::api::fork;
 use crate::linux::compat::unsupported;
@@ -117,8 +118,9 @@ fn is_own(cmd: u32) -> bool {
 }
 
 impl State {
-    /// The VM is as it was, but for its memory, and for its time, unless so much of that is taken back.
-    /// Its vCPUs, which are those of this state in the same order, are [prepared](VcpuSnapshot::prepare).
+    /// The VM is as it was, but for its memory, and for its time, unless so much of that is taken
+    /// back. Its vCPUs, which are those of this state in the same order, are
+    /// [prepared](VcpuSnapshot::prepare).
     pub(crate) fn put_back(&self, vm: &Vm, stopped: &mut [Stopped<'_>], passed: Option<Passed>) {
         self.irqchip.put_back(vm, passed);
         for (old, one) in self.vcpus.iter().zip(&mut *stopped) {

@@ -66,8 +66,8 @@ fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
     cr0.contains(Cr0::PG) && cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA)
 }
 
-/// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging the
-/// CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
+/// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging
+/// the CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
 pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
     /// Where CR3 has the table in PAE mode (APM vol. 2, figure 5-9).
     const TABLE: u64 = 0xffff_ffe0;

@@ -162,7 +162,7 @@ impl Vm {
 
 impl FileObject for Vm {
     fn release(this: ArcBorrow<'_, Self>) {
-        // Nobody can ask for their descriptors any more, and they hold references to the VM.
+        // No caller can ask for their descriptors any more, and they hold references to the VM.
         this.vcpus.forget_waiting();
     }
 

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The guest reaches extended state only by what XCR0, XSS and CR4 allow, and XCR0 never has a
-//! component that is not switched here. XSS is 0 for every guest that can execute XSAVES. XCR0, XSS and PKRU are the
-//! host's again whenever host code runs, the handlers of NMIs and machine checks included: PKRU would bind accesses to
-//! user memory. What is the same for both is not switched.
+//! component that is not switched here. XSS is 0 for every guest that can execute XSAVES. XCR0, XSS
+//! and PKRU are the host's again whenever host code runs, the handlers of NMIs and machine checks
+//! included: PKRU would bind accesses to user memory. What is the same for both is not switched.
 
 use crate::linux::{self, Switch};
 use kernel::prelude::*;

@@ -6,8 +6,8 @@
 //! that KVM uses, `CPUHP_AP_KVM_ONLINE`: an occupied slot means that KVM is at work, and while we
 //! hold it KVM cannot start. Its callbacks run on each CPU as it comes and goes, after the last
 //! task has left it. KVM may also hold EFER.SVME without the slot, so each CPU looks at that, too.
-//! KVM takes SVM when it is loaded, or, with its parameter `enable_virt_at_load=0`, from its first VM
-//! to its last, as we do: then both modules stay loaded and take turns.
+//! KVM takes SVM when it is loaded, or, with its parameter `enable_virt_at_load=0`, from its first
+//! VM to its last, as we do: then both modules stay loaded and take turns.
 //!
 //! | event | what happens |
 //! |---|---|
@@ -117,8 +117,8 @@ static HOST: AtomicPtr<Host> = AtomicPtr::new(null_mut());
 /// The host. Only for code that runs between [`init()`] and [`exit`].
 #[inline]
 pub(crate) fn host() -> Option<&'static Host> {
-    // SAFETY: The pointer is null, or comes from `KBox::into_raw` in `init`. `exit` takes it back when
-    // no file of ours is open and no callback of ours is registered.
+    // SAFETY: The pointer is null, or comes from `KBox::into_raw` in `init`. `exit` takes it back
+    // when no file of the module is open and none of its callbacks is registered.
     unsafe { HOST.load(Ordering::Relaxed).as_ref() }
 }
 
@@ -234,8 +234,8 @@ pub(crate) fn exit() {
     if host().is_some() {
         linux::syscore_unregister();
         let host = HOST.swap(null_mut(), Ordering::Relaxed);
-        // SAFETY: It comes from `init`. The module goes: no file is open, hence no VM alive, hence no
-        // callback registered, and the syscore hooks are out.
+        // SAFETY: It comes from `init`. The module goes: no file is open, hence no VM alive, hence
+        // no callback registered, and the syscore hooks are out.
         drop(unsafe { KBox::from_raw(host) });
     }
 }
@@ -261,8 +261,9 @@ impl Host {
             .map_or(0, |cpu| cpu.host_save.phys())
     }
 
-    /// kvm_amd can be loaded while there are VMs, and prepares SEV-SNP before it finds SVM taken: for that Linux
-    /// clears VM_HSAVE_PA on all CPUs, by an IPI, and VMRUN would have no place for the host's state. Interrupts are off.
+    /// kvm_amd can be loaded while there are VMs, and prepares SEV-SNP before it finds SVM taken:
+    /// for that Linux clears VM_HSAVE_PA on all CPUs, by an IPI, and VMRUN would have no place for
+    /// the host's state. Interrupts are off.
     #[inline]
     pub(crate) fn refresh_hsave(&self) {
         if self.has_snp {

@@ -5,8 +5,9 @@
  *   clgi ─ (1) ─ vmload guest ─ registers ─ VMRUN ─ vmsave guest ─ registers ─ vmload host ─ (2) ─ stgi
  *   └─────────────────── no interrupt, NMI, SMI or #MC can arrive ───────────────────────────────────┘
  *
- * (1), (2): XCR0, XSS and PKRU, if the guest's may differ from the host's. The handler of an NMI or a machine check, which
- * STGI lets in, has the host's: it may read the user's stack, which PKRU judges.
+ * (1), (2): XCR0, XSS and PKRU, if the guest's may differ from the host's. The handler of an NMI or
+ * a machine check, which STGI lets in, has the host's: it may read the user's stack, which PKRU
+ * judges.
  *
  * Between #VMEXIT and the host's VMLOAD the GS base is the guest's: no per-CPU access, no call.
  * Every SVM instruction has an exception-table entry: a panic or a reboot on another CPU may have

@@ -3,7 +3,7 @@
 //! Event descriptors: KVM_IRQFD makes one an interrupt line, KVM_IOEVENTFD makes one a doorbell.
 //!
 //! ```text
-//!   somebody writes the eventfd ─► irqfd ─► Irqchip::set_gsi ─► guest
+//!   a process writes the eventfd ─► irqfd ─► Irqchip::set_gsi ─► guest
 //!   guest writes port or address ─► ioeventfd ─► the eventfd is signalled, without an exit to the VMM
 //! ```
 
@@ -143,7 +143,7 @@ const MAX_IRQFDS: usize = 8192;
 const MAX_DOORBELLS: usize = 8192;
 
 impl Eventfds {
-    /// None.
+    /// Creates a VM's event descriptors: none.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             irqfds <- kernel::new_mutex!(KVec::new()),

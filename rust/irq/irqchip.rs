@@ -347,8 +347,8 @@ impl Irqchip {
         self.vcpu_table.deliver(&to, None, &interrupt, &mut kicks)
     }
 
-    /// Sends a message while the devices are held, or leaves it to the worker; whether somebody takes
-    /// it.
+    /// Sends a message while the devices are held, or leaves it to the worker; whether somebody
+    /// takes it.
     fn bring<'a>(&'a self, kicks: &mut PendingKicks<'a>, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
         let vcpu_table = &self.vcpu_table;

@@ -220,7 +220,8 @@ impl Mailbox {
         self.sleeper.wait(&|| self.has_requests())
     }
 
-    /// Publishes how the LAPIC is addressed; for [`crate::irq::vcpu_table::VcpuTable`] only, which counts.
+    /// Publishes how the LAPIC is addressed; for [`crate::irq::vcpu_table::VcpuTable`] only, which
+    /// counts.
     pub(crate) fn set_apic(&self, apic: Snapshot) {
         self.apic.store(apic.to_bits(), SeqCst);
     }

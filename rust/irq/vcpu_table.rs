@@ -7,10 +7,10 @@
 //!                        │      └─────────► boxes[word][bit]: its mailbox
 //! ```
 //!
-//! Mailboxes are only ever added. That of a vCPU whose creation failed stays, and is used again.
-//! A message whose destination says enough of its receiver goes straight there; others go along the
-//! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the [`PendingKicks`]
-//! are dropped, which the sender does after it has released its locks.
+//! Mailboxes are only ever added. That of a vCPU whose creation failed stays, and is used again. A
+//! message whose destination says enough of its receiver goes straight there; others go along the
+//! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the
+//! [`PendingKicks`] are dropped, which the sender does after it has released its locks.
 
 use crate::irq::mailbox::{request, Interrupt, Mailbox};
 use crate::linux;
@@ -142,8 +142,8 @@ impl VcpuTable {
         }
     }
 
-    /// Lets another vCPU have this CPU that waits for one, while `spinner` waits for who knows whom.
-    /// They take turns. May sleep.
+    /// Lets another vCPU have this CPU that waits for one, while `spinner` waits for who knows
+    /// whom. They take turns. May sleep.
     pub(crate) fn yield_from(&self, spinner: &Mailbox) -> bool {
         let last = self.last_yield.load(Relaxed);
         let takes = |one: &&Mailbox| one.id != spinner.id && one.yield_to();
@@ -215,7 +215,8 @@ impl VcpuTable {
         found.filter(move |one| one.apic().is_present() && ids.contains(one.apic().id()))
     }
 
-    /// Who can be meant by a message from vCPU `source`, by their numbers, or nothing if it can be any.
+    /// Who can be meant by a message from vCPU `source`, by their numbers, or nothing if it can be
+    /// any.
     fn candidates(&self, to: &Destination, source: Option<u32>) -> Option<IdSet> {
         match to.shorthand {
             Shorthand::Myself => source.map(IdSet::one),
@@ -256,8 +257,8 @@ impl VcpuTable {
             || (count <= SURVEY && (ipi.mode == DeliveryMode::LowestPriority || takers() <= FEW))
     }
 
-    /// Whether somebody takes a message, as far as the first can tell that are looked at: if none of
-    /// these does, and there are more, somebody may.
+    /// Whether somebody takes a message, as far as the first can tell that are looked at: if none
+    /// of these does, and there are more, somebody may.
     pub(crate) fn may_be_taken(&self, to: &Destination, ipi: &Interrupt) -> bool {
         let mut found = self.find(self.candidates(to, None));
         let mut first = found.by_ref().take(SURVEY);
@@ -329,8 +330,8 @@ impl VcpuTable {
     }
 }
 
-/// Whether a vCPU takes a message. An APIC that software has not enabled refuses vectors, and takes the
-/// rest.
+/// Whether a vCPU takes a message. An APIC that software has not enabled refuses vectors, and takes
+/// the rest.
 fn takes(one: &Mailbox, to: &Destination, source: Option<u32>, ipi: &Interrupt) -> bool {
     let apic = one.apic();
     apic.matches(to, source == Some(one.id)) && (apic.is_enabled() || !ipi.mode.has_vector())
@@ -378,7 +379,7 @@ pub(crate) struct PendingKicks<'a> {
 }
 
 impl<'a> PendingKicks<'a> {
-    /// Another one.
+    /// Adds a vCPU that is to be kicked.
     pub(crate) fn add(&mut self, mailbox: &'a Mailbox) {
         if self.few().any(|one| core::ptr::eq(one, mailbox)) {
             return;
@@ -407,8 +408,8 @@ impl Drop for PendingKicks<'_> {
 
 impl Flush for VcpuTable {
     fn flush_all(&self) {
-        // Interrupts that have been handled there: the guests were left after our requests. They are sent to all at once,
-        // and all are waited for together.
+        // Interrupts that have been handled there: the guests were left after our requests. They
+        // are sent to all at once, and all are waited for together.
         let mut cpus = linux::CpusToInterrupt::new();
         for mailbox in self.all() {
             mailbox.post(request::TLB_FLUSH);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the supported kernels (`packaging/kernels`) spell differently, in a form that all of them take.
+//! What the supported kernels (`packaging/kernels`) spell differently, in a form that all of them
+//! take.
 //!
 //! | what | Linux 7.2 | Linux 7.3 |
 //! |---|---|---|

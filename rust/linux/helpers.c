@@ -294,8 +294,8 @@ void pacifica_mask_add(void *mask, unsigned int cpu)
 }
 
 /*
- * Interrupts the CPUs in the mask, together; returns when their handlers have run, so that the guests there were left. A
- * guest of this CPU was left already.
+ * Interrupts the CPUs in the mask, together; returns when their handlers have run, so that the
+ * guests there were left. A guest of this CPU was left already.
  */
 void pacifica_mask_interrupt(void *mask)
 {
@@ -442,8 +442,8 @@ void pacifica_debug_enter(const u64 *guest, u64 debugctl, u64 *host)
 }
 
 /*
- * debugctl: as it was entered; a #DB may have cleared a bit. dr6: the guest has left something there, which a #DB of the
- * host's tasks would take for its own cause.
+ * debugctl: as it was entered; a #DB may have cleared a bit. dr6: the guest has left something
+ * there, which a #DB of the host's tasks would take for its own cause.
  */
 void pacifica_debug_exit(const u64 *host, u64 debugctl, bool dr6)
 {
@@ -513,9 +513,9 @@ void pacifica_fpu_exit(void *area, u64 components)
 /*
  * Zeroed, physically contiguous pages; NULL if there are none.
  *
- * On hosts with SEV-SNP the CPU marks the pages of VMRUN (VMCB, VM_HSAVE_PA) as in use, and one that begins 2 MiB then
- * makes other writes to these 2 MiB fault: an erratum, for which a single page is never such a one. Of any two pages
- * side by side at most the first can be.
+ * On hosts with SEV-SNP the CPU marks the pages of VMRUN (VMCB, VM_HSAVE_PA) as in use, and one
+ * that begins 2 MiB then makes other writes to these 2 MiB fault: an erratum, for which a single
+ * page is never such a one. Of any two pages side by side at most the first can be.
  */
 void *pacifica_alloc_pages(unsigned int order)
 {
@@ -596,8 +596,8 @@ bool pacifica_is_err(const void *p)
 }
 
 /*
- * Maps `count` pages from the start of the area on; the area may be smaller, never larger.
- * Each mapping holds a reference to its page. The first of them is at page `first` of the file; what is
+ * Maps `count` pages from the start of the area on; the area may be smaller, never larger. Each
+ * mapping holds a reference to its page. The first of them is at page `first` of the file; what is
  * not at its start can only be shared, and not executed.
  */
 int pacifica_map_pages(struct vm_area_struct *vma, void *const *pages, unsigned long first,

@@ -46,8 +46,9 @@ static u64 entry_address(struct page *page)
 }
 
 /*
- * The page is about to become reachable for the guest: returns its address. The guest's writes leave
- * no trace in the host's page tables, so a page that it may write to counts as dirty from now on.
+ * The page is about to become reachable for the guest: returns its address. The guest's writes
+ * leave no trace in the host's page tables, so a page that it may write to counts as dirty from now
+ * on.
  *
  * The caller holds a reference and the memory's lock, and no invalidation has passed since the
  * page was looked up: then the page is mapped by the process, and its mapping cannot go away.
@@ -81,8 +82,8 @@ u64 pacifica_page_for_guest_ahead(struct page *page, bool write)
 
 /*
  * What get_user_pages() does not give: the address behind a mapping without struct page, a device's
- * memory for example. It stays true as long as no invalidation begins, for there is no reference. May
- * sleep. -EAGAIN if it was not there and may be now.
+ * memory for example. It stays true as long as no invalidation begins, for there is no reference.
+ * May sleep. -EAGAIN if it was not there and may be now.
  */
 int pacifica_frame(struct mm_struct *mm, unsigned long address, bool write, u64 *entry,
 		   bool *writable)
@@ -124,8 +125,9 @@ void pacifica_put_pages(struct page **pages, unsigned int count)
 }
 
 /*
- * Whether the host only takes the right to write to single pages away: fork(2) does, and the writing back of shared
- * files. Each page stays where it is, and readable; what becomes of it later has an event of its own.
+ * Whether the host only takes the right to write to single pages away: fork(2) does, and the
+ * writing back of shared files. Each page stays where it is, and readable; what becomes of it later
+ * has an event of its own.
  */
 bool pacifica_only_write_goes(const struct mmu_notifier_range *range)
 {
@@ -133,8 +135,8 @@ bool pacifica_only_write_goes(const struct mmu_notifier_range *range)
 }
 
 /*
- * The calling thread has met poisoned memory at this address: it gets the SIGBUS that an access of its own would bring,
- * with the size of what is lost.
+ * The calling thread has met poisoned memory at this address: it gets the SIGBUS that an access of
+ * its own would bring, with the size of what is lost.
  */
 void pacifica_report_poison(unsigned long address)
 {

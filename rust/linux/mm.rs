@@ -96,7 +96,8 @@ pub(crate) unsafe fn host_page_size(mm: *mut bindings::mm_struct, address: u64) 
     }
 }
 
-/// Whether the host only takes the right to write away, page by page: what is mapped stays what it is.
+/// Whether the host only takes the right to write away, page by page: what is mapped stays what it
+/// is.
 ///
 /// # Safety
 ///
@@ -275,7 +276,7 @@ pub(crate) fn is_poisoned(hva: u64) -> bool {
 }
 
 impl HostPages {
-    /// None.
+    /// Creates an empty list.
     pub(crate) const fn new() -> Self {
         // INVARIANT: There are none.
         Self {
@@ -323,9 +324,9 @@ impl HostPages {
         }
     }
 
-    /// Finds the frame behind `hva` where the process has mapped one that has no `struct page`. True
-    /// if the guest may write to it. `EFAULT` if there is none, `EAGAIN` if there may be one now. May
-    /// sleep.
+    /// Finds the frame behind `hva` where the process has mapped one that has no `struct page`.
+    /// True if the guest may write to it. `EFAULT` if there is none, `EAGAIN` if there may be one
+    /// now. May sleep.
     ///
     /// # Safety
     ///

@@ -353,15 +353,16 @@ impl Drop for CpuMasks {
     }
 }
 
-/// CPUs that are to be interrupted, all at once. Until they are, preemption is off, and there is no other one on this CPU.
+/// CPUs that are to be interrupted, all at once. Until they are, preemption is off, and there is no
+/// other one on this CPU.
 #[must_use]
 pub(crate) struct CpusToInterrupt(NonNull<c_void>);
 
 impl CpusToInterrupt {
     /// None yet. Interrupts are on, and preemption may be off.
     pub(crate) fn new() -> Self {
-        // SAFETY: The masks are there as long as the module is loaded. INVARIANT: It is this CPU's, which no other
-        // code uses until it is dropped.
+        // SAFETY: The masks are there as long as the module is loaded. INVARIANT: It is this CPU's,
+        // which no other code uses until it is dropped.
         Self(unsafe { NonNull::new_unchecked(pacifica_mask_begin()) })
     }
 
@@ -413,17 +414,18 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// DR0 to DR3 and DEBUGCTL of the host, while a guest is in the CPU.
 pub(crate) type HostDebug = [u64; 5];
 
-/// Puts the host's breakpoints and DEBUGCTL aside, and the guest's DR0 to DR3 in the CPU if it needs them.
-/// Interrupts are off until [`debug_exit`].
+/// Puts the host's breakpoints and DEBUGCTL aside, and the guest's DR0 to DR3 in the CPU if it
+/// needs them. Interrupts are off until [`debug_exit`].
 #[inline]
 pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, debugctl: u64, host: &mut HostDebug) {
     let guest = guest.map_or(core::ptr::null(), |dr| dr.as_ptr());
-    // SAFETY: There is room for four registers, and for the host's five. Until `debug_exit` no breakpoint of the host is
-    // enabled, so what is in DR0 to DR3 has no effect on it.
+    // SAFETY: There is room for four registers, and for the host's five. Until `debug_exit` no
+    // breakpoint of the host is enabled, so what is in DR0 to DR3 has no effect on it.
     unsafe { pacifica_debug_enter(guest, debugctl, host.as_mut_ptr()) };
 }
 
-/// Brings the host's breakpoints and DEBUGCTL back, and DR6 if the guest may have left something there.
+/// Brings the host's breakpoints and DEBUGCTL back, and DR6 if the guest may have left something
+/// there.
 #[inline]
 pub(crate) fn debug_exit(host: &HostDebug, debugctl: u64, dr6: bool) {
     // SAFETY: The registers that `debug_enter` put aside.

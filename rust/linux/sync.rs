@@ -187,7 +187,7 @@ impl RcuWait {
 
     /// Sleeps until `ready()` is true; `EINTR` if a signal came first. One thread at a time.
     ///
-    /// Whoever makes `ready` true calls [`RcuWait::wake`] afterwards.
+    /// The code that makes `ready` true calls [`RcuWait::wake`] afterwards.
     pub(crate) fn wait<F: Fn() -> bool>(&self, ready: &F) -> Result {
         unsafe extern "C" fn call<F: Fn() -> bool>(arg: *mut c_void) -> bool {
             // SAFETY: `arg` is the closure below, which lives until `pacifica_wait` returns.

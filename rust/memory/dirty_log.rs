@@ -9,8 +9,8 @@
 //! ```
 //!
 //! So a log costs a fault for each page that is written, and its reading costs what is dirty, not
-//! what the slot is large. A page's bit is set, and cleared, together with its right to write, under
-//! the memory's lock. Writes of the emulator set it too, after the write.
+//! what the slot is large. A page's bit is set, and cleared, together with its right to write,
+//! under the memory's lock. Writes of the emulator set it too, after the write.
 //!
 //! With a dirty ring ([`crate::memory::dirty_ring`]) there are no bitmaps.
 
@@ -167,8 +167,8 @@ impl VmMemory {
     }
 
     /// `KVM_CLEAR_DIRTY_LOG`: the pages that the bitmap names are clean, and their next writes are
-    /// logged. Errors as above; `EINVAL` for pages that the slot does not have, or that do not begin
-    /// or end with a word of the log. May sleep.
+    /// logged. Errors as above; `EINVAL` for pages that the slot does not have, or that do not
+    /// begin or end with a word of the log. May sleep.
     pub(crate) fn clear_dirty_log(&self, what: &Clear) -> Result {
         let ids = self.change.lock();
         if what.first % WORD_PAGES != 0 && self.ring_size() == 0 {

@@ -187,7 +187,8 @@ impl VcpuMemory {
 }
 
 impl Fault<'_> {
-    /// Gives the right to write that only a log or a snapshot has withheld. True if there is nothing more to do.
+    /// Gives the right to write that only a log or a snapshot has withheld. True if there is
+    /// nothing more to do.
     fn permit(&self) -> bool {
         let mmu = self.vm.mmu.lock();
         if !self.vm.is_current_list(&mmu, self.slots) {

@@ -21,7 +21,8 @@ pub(crate) struct GuestAccess<'a> {
 }
 
 impl<'a> GuestAccess<'a> {
-    /// With [`Sleep::Forbidden`], absent pages are [`MemError::WouldSleep`], and preemption may be off.
+    /// With [`Sleep::Forbidden`], absent pages are [`MemError::WouldSleep`], and preemption may be
+    /// off.
     pub(crate) fn new(memory: &'a mut VcpuMemory, sleep: Sleep) -> Self {
         Self {
             memory,

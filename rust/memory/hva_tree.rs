@@ -45,7 +45,7 @@ impl HvaNode {
 }
 
 impl HvaTree {
-    /// None.
+    /// Creates an empty tree.
     pub(crate) fn new() -> Self {
         let tree = Default::default();
         Self { tree }
@@ -85,7 +85,8 @@ impl HvaTree {
         // SAFETY: This only reads the tree.
         let first = unsafe { bindings::interval_tree_iter_first(tree, start, last) };
         successors(NonNull::new(first), move |node| {
-            // SAFETY: Likewise; the node is in the tree, which does not change while it is borrowed.
+            // SAFETY: Likewise; the node is in the tree, which does not change while it is
+            // borrowed.
             NonNull::new(unsafe { bindings::interval_tree_iter_next(node.as_ptr(), start, last) })
         })
     }

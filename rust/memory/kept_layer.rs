@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Only what is active is looked at by a reset. It is what the guest can write without a fault, and
-//! what somebody else has written since the last reset.
+//! what the VMM and the emulator have written since the last reset.
 
 use crate::linux::{self, Pages};
 use kernel::prelude::*;
@@ -19,12 +19,13 @@ use npt::Written;
 /// How much is done before others may have the CPU.
 pub(crate) const BATCH: usize = 64;
 
-/// After so many rounds without a write a page is at rest. To look at one costs a fiftieth of a fault.
+/// After so many rounds without a write a page is at rest. To look at one costs a fiftieth of a
+/// fault.
 const PATIENCE: u8 = 16;
 
-/// It is in the list of those that are active.
+/// The page is in the list of active pages.
 const ACTIVE: u8 = 1 << 0;
-/// It may have been written since the last reset.
+/// The page may have been written since the last reset.
 const CHANGED: u8 = 1 << 1;
 /// The VMM writes it when it likes: it counts as changed in each round.
 const ALWAYS: u8 = 1 << 2;
@@ -36,8 +37,8 @@ const WITHHELD: u8 = 1 << 3;
 pub(crate) enum Writer {
     /// The guest itself.
     Guest,
-    /// The emulator, which would lose what it has begun: it may keep beyond the limit. `KVM_RUN` does
-    /// not go on then.
+    /// The emulator, which would lose what it has begun: it may keep beyond the limit. `KVM_RUN`
+    /// does not go on then.
     Emulator,
     /// The VMM, until the next reset.
     VmmOnce,
@@ -77,7 +78,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Nothing is kept yet.
+    /// Creates a layer that keeps no page yet.
     pub(crate) fn new(id: u64, limit: u64) -> Self {
         Self {
             id,
@@ -156,8 +157,8 @@ impl Layer {
     }
 
     /// Whether the guest has written those that are active, batch by batch: `ask` calls its second
-    /// argument with the answer for each page of its first, in order. What is at rest from now on is to
-    /// be withheld: the third argument says of which pages.
+    /// argument with the answer for each page of its first, in order. What is at rest from now on
+    /// is to be withheld: the third argument says of which pages.
     pub(crate) fn look(&mut self, ask: &mut dyn FnMut(&mut [Look])) {
         let mut looks = [const { Look::NOTHING }; BATCH];
         let Self { pages, active, .. } = self;
@@ -191,9 +192,9 @@ impl Layer {
     /// Those that may be different now, in an order in which their contents can be put back.
     ///
     /// If the guest has the same memory in two places, the one that was kept later may have been
-    /// written by way of the other. So what was kept since the last reset comes first, the last of it
-    /// first. All others are settled: after a reset memory is the snapshot's, and the contents of what
-    /// was kept before it were read again.
+    /// written by way of the other. So what was kept since the last reset comes first, the last of
+    /// it first. All others are settled: after a reset memory is the snapshot's, and the contents
+    /// of what was kept before it were read again.
     pub(crate) fn changed(&self) -> impl Iterator<Item = &Old> {
         let new = self.pages.get(self.settled..).unwrap_or(&[]).iter().rev();
         let settled = self.active.iter().filter_map(|&place| {
@@ -264,8 +265,8 @@ impl Layer {
         self.index.keys().copied()
     }
 
-    /// Takes over what a snapshot on top of this one has kept, and gives it up: what this one has not,
-    /// was as it is there. There is [room](Self::reserve) for it.
+    /// Takes over what a snapshot on top of this one has kept, and gives it up: what this one has
+    /// not, was as it is there. There is [room](Self::reserve) for it.
     pub(crate) fn absorb(&mut self, mut above: Layer) {
         self.has_forgotten |= above.has_forgotten;
         above.pages.as_mut_slice().reverse();

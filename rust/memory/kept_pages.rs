@@ -10,14 +10,15 @@
 //!   reset: the old contents of what was written are copied back; the pages stay writable
 //! ```
 //!
-//! A page that the guest writes round after round makes no fault: its dirty bit tells of the writes.
-//! What is not written for some rounds is withheld again, and costs nothing then; its content stays.
-//! So a reset costs what was written lately, whatever came before. When the limit is reached the
-//! guest stops; a reset then begins anew: it puts back, forgets, and takes the right to write away.
+//! A page that the guest writes round after round makes no fault: its dirty bit tells of the
+//! writes. What is not written for some rounds is withheld again, and costs nothing then; its
+//! content stays. So a reset costs what was written lately, whatever came before. When the limit is
+//! reached the guest stops; a reset then begins anew: it puts back, forgets, and takes the right to
+//! write away.
 //!
 //! Snapshots are a stack. The uppermost one keeps; each of the others has what was kept until the
-//! next was taken. Before a reset to one of them, and when one is closed, the one below it takes over
-//! what it has kept.
+//! next was taken. Before a reset to one of them, and when one is closed, the one below it takes
+//! over what it has kept.
 //!
 //! The bytes are those of the process, read and written at its addresses, as everything that is not
 //! the guest does.
@@ -39,6 +40,9 @@ use kernel::prelude::*;
 use kernel::sync::Mutex;
 use npt::{Flush, GpaRange, Near, PageSize};
 
+/// Most snapshots on top of each other. Each page that is kept makes room in all of them.
+const DEEPEST: usize = 64;
+
 /// The snapshots, from the outermost to the uppermost.
 struct Kept {
     layers: KVec<Layer>,
@@ -49,7 +53,7 @@ struct Kept {
 /// The old contents of a VM's memory, if there are snapshots.
 #[pin_data]
 pub(crate) struct Keeping {
-    /// There is one. Set while all vCPUs are stopped; cleared under the lock.
+    /// Whether there is a snapshot. Set while all vCPUs are stopped; cleared under the lock.
     on: AtomicBool,
     /// Most pages of the uppermost one; written under the lock.
     limit: AtomicU64,
@@ -78,7 +82,8 @@ impl Kept {
         Ok(())
     }
 
-    /// Takes a snapshot out. What it keeps goes to the one below it; it is the answer if there is none.
+    /// Takes a snapshot out. What it keeps goes to the one below it; it is the answer if there is
+    /// none.
     fn remove(&mut self, place: usize) -> Option<Layer> {
         let layer = self.layers.remove(place).ok()?;
         match place
@@ -95,7 +100,7 @@ impl Kept {
 }
 
 impl Keeping {
-    /// There is no snapshot.
+    /// Creates the state of a VM without a snapshot.
     pub(crate) fn new() -> impl PinInit<Self> {
         let kept = Kept {
             layers: KVec::new(),
@@ -122,8 +127,8 @@ impl Keeping {
         self.is_on() && self.count.load(Relaxed) > self.limit.load(Relaxed)
     }
 
-    /// Another one after each snapshot and each reset, while all vCPUs are stopped. What was written in
-    /// one generation is kept, and counts as changed, until the next.
+    /// A number that changes with each snapshot and each reset, while all vCPUs are stopped. What
+    /// was written in one generation is kept, and counts as changed, until the next.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Relaxed)
@@ -160,8 +165,8 @@ impl Keeping {
     /// Keeps the page at `gpa`, which the process has at `hva`, unless it is kept. `ENOSPC` at the
     /// limit, `EFAULT` if the process has no memory there. May sleep.
     ///
-    /// The content is read without the lock. Whoever comes second drops what he has read: the page
-    /// may have been written since.
+    /// The content is read without the lock. The second of two callers drops what it has read: the
+    /// page may have been written since.
     pub(crate) fn keep(&self, gpa: u64, hva: u64, writer: Writer) -> Result {
         if self.touch(&mut self.kept.lock(), gpa, writer)? {
             return Ok(());
@@ -193,12 +198,16 @@ impl Keeping {
 }
 
 impl VmMemory {
-    /// A snapshot begins, which may keep so many bytes: no page is writable for the guest. All vCPUs
-    /// are stopped, and there are no dirty rings. Answers its number. May sleep.
+    /// A snapshot begins, which may keep so many bytes: no page is writable for the guest. All
+    /// vCPUs are stopped, and there are no dirty rings. Answers its number; `E2BIG` if it would be
+    /// one more than 64. May sleep.
     pub(crate) fn begin_keeping(&self, limit: u64) -> Result<u64> {
         let _change = self.change.lock();
         let slots = self.slots();
         let kept = &mut *self.keeping.kept.lock();
+        if kept.layers.len() >= DEEPEST {
+            return Err(E2BIG);
+        }
         kept.layers.reserve(1, GFP_KERNEL_ACCOUNT)?;
         let mut flush = Flush::None;
         if let Some(below) = kept.layers.last_mut() {
@@ -247,10 +256,10 @@ impl VmMemory {
         left.forget();
     }
 
-    /// Puts back what has changed since a snapshot was taken, or since the last reset to it, and answers
-    /// how many pages that is. Those on top of it are none any more. All vCPUs are stopped. `ENXIO` if
-    /// it is none itself; `EFAULT` if the process has no memory at one of the addresses any more: then it
-    /// can be done again. May sleep.
+    /// Puts back what has changed since a snapshot was taken, or since the last reset to it, and
+    /// answers how many pages that is. Those on top of it are none any more. All vCPUs are stopped.
+    /// `ENXIO` if it is none itself; `EFAULT` if the process has no memory at one of the addresses
+    /// any more: then it can be done again. May sleep.
     pub(crate) fn put_back(&self, id: u64) -> Result<u64> {
         let slots = self.slots();
         let mut kept = self.keeping.kept.lock();
@@ -293,8 +302,8 @@ impl VmMemory {
         Ok(count)
     }
 
-    /// Asks the nested tables which of the active pages the guest has written. With `withhold` it cannot
-    /// write any of them afterwards.
+    /// Asks the nested tables which of the active pages the guest has written. With `withhold` it
+    /// cannot write any of them afterwards.
     fn look(&self, layer: &mut Layer, withhold: bool) -> Flush {
         let mut flush = Flush::None;
         layer.look(&mut |looks: &mut [Look]| {

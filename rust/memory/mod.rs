@@ -34,14 +34,14 @@
 //!
 //! # What always holds
 //!
-//! - A page is in the nested tables only if one of the `backings` maps its guest-physical address to
-//!   a user address where the process has that very page. No reference to the page is held. They are
-//!   those of the current snapshot, and of the slot that has left it, but not yet the tables.
+//! - A page is in the nested tables only if one of the `backings` maps its guest-physical address
+//!   to a user address where the process has that very page. No reference to the page is held. They
+//!   are those of the current snapshot, and of the slot that has left it, but not yet the tables.
 //! - So a fault looks the page up, takes `mmu`, and maps it only if the snapshot is still the
 //!   current one, and no invalidation of the page is under way or ended since before the lookup.
-//! - What is taken out of the tables is flushed before `mmu` is released. So nobody else can find an
-//!   entry gone while a CPU still uses it. A right that a log withholds is flushed later, before the
-//!   VMM hears that it is.
+//! - What is taken out of the tables is flushed before `mmu` is released. So nobody else can find
+//!   an entry gone while a CPU still uses it. A right that a log withholds is flushed later, before
+//!   the VMM hears that it is.
 //! - A page that the guest may write to is dirty in the eyes of the host.
 
 pub(crate) mod dirty_log;
@@ -87,8 +87,8 @@ pub(crate) trait Flush: Send + Sync {
     /// When this returns, no CPU uses a translation that it got before the call: every vCPU flushes
     /// its ASID before its next VMRUN, and those in guest mode have left it.
     ///
-    /// Called with the memory's spinlock held and interrupts on: it may send IPIs and wait for them,
-    /// but not sleep, and must not call back into [`VmMemory`].
+    /// Called with the memory's spinlock held and interrupts on: it may send IPIs and wait for
+    /// them, but not sleep, and must not call back into [`VmMemory`].
     fn flush_all(&self);
 }
 
@@ -248,7 +248,8 @@ impl VmMemory {
         Ok(())
     }
 
-    /// The same slots as another VM had, in memory that has none yet. Their logs are new. May sleep.
+    /// The same slots as another VM had, in memory that has none yet. Their logs are new. May
+    /// sleep.
     pub(crate) fn adopt(&self, slots: &SlotList) -> Result {
         let mut ids = self.change.lock();
         let mut list = slots.changed(None, None)?;
@@ -437,9 +438,9 @@ impl VmMemory {
     }
 }
 
-/// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or 2 MiB of the
-/// host, which many slots may share. Each step looks at all of these slots, so it is not less, and the host asks
-/// for the age of as much at once, under a lock of its own.
+/// How far from user address `from` on one hold of the lock goes: a chunk of guest memory, or 2 MiB
+/// of the host, which many slots may share. Each step looks at all of these slots, so it is not
+/// less, and the host asks for the age of as much at once, under a lock of its own.
 fn step(backings: &HvaTree, from: u64, end: u64) -> u64 {
     let to = from.saturating_add(CHUNK).min(end);
     let least = PageSize::Size2M.bytes();

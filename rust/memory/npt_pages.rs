@@ -66,7 +66,8 @@ impl Drop for TablePage {
     }
 }
 
-/// Where the kernel sees all memory, and the bit that encrypts what the tables name (APM vol. 2, 7.10).
+/// Where the kernel sees all memory, and the bit that encrypts what the tables name (APM vol. 2,
+/// 7.10).
 #[inline]
 #[allow(clippy::unnecessary_cast)] // A kernel that cannot encrypt has the second as a macro, an int.
 fn direct_map() -> (u64, u64) {
@@ -179,8 +180,8 @@ impl Tables for LockedTables<'_> {
 
     #[inline]
     fn compare_exchange(&self, table: Hpa, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        // SAFETY: As in `read`; all accesses to entries are atomic ones. `core`'s are an instruction
-        // where the kernel's are a call.
+        // SAFETY: As in `read`; all accesses to entries are atomic ones. `core`'s are an
+        // instruction where the kernel's are a call.
         let entry = unsafe { AtomicU64::from_ptr(entry_pointer(table, index)) };
         entry.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ())
     }

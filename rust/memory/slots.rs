@@ -3,8 +3,8 @@
 //! Memory slots: which guest-physical ranges there are, and what backs them.
 //!
 //! A [`SlotList`] never changes. A new one takes its place when user space changes a slot, see
-//! `memory/mod.rs`. It is sorted by guest-physical address, where slots never overlap, for the faults.
-//! The notifier comes with user addresses, see `hva_tree.rs`.
+//! `memory/mod.rs`. It is sorted by guest-physical address, where slots never overlap, for the
+//! faults. The notifier comes with user addresses, see `hva_tree.rs`.
 
 use crate::linux::mm::access_ok;
 use crate::memory::dirty_log::{DirtyLog, NewLog};

@@ -12,7 +12,8 @@ use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::ForeignOwnable;
 
-/// What a descriptor stands for: a VM, a vCPU, a snapshot. The file holds one reference to its object.
+/// What a descriptor stands for: a VM, a vCPU, a snapshot. The file holds one reference to its
+/// object.
 pub(crate) trait FileObject: Sized + Send + Sync + 'static {
     /// Any process that has the descriptor.
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long>;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * What /dev/pacifica has besides the interface of KVM: snapshots of a VM, going back to them, and VMs
- * that are made from them.
- * docs/abi.md says what each ioctl does, which errors it gives, and what the limits are.
+ * What /dev/pacifica has besides the interface of KVM: snapshots of a VM, going back to them, and
+ * VMs that are made from them. docs/abi.md says what each ioctl does, which errors it gives, and
+ * what the limits are.
  *
  * All structures have the same layout in programs of 32 and 64 bits.
  */
@@ -16,8 +16,8 @@
 #define PACIFICA_IOCTL			0xBE
 
 /*
- * On the node and on a VM: whether the feature that the argument names is there. Answers its version,
- * or 0. KVM itself, and a module that is older than this, answers ENOTTY.
+ * On the node and on a VM: whether the feature that the argument names is there. Answers its
+ * version, or 0. KVM itself, and a module that is older than this, answers ENOTTY.
  */
 #define PACIFICA_CHECK_FEATURE		_IO(PACIFICA_IOCTL, 0x00)
 #define PACIFICA_FEATURE_SNAPSHOT	1	/* 2: a stack of them, PACIFICA_KEEP_ONCE */
@@ -27,8 +27,8 @@
 #define PACIFICA_CREATE_SNAPSHOT	_IOW(PACIFICA_IOCTL, 0x01, struct pacifica_create_snapshot)
 
 /*
- * The state alone, for PACIFICA_FORK: no memory is kept, the limit is zero, and nothing of the VM is
- * restricted. There may be any number.
+ * The state alone, for PACIFICA_FORK: no memory is kept, the limit is zero, and nothing of the VM
+ * is restricted. There may be any number.
  */
 #define PACIFICA_SNAPSHOT_STATE		(1ULL << 0)
 
@@ -42,8 +42,8 @@ struct pacifica_create_snapshot {
 };
 
 /*
- * On a snapshot: the VM is as it was when the snapshot was taken. Snapshots of its that were taken later
- * are none any more (ENXIO).
+ * On a snapshot: the VM is as it was when the snapshot was taken. Snapshots of its that were taken
+ * later are none any more (ENXIO).
  */
 #define PACIFICA_RESET			_IOWR(PACIFICA_IOCTL, 0x02, struct pacifica_reset)
 
@@ -61,8 +61,8 @@ struct pacifica_reset {
 
 /*
  * On a snapshot: the VMM is about to write this guest memory. What is there now is kept, and each
- * reset puts it back, so that further writes of it need not be announced. What is left to be done is
- * written back.
+ * reset puts it back, so that further writes of it need not be announced. What is left to be done
+ * is written back.
  */
 #define PACIFICA_KEEP_PAGES		_IOWR(PACIFICA_IOCTL, 0x03, struct pacifica_keep_pages)
 
@@ -85,10 +85,10 @@ struct pacifica_keep_pages {
 #define PACIFICA_GET_KEPT		_IOR(PACIFICA_IOCTL, 0x05, __u64)
 
 /*
- * On a snapshot, in any process, which is to be a child that fork(2) has made since: makes a VM with
- * the state of the snapshot and the same slots, of the memory that the caller has at the same addresses,
- * and answers its descriptor. KVM_CREATE_VCPU there answers the descriptors of the vCPUs, which have
- * their state already.
+ * On a snapshot, in any process, which is to be a child that fork(2) has made since: makes a VM
+ * with the state of the snapshot and the same slots, of the memory that the caller has at the same
+ * addresses, and answers its descriptor. KVM_CREATE_VCPU there answers the descriptors of the
+ * vCPUs, which have their state already.
  */
 #define PACIFICA_FORK			_IOW(PACIFICA_IOCTL, 0x06, struct pacifica_fork)
 

@@ -158,7 +158,8 @@ impl RunPage {
         let data: *mut u8 = self.pages[1].as_ptr().cast();
         // A VMM may leave what it does not know as it is: it reads as zeros.
         let bytes = (usize::from(size) * usize::from(count)).clamp(4, PIO_SIZE);
-        // SAFETY: The page is ours, and large enough; the VMM may write it meanwhile, which is its own.
+        // SAFETY: The page is ours, and large enough; the VMM may write it meanwhile, which is its
+        // own.
         unsafe {
             data.write_bytes(0, bytes);
             data.cast::<u32>().write_volatile(out.unwrap_or(0));
@@ -170,8 +171,9 @@ impl RunPage {
     pub(crate) fn io_answer(&self, offset: usize, bytes: &mut [u8]) {
         let length = bytes.len().min(PIO_SIZE.saturating_sub(offset));
         let data: *const u8 = self.pages[1].as_ptr().cast();
-        // SAFETY: So much is in the page, which is ours. The VMM may write it meanwhile, and then gets
-        // what it wrote or what was there: the bytes are copied by C, once, and mean nothing here.
+        // SAFETY: So much is in the page, which is ours. The VMM may write it meanwhile, and then
+        // gets what it wrote or what was there: the bytes are copied by C, once, and mean nothing
+        // here.
         unsafe {
             bindings::memcpy(
                 bytes.as_mut_ptr().cast(),

@@ -74,8 +74,8 @@ pub(crate) fn enter_context(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: 
     inner.parts.fpu.enter(cr4, xcr0, &host.fpu);
 }
 
-/// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it, a #DB has cleared
-/// a bit, or a step of ours has begun or ended.
+/// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it,
+/// a #DB has cleared a bit, or a step of ours has begun or ended.
 #[inline]
 pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
     let wanted = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
@@ -87,8 +87,8 @@ pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
 #[cold]
 fn set_debug_ctl(inner: &mut Inner, value: u64) {
     inner.debug_ctl = value;
-    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here; `leave_context` brings the host's
-    // value back.
+    // SAFETY: A bit that acts on single steps only, of which the kernel makes none here;
+    // `leave_context` brings the host's value back.
     let _ = unsafe { linux::wrmsr(MSR_DEBUG_CTL, value) };
 }
 

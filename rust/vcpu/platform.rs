@@ -117,7 +117,8 @@ pub(crate) fn now(tsc_offset: u64) -> Now {
     }
 }
 
-/// A message to more than one vCPU, which is not sent with interrupts off: waking one takes some thousand instructions.
+/// A message to more than one vCPU, which is not sent with interrupts off: waking one takes some
+/// thousand instructions.
 #[derive(Clone, Copy)]
 pub(crate) enum Ipi {
     /// By a write of the ICR.

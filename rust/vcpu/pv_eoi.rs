@@ -9,7 +9,8 @@
 //!   after #VMEXIT  byte is 0: the interrupt has ended; else byte := 0
 //! ```
 //!
-//! So the byte is 1 only while the guest is in the CPU: no other vCPU and no ioctl sees a local APIC that lags behind.
+//! So the byte is 1 only while the guest is in the CPU: no other vCPU and no ioctl sees a local
+//! APIC that lags behind.
 
 use crate::linux::Sleep;
 use crate::memory::guest_access::GuestAccess;
@@ -28,8 +29,8 @@ pub(crate) fn offer(vcpu: &Vcpu, inner: &mut Inner) {
     }
 }
 
-/// Guest memory for the byte at `gpa`. A snapshot has to keep the page before it is written, which can
-/// sleep: once in each round, as [`fetch_page`] does.
+/// Guest memory for the byte at `gpa`. A snapshot has to keep the page before it is written, which
+/// can sleep: once in each round, as [`fetch_page`] does.
 #[inline]
 fn access(inner: &mut Inner, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
     let is_kept = inner.pv_eoi_kept == Some((gpa, inner.parts.memory.keeping.generation()));
@@ -73,7 +74,8 @@ pub(crate) fn fetch_page(inner: &mut Inner) {
     }
 }
 
-/// Finds out whether the guest has ended the interrupt. False if that cannot be done without sleeping.
+/// Finds out whether the guest has ended the interrupt. False if that cannot be done without
+/// sleeping.
 #[inline]
 pub(crate) fn take_back(inner: &mut Inner, sleep: Sleep) -> bool {
     !inner.pv_eoi_offered || take_byte(inner, sleep)
@@ -89,7 +91,8 @@ fn take_byte(inner: &mut Inner, sleep: Sleep) -> bool {
         return false;
     }
     inner.pv_eoi_offered = false;
-    // Without the memory the byte is lost. Then it counts as an EOI: an interrupt that never ends would be worse.
+    // Without the memory the byte is lost. Then it counts as an EOI: an interrupt that never ends
+    // would be worse.
     if kept != Ok(true) {
         if let Some(lapic) = &mut inner.parts.lapic {
             lapic.end_of_interrupt();

@@ -42,8 +42,8 @@ pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) 
     Ok(())
 }
 
-/// The host was suspended: the guest's TSC goes on from where it was, and its clock has another base,
-/// even if the TSC did not stop.
+/// The host was suspended: the guest's TSC goes on from where it was, and its clock has another
+/// base, even if the TSC did not stop.
 #[cold]
 pub(crate) fn after_suspend(inner: &mut Inner) {
     let lost = host::tsc_lost();
@@ -55,8 +55,8 @@ pub(crate) fn after_suspend(inner: &mut Inner) {
     touch_time(inner);
 }
 
-/// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before it
-/// runs. Its own TSC does not go back. Interrupts are off.
+/// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before
+/// it runs. Its own TSC does not go back. Interrupts are off.
 pub(crate) fn is_elsewhere(inner: &mut Inner) -> bool {
     let cpu = linux::cpu();
     if linux::tsc_stable() || inner.clock_cpu == cpu {

@@ -65,8 +65,8 @@ pub(crate) fn process_requests(vcpu: &Vcpu, inner: &mut Inner) {
     serve_these(vcpu, inner, requests);
 }
 
-/// The same for a VMM that is about to read or set the state. The local APIC's timer waits for KVM_RUN:
-/// its registers are not all in one ioctl, and must not change between two.
+/// The same for a VMM that is about to read or set the state. The local APIC's timer waits for
+/// KVM_RUN: its registers are not all in one ioctl, and must not change between two.
 pub(crate) fn process_requests_for_state(vcpu: &Vcpu, inner: &mut Inner) {
     let requests = vcpu.mailbox.take_requests_but(request::TIMER);
     serve_these(vcpu, inner, requests);

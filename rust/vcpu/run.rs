@@ -192,7 +192,8 @@ fn exit_for_deferred(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
 }
 
 /// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
-/// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the VMCB.
+/// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the
+/// VMCB.
 fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
     let host = host().ok_or(ENODEV)?;
     linux::irq_disable();
@@ -231,13 +232,13 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 
 /// Enters the guest as often as its exits can be handled right here.
 ///
-/// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as it
-/// is entered. So only what the handlers themselves may have caused is looked at: requests to this
-/// vCPU, and threads that they woke on this CPU.
+/// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as
+/// it is entered. So only what the handlers themselves may have caused is looked at: requests to
+/// this vCPU, and threads that they woke on this CPU.
 ///
-/// But an event that is injected comes before an interrupt, and a guest can make its delivery raise the same exception
-/// again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint. So interrupts are
-/// let in after each exception.
+/// But an event that is injected comes before an interrupt, and a guest can make its delivery raise
+/// the same exception again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint.
+/// So interrupts are let in after each exception.
 fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
     let features = vcpu.vm.features;
     let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
@@ -257,7 +258,8 @@ fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Acti
             if entry == Entry::Shutdown {
                 return Ok(Some(Action::User(UserExit::Shutdown)));
             }
-            // The event in EVENTINJ comes first, then this ends the guest: the NMI that waits is next.
+            // The event in EVENTINJ comes first, then this ends the guest: the NMI that waits is
+            // next.
             linux::kick_cpu(linux::cpu());
         }
         if tracing && inner.vmcb.event_inj() != 0 {

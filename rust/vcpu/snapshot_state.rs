@@ -5,8 +5,8 @@
 //! What the VMM has decided stays as it is: filters of MSRs, routes, event descriptors, the signal
 //! mask of `KVM_RUN`, capabilities. So do counters, and what is learnt of the host.
 //!
-//! The host's time goes on. If the guest's shall not, its TSC, its clock, and the deadlines that are
-//! in the host's time are moved by as much as has passed.
+//! The host's time goes on. If the guest's shall not, its TSC, its clock, and the deadlines that
+//! are in the host's time are moved by as much as has passed.
 
 use crate::host;
 use crate::host::fpu;

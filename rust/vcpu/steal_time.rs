@@ -4,8 +4,8 @@
 //! (Documentation/virt/kvm/x86/msr.rst).
 //!
 //! ```text
-//!   before_pause   preempted := 1    another vCPU may set FLUSH_TLB there, instead of an IPI, or give
-//!                                    its CPU to this one (KVM_HC_SCHED_YIELD)
+//!   before_pause   preempted := 1    another vCPU may set FLUSH_TLB there, instead of an IPI, or
+//!                                    give its CPU to this one (KVM_HC_SCHED_YIELD)
 //!   ... others run on this CPU
 //!   after_pause    preempted := 0, flush if asked to; steal += the time since
 //! ```
@@ -66,7 +66,8 @@ pub(crate) fn after_pause(inner: &mut Inner) {
         let run_delay = linux::run_delay();
         if inner.steal.pending || run_delay != inner.steal.run_delay {
             if update(inner, record, run_delay).is_err() {
-                // It may still say that the vCPU does not run: others may leave their flushes there.
+                // It may still say that the vCPU does not run: others may leave their flushes
+                // there.
                 inner.parts.deferred |= deferred::FLUSH;
             }
         }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! All vCPUs of a VM, for whoever wants them to stand still.
+//! All vCPUs of a VM, and how callers make them stand still.
 //!
 //! ```text
 //!   KVM_CREATE_VCPU ──► all ──────────────────────────► last descriptor closed
 //!   PACIFICA_FORK ────► all, waiting ─KVM_CREATE_VCPU─► all ─► likewise
 //! ```
 //!
-//! A vCPU holds a reference to its VM, so none may stay here when nobody has a descriptor of it any more.
+//! A vCPU holds a reference to its VM, so none may stay here after its last descriptor.
 
 use crate::linux::{KillableGuard, KillableMutex};
 use crate::vcpu::{Inner, Vcpu};
@@ -19,19 +19,19 @@ use kernel::sync::{Arc, Mutex};
 pub(crate) struct Vcpus {
     #[pin]
     list: Mutex<List>,
-    /// Held by who stops all of them, and by who uses a snapshot.
+    /// Held by callers that stop all vCPUs, and by those that use a snapshot.
     #[pin]
     pub(crate) stopping: KillableMutex<()>,
 }
 
 struct List {
     all: KVec<Arc<Vcpu>>,
-    /// Those of a forked VM whose descriptors nobody has asked for yet.
+    /// Those of a forked VM that have no descriptor yet.
     waiting: KVec<Arc<Vcpu>>,
 }
 
 impl Vcpus {
-    /// None.
+    /// Creates an empty list.
     pub(crate) fn new() -> impl PinInit<Self> {
         let list = List {
             all: KVec::new(),
@@ -43,7 +43,7 @@ impl Vcpus {
         })
     }
 
-    /// Another one. It holds a reference to the VM, so it must be [removed](Self::remove) when its
+    /// Adds a vCPU. It holds a reference to the VM, so it must be [removed](Self::remove) when its
     /// last descriptor goes.
     pub(crate) fn add(&self, vcpu: &Arc<Vcpu>) -> Result {
         Ok(self
@@ -53,14 +53,14 @@ impl Vcpus {
             .push(vcpu.clone(), GFP_KERNEL_ACCOUNT)?)
     }
 
-    /// It goes.
+    /// Removes a vCPU.
     pub(crate) fn remove(&self, vcpu: &Vcpu) {
         let mut list = self.list.lock();
         // It is not the last reference: the caller has one.
         list.all.retain(|other| !core::ptr::eq(&**other, vcpu));
     }
 
-    /// One that was [added](Self::add) has no descriptor yet.
+    /// Notes that an [added](Self::add) vCPU has no descriptor yet.
     pub(crate) fn wait(&self, vcpu: Arc<Vcpu>) -> Result {
         Ok(self.list.lock().waiting.push(vcpu, GFP_KERNEL_ACCOUNT)?)
     }
@@ -72,14 +72,14 @@ impl Vcpus {
         waiting.remove(index).ok()
     }
 
-    /// It waits on, for there was no descriptor.
+    /// Puts a vCPU back that got no descriptor.
     pub(crate) fn put_waiting(&self, vcpu: Arc<Vcpu>) {
         // There is room, for it was taken out.
         let left = self.list.lock().waiting.push_within_capacity(vcpu);
         drop(left);
     }
 
-    /// Nobody will ask for those that wait.
+    /// Removes all vCPUs that have no descriptor.
     pub(crate) fn forget_waiting(&self) {
         let waiting = core::mem::take(&mut self.list.lock().waiting);
         for vcpu in waiting.iter() {

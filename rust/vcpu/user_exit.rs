@@ -68,13 +68,15 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
     Ok(())
 }
 
-/// What KVM_RUN fails with where the process has no usable memory. If the memory is poisoned, the thread hears of it by a
-/// signal, as if it had touched the memory itself, and what the guest did is tried again at the next KVM_RUN: by then
-/// another page may be there, or the VMM has given the guest a machine check.
+/// What KVM_RUN fails with where the process has no usable memory. If the memory is poisoned, the
+/// thread hears of it by a signal, as if it had touched the memory itself, and what the guest did
+/// is tried again at the next KVM_RUN: by then another page may be there, or the VMM has given the
+/// guest a machine check.
 #[cold]
 fn no_memory(page: &RunPage, inner: &mut Inner) -> Error {
     let error = inner.parts.host_error.take();
-    // An access that failed since may have left its address: what a nested fault says of itself counts.
+    // An access that failed since may have left its address: what a nested fault says of itself
+    // counts.
     let poisoned = inner.parts.memory.poisoned.take();
     if let Some(hva) = poisoned.filter(|_| error.is_none_or(is_poison)) {
         report_poison(hva & !PageSize::Size4K.offset_mask());

@@ -149,9 +149,9 @@ impl Coalesced {
                 .add(last)
                 .write_volatile(entry);
         }
-        // The VMM must not see the end before the entry.
-        // SAFETY: The field is aligned and in the page that `self` holds. The kernel writes it under the
-        // lock alone; what user space does to it at the same time is outside of the language.
+        // The VMM must not see the end before the entry. SAFETY: The field is aligned and in the
+        // page that `self` holds. The kernel writes it under the lock alone; what user space does
+        // to it at the same time is outside of the language.
         unsafe { AtomicU32::from_ptr(&raw mut (*ring).last) }.store(next as u32, Release);
         true
     }

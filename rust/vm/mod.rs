@@ -133,7 +133,7 @@ impl Vm {
         )
     }
 
-    /// Copies what the VMM has decided. Nobody else changes `setup` meanwhile.
+    /// Copies what the VMM has decided. `setup` is locked meanwhile.
     pub(crate) fn decisions(&self, setup: &Setup) -> Result<Decisions> {
         Ok(Decisions {
             setup: *setup,

@@ -3,8 +3,8 @@
 //! The VFIO device of a VM: the VMM says which devices of the host the guest has
 //! (Documentation/virt/kvm/devices/vfio.rst).
 //!
-//! A guest with a device that reaches memory past the caches must be able to write its caches back: its
-//! WBINVD is executed then. The memory types are the guest's in any case (APM vol. 2, 15.25.8).
+//! A guest with a device that reaches memory past the caches must be able to write its caches back:
+//! its WBINVD is executed then. The memory types are the guest's in any case (APM vol. 2, 15.25.8).
 
 use crate::linux::OpenFile;
 use crate::uapi::file::{self, FileObject};

@@ -2,9 +2,10 @@
 
 //! Prints how fast this machine's time-stamp counter counts, in kHz.
 //!
-//! The emulated host's counter is this machine's own. A kernel finds its rate by counting while another
-//! timer runs, and an emulated CPU that stands still meanwhile, because this machine is busy, miscounts:
-//! its clock was seen to run six times too fast. So the lab tells it (`tsc_early_khz=`).
+//! The emulated host's counter is this machine's own. A kernel finds its rate by counting while
+//! another timer runs, and an emulated CPU that stands still meanwhile, because this machine is
+//! busy, miscounts: its clock was seen to run six times too fast. So the lab tells it
+//! (`tsc_early_khz=`).
 
 use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host's CPUs. A test does not number them itself: the emulated host keeps its first for itself
-//! (docs/testing.md).
+//! The host's CPUs. A test does not number them itself: the emulated host keeps its first for
+//! itself (docs/testing.md).
 
 use std::mem::{size_of, zeroed};
 use std::sync::OnceLock;

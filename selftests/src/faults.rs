@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A system call, with each of the allocations and copies that the kernel does for it failing once: the
-//! first, then the second, until it needs no more. On kernels with fault injection only
+//! A system call, with each of the allocations and copies that the kernel does for it failing once:
+//! the first, then the second, until it needs no more. On kernels with fault injection only
 //! (Documentation/fault-injection in the kernel's tree): `make check-debug`.
 //!
 //! A call that loses an allocation must say ENOMEM or EFAULT, or do without; and the same call must
@@ -65,8 +65,8 @@ pub fn within(function: &str) -> Result<(), String> {
 const MOST: u32 = 2000;
 
 /// For the first allocation, then the second, until the call needs no more: prepares something, and
-/// calls `attempt` on it with this allocation failing. It then must succeed when it is called again.
-/// Answers how often it failed.
+/// calls `attempt` on it with this allocation failing. It then must succeed when it is called
+/// again. Answers how often it failed.
 pub fn each<S, T>(
     what: &str,
     mut prepare: impl FnMut() -> Result<S, String>,

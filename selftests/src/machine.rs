@@ -19,9 +19,10 @@ use crate::trace::{Next, Trace};
 pub const RAM: usize = 2 << 20;
 /// Where the guest's code is, and where it begins.
 pub const LOAD: usize = 0x8000;
-/// The read-only slot of guests that ask for one: a page of 0x90, one with the descriptors, of which
-/// none was ever loaded, and a task state segment; the page tables twice: with accessed and dirty
-/// bits, and without; and an interrupt table, whose gates lead to 16 bytes each at [`ROM_STUBS`].
+/// The read-only slot of guests that ask for one: a page of 0x90, one with the descriptors, of
+/// which none was ever loaded, and a task state segment; the page tables twice: with accessed and
+/// dirty bits, and without; and an interrupt table, whose gates lead to 16 bytes each at
+/// [`ROM_STUBS`].
 pub const ROM: u64 = 0xc000_0000;
 const ROM_PAGES: usize = 3 + 2 * TABLES;
 /// `guests/report.inc` knows the following, too.
@@ -210,8 +211,8 @@ impl Machine {
         })
     }
 
-    /// In a child of fork(2): this machine becomes the one that the snapshot tells of, with the memory of
-    /// this process. The parent's is let go.
+    /// In a child of fork(2): this machine becomes the one that the snapshot tells of, with the
+    /// memory of this process. The parent's is let go.
     pub fn fork_from(
         &mut self,
         device: &Handle,

@@ -129,8 +129,8 @@ pub fn kernel_memory() -> i64 {
     total - user - kept
 }
 
-/// How much more kernel memory there is than `before`, in KiB, once that is below `most`: what is freed
-/// late is freed later on a busy machine.
+/// How much more kernel memory there is than `before`, in KiB, once that is below `most`: what is
+/// freed late is freed later on a busy machine.
 pub fn growth(before: i64, most: i64) -> Result<i64, String> {
     let mut growth = 0;
     patience::until("kernel memory is free again", || {
@@ -141,7 +141,8 @@ pub fn growth(before: i64, most: i64) -> Result<i64, String> {
     Ok(growth)
 }
 
-/// On the debug kernel, what it has allocated and nobody points to; a line for each object and more.
+/// On the debug kernel, what it has allocated and nobody points to; a line for each object and
+/// more.
 pub fn unreferenced() -> io::Result<String> {
     if !fs::exists(KMEMLEAK)? {
         return Ok(String::new());

@@ -2,8 +2,8 @@
 
 //! How long a test waits.
 //!
-//! A test waits for a condition, never for a time that should be enough: the machine may be busy. Only
-//! what hangs is given up, and that late. `LAB_PATIENCE`, a whole number, multiplies the time.
+//! A test waits for a condition, never for a time that should be enough: the machine may be busy.
+//! Only what hangs is given up, and that late. `LAB_PATIENCE`, a whole number, multiplies the time.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread::sleep;

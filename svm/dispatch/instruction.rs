@@ -59,7 +59,8 @@ pub fn dynamic<P: Platform>(guest: &Guest<'_, P>, function: u32) -> Dynamic {
     dynamic
 }
 
-/// Bytes of the XSAVE area for the guest's XCR0, and compacted (APM vol. 2, 11.5.3): XSS is always 0.
+/// Bytes of the XSAVE area for the guest's XCR0, and compacted (APM vol. 2, 11.5.3): XSS is always
+/// 0.
 fn xsave_sizes<P: Platform>(guest: &Guest<'_, P>) -> (u32, u32) {
     /// The legacy area and the header.
     const BASE: u32 = 512 + 64;
@@ -124,7 +125,8 @@ pub(super) fn rdtsc<P: Platform>(guest: &mut Guest<'_, P>, with_aux: bool) -> Re
     Ok(Action::Resume)
 }
 
-/// RDPMC. The four counters that every AMD CPU has stand still, as do the two more of a guest whose CPUID has them.
+/// RDPMC. The four counters that every AMD CPU has stand still, as do the two more of a guest whose
+/// CPUID has them.
 pub(super) fn rdpmc<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
     if guest.cpl() != 0 && !guest.cr4().contains(Cr4::PCE) {
         return Err(Exception::GP0.into());
@@ -235,7 +237,8 @@ pub(super) fn vmmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, S
     Ok(Action::Resume)
 }
 
-/// Hypercalls that do something; `None` if there is no such, or the guest's CPUID does not offer it.
+/// Hypercalls that do something; `None` if there is no such, or the guest's CPUID does not offer
+/// it.
 fn hypercall<P: Platform>(
     guest: &mut Guest<'_, P>,
     number: u64,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Instructions that are intercepted, met by the emulator: the CPU could not even read them, because its
-//! page tables lie in read-only memory. They are handled as if the CPU had intercepted them.
+//! Instructions that are intercepted, met by the emulator: the CPU could not even read them,
+//! because its page tables lie in read-only memory. They are handled as if the CPU had intercepted
+//! them.
 
 use super::{handle, Action, Platform};
 use crate::cpu::Guest;

@@ -70,8 +70,8 @@ fn refused<P: Platform>(
     Ok(pending(guest))
 }
 
-/// The VMM's answer to [`UserIo::Msr`](crate::io::UserIo::Msr): the value that was read, or `None` for #GP. It is dropped
-/// if the VMM has moved RIP.
+/// The VMM's answer to [`UserIo::Msr`](crate::io::UserIo::Msr): the value that was read, or `None`
+/// for #GP. It is dropped if the VMM has moved RIP.
 pub fn finish_msr<P: Platform>(guest: &mut Guest<'_, P>, answer: Option<u64>) {
     let io = &mut guest.state.io;
     let Phase::Msr { write, .. } = io.phase else {

@@ -152,7 +152,8 @@ fn matches<P: Platform>(guest: &mut Guest<'_, P>, gpa: u64, opcode: &Opcode) -> 
     let mut bytes = [0; Opcode::MAX];
     match bytes.get_mut(..opcode.0.len()) {
         Some(bytes) => {
-            // A loop, because a comparison of slices is a call, and this is on the way of every exit.
+            // A loop, because a comparison of slices is a call, and this is on the way of every
+            // exit.
             guest.platform.read_gpa(gpa, bytes).is_ok() && bytes.iter().eq(opcode.0)
         }
         None => false,

@@ -176,8 +176,8 @@ fn what_was_cut_short_comes_again() {
     }
 }
 
-/// The exception's handler is told by EXT, or not at all; the event that it came of is gone (APM vol. 2, 8.4.2,
-/// 15.20).
+/// The exception's handler is told by EXT, or not at all; the event that it came of is gone (APM
+/// vol. 2, 8.4.2, 15.20).
 #[test]
 fn an_event_whose_delivery_ends_in_an_exception_is_gone() {
     for event in [Event::Interrupt(0x31), Event::Nmi] {
@@ -355,7 +355,8 @@ fn an_exception_of_the_vmm_waits_for_an_acknowledged_interrupt() {
     assert_eq!(injected(&machine), Some(Event::Exception(vector::DB, None)));
 }
 
-/// A VMM that saves the vCPU meanwhile, and restores it, loses neither: a fault comes again by itself.
+/// A VMM that saves the vCPU meanwhile, and restores it, loses neither: a fault comes again by
+/// itself.
 #[test]
 fn an_exception_of_the_vmm_that_waits_is_shown() {
     for (vector, shown) in [(vector::PF, vector::MC), (vector::DF, vector::DF)] {
@@ -501,7 +502,8 @@ fn payloads_are_delivered_once() {
     assert_eq!(machine.vmcb.cr2(), 0);
 }
 
-/// A VMM that does not know payloads sees their effect, and may still drop the exception by other registers.
+/// A VMM that does not know payloads sees their effect, and may still drop the exception by other
+/// registers.
 #[test]
 fn other_registers_drop_what_is_pending_only() {
     let mut machine = machine();

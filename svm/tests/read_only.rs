@@ -260,7 +260,8 @@ fn descriptors_that_are_not_aligned() {
     }
 }
 
-/// The fault tells where the descriptor is, not where the operand is, though both lie alike in their pages.
+/// The fault tells where the descriptor is, not where the operand is, though both lie alike in
+/// their pages.
 #[test]
 fn the_fault_of_a_descriptor_is_not_the_operands() {
     // mov ds, [rbx]; lret

@@ -368,7 +368,8 @@ fn the_trap_bit() {
     );
 }
 
-/// An interrupt or an NMI through a task gate whose task cannot be entered: its end is the exception.
+/// An interrupt or an NMI through a task gate whose task cannot be entered: its end is the
+/// exception.
 #[test]
 fn an_event_that_meets_a_bad_task_is_gone() {
     for event in [Event::Interrupt(0x30), Event::Nmi] {

@@ -82,8 +82,8 @@ impl Vmcb {
         self.set_all_dirty();
     }
 
-    /// All that #VMEXIT saves and INIT leaves alone, as after RESET: what SHUTDOWN leaves there is undefined
-    /// (APM vol. 2, 15.14.3).
+    /// All that #VMEXIT saves and INIT leaves alone, as after RESET: what SHUTDOWN leaves there is
+    /// undefined (APM vol. 2, 15.14.3).
     pub(crate) fn reset_after_shutdown(&mut self) {
         self.set_v_tpr(0);
         self.set_g_pat(PAT_RESET);

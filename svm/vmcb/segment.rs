@@ -2,8 +2,9 @@
 
 //! What a segment register in the VMCB looks like in a state that is saved or compared.
 //!
-//! The CPU keeps in the attributes what it needs, and not all of what was loaded (APM vol. 2, 15.5.1, 4.8). A
-//! reader gets the one form that is legal everywhere, VM entries of other vendors' CPUs included:
+//! The CPU keeps in the attributes what it needs, and not all of what was loaded (APM vol. 2,
+//! 15.5.1, 4.8). A reader gets the one form that is legal everywhere, VM entries of other vendors'
+//! CPUs included:
 //!
 //! | bit                     | what it is                                                            |
 //! |-------------------------|-----------------------------------------------------------------------|

@@ -44,21 +44,22 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a guest
     ///
-    /// The guest finds its processors, a serial port (COM1), a clock, power-off and reset through ACPI,
-    /// and the module's interrupt controllers and timers. There is no firmware and no PCI. The serial port
-    /// is its console: Linux needs `console=ttyS0` on its command line, which is the default.
+    /// The guest finds its processors, a serial port (COM1), a clock, power-off and reset through
+    /// ACPI, and the module's interrupt controllers and timers. There is no firmware and no PCI.
+    /// The serial port is its console: Linux needs `console=ttyS0` on its command line, which is
+    /// the default.
     #[command(after_help = EXIT_STATUS)]
     Run(RunArgs),
     /// Say whether this host can run guests, and what to do if not
     ///
-    /// Prints a line for each condition, and the remedy below each that is not met. Succeeds only if all
-    /// are met.
+    /// Prints a line for each condition, and the remedy below each that is not met. Succeeds only
+    /// if all are met.
     Check(CheckArgs),
     /// Run a program that finds the module's node at /dev/kvm
     ///
-    /// The program gets a mount namespace of its own, and a user namespace if that is needed for it.
-    /// Nothing changes outside. The exit status is the program's; 127 if there is no such program, 126
-    /// if it cannot be run.
+    /// The program gets a mount namespace of its own, and a user namespace if that is needed for
+    /// it. Nothing changes outside. The exit status is the program's; 127 if there is no such
+    /// program, 126 if it cannot be run.
     Exec(ExecArgs),
     /// Write completions for a shell to standard output
     Completions {
@@ -77,7 +78,8 @@ pub(crate) enum Command {
 /// The arguments of `pacifica run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The kernel: a bzImage, or an ELF image (started by PVH if it has the note, else in 64-bit mode)
+    /// The kernel: a bzImage, or an ELF image (started by PVH if it has the note, else in 64-bit
+    /// mode)
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) kernel: PathBuf,
 
@@ -115,7 +117,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Irqchip::Kernel)]
     pub(crate) irqchip: Irqchip,
 
-    /// Say on standard error, when the guest has ended, how long it ran and why it left the processor
+    /// Say on standard error, when the guest has ended, how long it ran and why it left the
+    /// processor
     #[arg(long)]
     pub(crate) summary: bool,
 

@@ -21,7 +21,8 @@ static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 pub(crate) struct RawMode(());
 
 impl RawMode {
-    /// Puts standard input into raw mode. Output keeps its newline translation, for our own messages.
+    /// Puts standard input into raw mode. Output keeps its newline translation, for our own
+    /// messages.
     pub(crate) fn enter() -> Result<Self> {
         let failed = |error: nix::Error| Error::Console {
             what: "stdio".into(),

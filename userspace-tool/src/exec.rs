@@ -101,8 +101,9 @@ fn bind(from: &Path, to: &Path) -> Result<()> {
     .map_err(|error| Error::system("mount --bind", error))
 }
 
-/// Covers `/dev` with a new directory that has the same entries, and `kvm` besides. The old one keeps
-/// its contents: its entries are mounted into the new one, so all devices stay the same devices.
+/// Covers `/dev` with a new directory that has the same entries, and `kvm` besides. The old one
+/// keeps its contents: its entries are mounted into the new one, so all devices stay the same
+/// devices.
 fn make_private_dev() -> Result<()> {
     let failed = |error| Error::system("making a private /dev", error);
     let here = open_directory(".")?;

@@ -76,8 +76,8 @@ impl Summary {
     }
 }
 
-/// All exits, and the most frequent reasons: the counters `exit_REASON` of Pacifica, `REASON_exits` of
-/// KVM.
+/// All exits, and the most frequent reasons: the counters `exit_REASON` of Pacifica, `REASON_exits`
+/// of KVM.
 fn exits(counts: &BTreeMap<String, u64>) -> Option<String> {
     let all = *counts.get(ALL)?;
     let mut reasons: Vec<_> = counts

@@ -259,8 +259,8 @@ pub(crate) fn install_kick_handler() -> Result<()> {
         .map_err(|error| Error::system("sigaction", error))
 }
 
-/// A processor's panic ends the program: a guest cannot go on without it, and the page that is shared
-/// with the module must not go away while others may use it.
+/// A processor's panic ends the program: a guest cannot go on without it, and the page that is
+/// shared with the module must not go away while others may use it.
 struct EndTogether;
 
 impl Drop for EndTogether {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The VEX prefix (APM vol. 3, 1.2.8; vol. 4, 1.2.1): an escape to three opcode maps, with what REX and
-//! the mandatory prefixes say, a second source register, and the vector length.
+//! The VEX prefix (APM vol. 3, 1.2.8; vol. 4, 1.2.1): an escape to three opcode maps, with what REX
+//! and the mandatory prefixes say, a second source register, and the vector length.
 //!
 //! ```text
 //!   C5   R vvvv L pp                        map 0F
@@ -33,7 +33,8 @@ const B: u8 = 1 << 5;
 const L: u8 = 1 << 2;
 
 impl Insn {
-    /// Takes what follows `C4` or `C5`; `None` if that is LES or LDS, as it can be outside of 64-bit mode.
+    /// Takes what follows `C4` or `C5`; `None` if that is LES or LDS, as it can be outside of
+    /// 64-bit mode.
     pub(super) fn take_vex(
         &mut self,
         bytes: &mut Bytes<'_>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What touches no memory but that of the instruction itself: near branches, flags, conversions in the
-//! accumulator. It is emulated where the CPU cannot execute it: its page tables are in ROM.
+//! What touches no memory but that of the instruction itself: near branches, flags, conversions in
+//! the accumulator. It is emulated where the CPU cannot execute it: its page tables are in ROM.
 
 use super::address::mask;
 use super::alu;

@@ -33,7 +33,8 @@ impl<C: Cpu> Run<'_, C> {
         matches!(self.insn.group(), 0 | 1) && self.insn.mem.is_some()
     }
 
-    /// FXSAVE and FXRSTOR. Faults: #UD for a guest whose CPUID lacks them, #NM, then #GP if memory is not aligned to 16 bytes.
+    /// FXSAVE and FXRSTOR. Faults: #UD for a guest whose CPUID lacks them, #NM, then #GP if memory
+    /// is not aligned to 16 bytes.
     pub(super) fn fxstate(&mut self) -> Result {
         if self.mandatory_prefix() != Mandatory::None {
             return Err(Exception::UD.into());

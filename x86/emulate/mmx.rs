@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The MMX moves, and the x87 instructions that store or load no numbers: FNSTCW, FNSTSW, FLDCW, FNINIT, FNCLEX
-//! (APM vol. 5). With them LDMXCSR and STMXCSR.
+//! The MMX moves, and the x87 instructions that store or load no numbers: FNSTCW, FNSTSW, FLDCW,
+//! FNINIT, FNCLEX (APM vol. 5). With them LDMXCSR and STMXCSR.
 
 use super::vector::Mandatory;
 use super::Flow;

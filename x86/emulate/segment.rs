@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Segment registers: descriptors (APM vol. 2, 4.7 and 4.8), and the instructions that load or store
-//! selectors.
+//! Segment registers: descriptors (APM vol. 2, 4.7 and 4.8), and the instructions that load or
+//! store selectors.
 
 use super::Flow;
 use super::Run;
@@ -73,8 +73,8 @@ impl<C: Cpu> Run<'_, C> {
         }
     }
 
-    /// What SS, DS, ES, FS or GS becomes with this selector, at this privilege level; its descriptor is
-    /// marked as accessed.
+    /// What SS, DS, ES, FS or GS becomes with this selector, at this privilege level; its
+    /// descriptor is marked as accessed.
     pub(super) fn data_segment(
         &mut self,
         register: SegReg,

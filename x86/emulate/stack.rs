@@ -50,7 +50,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(())
     }
 
-    /// Where the push number `number`, counted from 1, of `size` bytes writes, and the stack pointer then.
+    /// Where the push number `number`, counted from 1, of `size` bytes writes, and the stack
+    /// pointer then.
     fn place_below(&self, number: u64, written: u8, size: u8) -> Result<(u64, u64)> {
         let below = number.wrapping_mul(u64::from(size));
         let pointer = self.cpu.gpr(gpr::RSP).wrapping_sub(below) & mask(self.stack_address_size());
@@ -140,8 +141,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    /// What PUSHF, POPF and IRET do in virtual-8086 mode with an IOPL below 3: #GP(0), but for CR4.VME,
-    /// which is left out.
+    /// What PUSHF, POPF and IRET do in virtual-8086 mode with an IOPL below 3: #GP(0), but for
+    /// CR4.VME, which is left out.
     pub(super) fn without_virtual_flag(&self) -> Stop {
         let allowed = self.cpu.cr4().contains(Cr4::VME) && self.insn.operand_size == 2;
         if allowed {
@@ -179,8 +180,8 @@ impl<C: Cpu> Run<'_, C> {
         Ok(Flow::Next)
     }
 
-    /// The flags after `size` bytes of `value` were loaded by POPF, or by IRET: what the privilege level may
-    /// not change stays (APM vol. 3, POPF and IRET).
+    /// The flags after `size` bytes of `value` were loaded by POPF, or by IRET: what the privilege
+    /// level may not change stays (APM vol. 3, POPF and IRET).
     pub(super) fn loaded_flags(&self, value: Rflags, size: u8, by_iret: bool) -> Rflags {
         const ALWAYS: Rflags = Rflags::CF
             .union(Rflags::PF)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Groups 6 and 7 as far as they have an operand in memory: SLDT, STR, LLDT, LTR, SGDT, SIDT, LGDT, LIDT, LMSW,
-//! SMSW (APM vol. 3, chapter 4).
+//! Groups 6 and 7 as far as they have an operand in memory: SLDT, STR, LLDT, LTR, SGDT, SIDT, LGDT,
+//! LIDT, LMSW, SMSW (APM vol. 3, chapter 4).
 
 use super::address::is_canonical;
 use super::segment::{fault, is_null};

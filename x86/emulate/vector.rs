@@ -273,7 +273,8 @@ impl<C: Cpu> Run<'_, C> {
         }
     }
 
-    /// The register that a merging move keeps a part of: the destination, unless VEX names another one.
+    /// The register that a merging move keeps a part of: the destination, unless VEX names another
+    /// one.
     fn first_source(&mut self) -> u128 {
         let index = self.insn.vex.map_or(self.insn.reg, |vex| vex.source);
         self.cpu.xmm(index)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Registers that exist but hold no state: what systems read, and write, without being prepared for #GP,
-//! because of family and model alone, or because the CPUs that they know best have them.
+//! Registers that exist but hold no state: what systems read, and write, without being prepared for
+//! #GP, because of family and model alone, or because the CPUs that they know best have them.
 
 use super::{index, Origin};
 use crate::regs::Exception;
@@ -17,8 +17,8 @@ enum Constant {
     ReadOnly(u64),
     /// Writes are accepted, and change nothing; reads are #GP.
     WriteOnly,
-    /// The guest has no such register. A VMM that saves or restores what KVM lists finds this, and may
-    /// write it, or zero.
+    /// The guest has no such register. A VMM that saves or restores what KVM lists finds this, and
+    /// may write it, or zero.
     VmmOnly(u64),
 }
 
@@ -39,8 +39,9 @@ const CLK_CTL: u64 = 0x2000_0000;
 /// A TSC that runs at the host's rate (APM vol. 2, 15.30.5).
 const TSC_RATIO_ONE: u64 = 1 << 32;
 
-/// In ARCH_CAPABILITIES: vulnerabilities of Intel's CPUs that AMD's do not have (RDCL, MDS, GDS, RFDS and
-/// ITS), page sizes that may change under the CPU, and no flush of the first cache at VM entries.
+/// In ARCH_CAPABILITIES: vulnerabilities of Intel's CPUs that AMD's do not have (RDCL, MDS, GDS,
+/// RFDS and ITS), page sizes that may change under the CPU, and no flush of the first cache at VM
+/// entries.
 pub(super) const NOT_INTELS: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 27 | 1 << 62;
 
 fn constant(index: u32) -> Option<Constant> {

@@ -18,8 +18,8 @@ pub(super) const DE_CFG_LFENCE_SERIALIZES: u64 = 1 << 1;
 pub(super) const PLATFORM_CPUID_FAULTING: u64 = 1 << 31;
 /// In MISC_FEATURES_ENABLES: CPUID is #GP in programs.
 const CPUID_FAULTS: u64 = 1 << 0;
-/// Where system management mode begins after reset (APM vol. 2, 10.2.1). There is none here; a VMM may
-/// keep the register's value.
+/// Where system management mode begins after reset (APM vol. 2, 10.2.1). There is none here; a VMM
+/// may keep the register's value.
 const SMBASE_RESET: u64 = 0x3_0000;
 /// The host's save area of a guest that could use SVM is a page.
 const VM_HSAVE_RESERVED: u64 = 0xfff;
@@ -44,8 +44,8 @@ const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// The patch level that KVM gives a new vCPU on AMD; a VMM may set the host's.
 const PATCH_LEVEL_RESET: u64 = 0x0100_0065;
 
-/// Errata whose workarounds a guest need not do: the first three of OSVW, which are settled by the host (their status bits
-/// are clear), or about what guests do not have.
+/// Errata whose workarounds a guest need not do: the first three of OSVW, which are settled by the
+/// host (their status bits are clear), or about what guests do not have.
 const OSVW_KNOWN: u64 = 3;
 /// Of the host's status bits these two say that it has to do something itself.
 const OSVW_OF_HOST: u64 = 0b110;
@@ -165,8 +165,8 @@ impl MsrFile {
         }
     }
 
-    /// Which errata the guest's operating system need not work around (OSVW, APM vol. 2, appendix E), from what the host's
-    /// CPU says: how many it knows, and which of them it has.
+    /// Which errata the guest's operating system need not work around (OSVW, APM vol. 2, appendix
+    /// E), from what the host's CPU says: how many it knows, and which of them it has.
     pub fn set_errata(&mut self, length: u64, status: u64) {
         self.osvw_length = length.max(OSVW_KNOWN);
         self.osvw_status = status & !OSVW_OF_HOST;
@@ -191,7 +191,8 @@ impl MsrFile {
         (self.pv_steal_time & pv::ENABLED != 0).then_some(self.pv_steal_time & !pv::ENABLED)
     }
 
-    /// The guest-physical address of the byte whose clearing by the guest is an EOI, if it wants that.
+    /// The guest-physical address of the byte whose clearing by the guest is an EOI, if it wants
+    /// that.
     #[inline]
     pub fn pv_eoi_gpa(&self) -> Option<u64> {
         self.pv.eoi_gpa()

@@ -19,8 +19,8 @@ const CAP_COUNT: u64 = 0xff;
 const CAP_CTL: u64 = 1 << 8;
 /// In MCG_CAP: software can recover from some errors.
 const CAP_SER: u64 = 1 << 24;
-/// A bank's CTL is all ones or zero, but for two bits that old systems clear: bit 10 for an erratum of the
-/// K8, and bit 0 to hear of no corrected errors.
+/// A bank's CTL is all ones or zero, but for two bits that old systems clear: bit 10 for an erratum
+/// of the K8, and bit 0 to hear of no corrected errors.
 const CTL_OPTIONAL: u64 = 1 << 10 | 1 << 0;
 
 /// In MCi_STATUS: the bank holds an error (APM vol. 2, 9.3.2.1), ...
@@ -57,7 +57,8 @@ pub enum Reported {
     Quiet,
     /// #MC.
     MachineCheck,
-    /// A machine check while one is being handled, or with CR4.MCE clear: the CPU shuts down (APM vol. 2, 8.2.17).
+    /// A machine check while one is being handled, or with CR4.MCE clear: the CPU shuts down (APM
+    /// vol. 2, 8.2.17).
     Shutdown,
 }
 
@@ -77,7 +78,8 @@ impl Default for Mce {
 }
 
 impl Mce {
-    /// Banks of a vCPU for which `KVM_X86_SETUP_MCE` was not called, as in KVM: Firecracker saves them all.
+    /// Banks of a vCPU for which `KVM_X86_SETUP_MCE` was not called, as in KVM: Firecracker saves
+    /// them all.
     const DEFAULT_BANKS: u64 = MAX_BANKS as u64;
 
     /// What `KVM_X86_GET_MCE_CAP_SUPPORTED` answers.
@@ -106,8 +108,8 @@ impl Mce {
         valid
     }
 
-    /// `KVM_X86_SET_MCE`: an error happens. `enabled` is the guest's CR4.MCE. `None`, and no change, if there is no such
-    /// bank, or no error.
+    /// `KVM_X86_SET_MCE`: an error happens. `enabled` is the guest's CR4.MCE. `None`, and no
+    /// change, if there is no such bank, or no error.
     pub fn report(&mut self, report: &Report, enabled: bool) -> Option<Reported> {
         let number = usize::from(report.bank);
         if number >= self.banks() || report.status & STATUS_VAL == 0 {
@@ -132,7 +134,8 @@ impl Mce {
         if uncorrected && (self.status & STATUS_MCIP != 0 || !enabled) {
             return Some(Reported::Shutdown);
         }
-        // An error that was not corrected takes the place of another one, and no other takes its (APM vol. 2, 9.3.2.4).
+        // An error that was not corrected takes the place of another one, and no other takes its
+        // (APM vol. 2, 9.3.2.4).
         if *status & STATUS_VAL != 0 && *status & STATUS_UC != 0 && !uncorrected {
             *status |= STATUS_OVERFLOW;
             return Some(Reported::Quiet);
@@ -214,7 +217,8 @@ impl Mce {
         Ok(())
     }
 
-    /// Corrected errors make no interrupts, so the guest has no MCi_CTL2. A VMM may restore its zeros.
+    /// Corrected errors make no interrupts, so the guest has no MCi_CTL2. A VMM may restore its
+    /// zeros.
     fn check_ctl2(&self, index: u32, value: u64, origin: Origin) -> Result<(), Exception> {
         let bank = index.wrapping_sub(index::MC0_CTL2) as usize;
         let fine = origin == Origin::Host && value == 0 && bank < self.banks();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The paravirtual registers that are neither clocks nor steal time (Documentation/virt/kvm/x86/msr.rst).
+//! The paravirtual registers that are neither clocks nor steal time
+//! (Documentation/virt/kvm/x86/msr.rst).
 
 use super::index;
 use crate::features::{Feature, Features};

@@ -168,8 +168,9 @@ impl Format {
             (2, true) => entry::PAGE_2M_RESERVED,
             (_, true) => entry::PAGE_1G_RESERVED,
             (3, false) if self.pae => entry::PAE_PDPE_RESERVED,
-            // A page size is there only where it is offered. In PML5Es and PML4Es bit 8 must be zero, too;
-            // in PDPEs and PDEs that point to tables it is ignored (APM vol. 2, figures 5-20 to 5-22).
+            // A page size is there only where it is offered. In PML5Es and PML4Es bit 8 must be
+            // zero, too; in PDPEs and PDEs that point to tables it is ignored (APM vol. 2, figures
+            // 5-20 to 5-22).
             (3, false) => entry::PS,
             (_, false) => entry::PS | entry::G,
         }

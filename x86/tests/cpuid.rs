@@ -391,7 +391,8 @@ fn cache_topology_ends_with_an_empty_subleaf() {
     assert_eq!(lookup(&entries, 0x8000_001e, 0), [0; 4]);
 }
 
-/// IBPB as soon as the hypervisor passes it on, IBRS, STIBP, SSBD and PSFD only with a SPEC_CTRL of the guest's own.
+/// IBPB as soon as the hypervisor passes it on, IBRS, STIBP, SSBD and PSFD only with a SPEC_CTRL of
+/// the guest's own.
 #[test]
 fn speculation_controls() {
     let none = Ext8Ebx::IBPB | Ext8Ebx::IBRS | Ext8Ebx::STIBP | Ext8Ebx::SSBD;

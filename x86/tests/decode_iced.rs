@@ -74,7 +74,8 @@ fn oracle(bytes: &[u8], mode: CodeSize) -> Instruction {
     Decoder::with_ip(bits, bytes, 0, DecoderOptions::AMD).decode()
 }
 
-/// What is undefined, outside the four maps, or in another vendor's CPU (`0F 37`, `0F A6`, `0F A7`).
+/// What is undefined, outside the four maps, or in another vendor's CPU (`0F 37`, `0F A6`, `0F
+/// A7`).
 fn is_out_of_scope(oracle: &Instruction) -> bool {
     let foreign = [
         CpuidFeature::SMX,

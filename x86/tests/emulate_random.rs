@@ -185,8 +185,8 @@ proptest! {
     }
 
     /// An instruction that stops at any of its accesses has changed nothing, but memory that it has
-    /// written before that, and when it is run again, it makes the same accesses and ends in the same
-    /// state.
+    /// written before that, and when it is run again, it makes the same accesses and ends in the
+    /// same state.
     #[test]
     fn a_stopped_instruction_can_be_run_again(mock in usual_cpu(), bytes in any_bytes()) {
         let mode = x86::emulate::code_size(&mock);

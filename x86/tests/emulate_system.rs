@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The emulator's stack, segments, far transfers and system instructions: which accesses they make, in which
-//! order, and when they fault.
+//! The emulator's stack, segments, far transfers and system instructions: which accesses they make,
+//! in which order, and when they fault.
 
 use emulate_mock::*;
 use x86::cpu::Access;
@@ -20,7 +20,8 @@ mod emulate_mock;
 
 const GDT: u64 = 0x6000;
 
-/// Null, code, data that was never loaded, code of user mode, data of user mode, an LDT, a TSS, absent data.
+/// Null, code, data that was never loaded, code of user mode, data of user mode, an LDT, a TSS,
+/// absent data.
 fn with_gdt(mut mock: Mock) -> Mock {
     let gdt: [u64; 8] = [
         0,

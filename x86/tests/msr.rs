@@ -194,7 +194,8 @@ fn other_systems_find_what_they_read_without_care() {
     }
 }
 
-/// What KVM lists, and its VMMs save and restore, can be saved and restored, though no guest has it.
+/// What KVM lists, and its VMMs save and restore, can be saved and restored, though no guest has
+/// it.
 #[test]
 fn a_vmm_restores_what_no_guest_has() {
     let mut machine = Machine::new();

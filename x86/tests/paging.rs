@@ -498,8 +498,8 @@ fn protection_keys() {
     }
 }
 
-/// Bit 8 is G in the entry of a page. Of the entries that point to tables, those of the upper two levels
-/// must have it clear, and the lower two need not.
+/// Bit 8 is G in the entry of a page. Of the entries that point to tables, those of the upper two
+/// levels must have it clear, and the lower two need not.
 #[test]
 fn bit_8_of_the_entries_above_a_page() {
     const G: u64 = 1 << 8;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Interrupts for all vCPUs at once, from everything that can send one, in a VM of many vCPUs that are
-//! halted. Each must get each. In the boot `stretches` the emulator's plugin counts meanwhile how long
-//! the host has interrupts off for it.
+//! Interrupts for all vCPUs at once, from everything that can send one, in a VM of many vCPUs that
+//! are halted. Each must get each. In the boot `stretches` the emulator's plugin counts meanwhile
+//! how long the host has interrupts off for it.
 
 use std::fs::File;
 use std::io::Write;

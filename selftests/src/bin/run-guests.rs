@@ -68,8 +68,9 @@ struct Excuse {
 }
 
 /// The text of the file `excuses` for a bug, if that bug is one of this machine (KVM's bugs are
-/// added when it is the one that runs). Each line is a bug's name, the machines that have it with commas between them, and what it is; a `!` before a
-/// machine says that the bug kills it, so that the guest must not run there.
+/// added when it is the one that runs). Each line is a bug's name, the machines that have it with
+/// commas between them, and what it is; a `!` before a machine says that the bug kills it, so that
+/// the guest must not run there.
 fn excuse(directory: &Path, machine: &str, guest: &Guest) -> Result<Option<Excuse>, String> {
     if guest.bugs.is_empty() {
         return Ok(None);

@@ -177,9 +177,9 @@ const FADT_SIZE: usize = 276;
 /// The size of a table's header.
 const HEADER_SIZE: usize = 36;
 
-/// The fixed hardware: the PM1a registers, the timer, the reset register. The numbers are the fields'
-/// offsets (5.2.9, table 5.9); what is not named stays 0 and means that it is not there. There is no
-/// SMI command port: the machine is always in ACPI mode.
+/// The fixed hardware: the PM1a registers, the timer, the reset register. The numbers are the
+/// fields' offsets (5.2.9, table 5.9); what is not named stays 0 and means that it is not there.
+/// There is no SMI command port: the machine is always in ACPI mode.
 fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let flags = WBINVD
         | PROC_C1

@@ -23,8 +23,8 @@ pub(super) type Segment = [u8; 4];
 
 /// The length of a package, which counts its own bytes (20.2.4).
 fn package_length(contents: usize) -> Vec<u8> {
-    // One byte holds lengths up to 63. With more bytes, the first one holds the low four bits and the
-    // number of those that follow.
+    // One byte holds lengths up to 63. With more bytes, the first one holds the low four bits and
+    // the number of those that follow.
     if contents < 0x3f {
         return vec![(contents + 1) as u8];
     }

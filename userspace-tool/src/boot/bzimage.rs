@@ -46,7 +46,8 @@ pub(crate) fn load(memory: &GuestMemory, boot: &Boot, mut file: File, rsdp: u64)
         return Err(not_a_kernel(&boot.kernel, "it has no 64-bit entry point"));
     }
 
-    // The kernel unpacks itself to its preferred address, or to where it was loaded if that is higher.
+    // The kernel unpacks itself to its preferred address, or to where it was loaded if that is
+    // higher.
     let end = header
         .pref_address
         .max(HIGH_MEMORY)

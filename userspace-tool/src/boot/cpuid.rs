@@ -83,7 +83,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, shape: Shape) {
         AMD_FEATURES => set(&mut entry.ecx, ECX_CMP_LEGACY, multi),
         SIZES => entry.ecx = entry.ecx & !0xf0ff | id_bits(cpus) << 12 | (cpus - 1),
         CACHE_TOPOLOGY => {
-            // Bits 7:5 are the level; the third is shared by all cores. Bits 25:14 say with how many.
+            // Bits 7:5 are the level; the third is shared by all cores. Bits 25:14 say with how
+            // many.
             let level = entry.eax >> 5 & 0b111;
             let sharing = if level >= 3 { cpus - 1 } else { 0 };
             entry.eax = entry.eax & !(0xfff << 14) | sharing << 14;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! ELF images: by PVH if they have its note, else entered in 64-bit mode with Linux boot parameters.
+//! ELF images: by PVH if they have its note, else entered in 64-bit mode with Linux boot
+//! parameters.
 
 use std::fs::File;
 

@@ -14,7 +14,8 @@ const SERIES: &str = include_str!("../../../packaging/kernels");
 const BACKPORTS: &str =
     "Debian 13: `apt install -t trixie-backports linux-image-amd64 linux-headers-amd64`, then reboot. Others: docs/install.md.";
 
-/// The firmware's variable: four bytes of attributes, and one that is 1 if Secure Boot is on (UEFI 2.10, 3.3).
+/// The firmware's variable: four bytes of attributes, and one that is 1 if Secure Boot is on (UEFI
+/// 2.10, 3.3).
 const SECURE_BOOT: &str =
     "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
@@ -49,7 +50,8 @@ fn listed() -> impl Iterator<Item = &'static str> {
     lines.map(str::trim).filter(|line| !line.is_empty())
 }
 
-/// Whether the kernel's lockdown keeps unsigned modules out: the chosen word is in brackets, and all but `none` do.
+/// Whether the kernel's lockdown keeps unsigned modules out: the chosen word is in brackets, and
+/// all but `none` do.
 fn locked_down(lockdown: &str) -> bool {
     lockdown.contains('[') && !lockdown.contains("[none]")
 }

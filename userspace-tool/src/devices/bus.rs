@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What a read finds where nothing answers.
 const NOTHING: u8 = 0xff;
 
-/// A device on I/O ports. Offsets count from its first port; an access may reach beyond its last one.
+/// A device on I/O ports. Offsets count from its first port; an access may reach beyond its last
+/// one.
 pub(crate) trait PortDevice: Send {
     /// Reads 1, 2 or 4 bytes. What the device leaves alone reads as ones.
     fn read(&mut self, offset: u16, data: &mut [u8]);
@@ -59,7 +60,8 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
-    /// Puts a device on `count` ports from `first` on. Where ports overlap, the earlier device answers.
+    /// Puts a device on `count` ports from `first` on. Where ports overlap, the earlier device
+    /// answers.
     pub(crate) fn add(&mut self, first: u16, count: u16, device: Shared<dyn PortDevice>) {
         self.slots.push(Slot {
             first,

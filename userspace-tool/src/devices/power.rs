@@ -88,13 +88,15 @@ impl PortDevice for PowerManagement {
     }
 
     fn write(&mut self, offset: u16, data: &[u8]) {
-        // Registers take words; a double word to the status register also holds the enable register.
+        // Registers take words; a double word to the status register also holds the enable
+        // register.
         for (offset, word) in (offset..=u16::MAX).step_by(2).zip(data.chunks(2)) {
             let value = u16::from_le_bytes([word[0], word.get(1).copied().unwrap_or(0)]);
             match offset {
                 ENABLE => self.enable = value,
                 CONTROL => self.set_control(value),
-                // A byte access to the upper half of the control register, where the sleep bits are.
+                // A byte access to the upper half of the control register, where the sleep bits
+                // are.
                 _ if offset == CONTROL + 1 => self.set_control(value << 8),
                 _ => {}
             }
@@ -102,7 +104,8 @@ impl PortDevice for PowerManagement {
     }
 }
 
-/// The PCI configuration ports of a machine without PCI, with the reset control register among them.
+/// The PCI configuration ports of a machine without PCI, with the reset control register among
+/// them.
 pub(crate) struct PciPorts {
     stop: Arc<Stop>,
     reset_control: u8,

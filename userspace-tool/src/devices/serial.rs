@@ -87,8 +87,8 @@ impl Serial {
         let count = self.port.fifo_capacity().min(self.waiting.len());
         if count > 0 {
             let bytes: Vec<u8> = self.waiting.drain(..count).collect();
-            // There is room, so only the interrupt can fail, and its counter cannot overflow in practice.
-            // In loopback mode the port takes nothing, as a real one.
+            // There is room, so only the interrupt can fail, and its counter cannot overflow in
+            // practice. In loopback mode the port takes nothing, as a real one.
             let _ = self.port.enqueue_raw_bytes(&bytes);
         }
     }

@@ -236,8 +236,8 @@ fn stopping_gives_the_terminal_back_until_it_goes_on() {
 fn in_the_background_it_leaves_the_terminal_alone() {
     let device = device();
     let guest = Guest::new(ECHO_GUEST);
-    // The shell keeps the terminal until it is told to give it; with job control, the program gets a
-    // process group of its own.
+    // The shell keeps the terminal until it is told to give it; with job control, the program gets
+    // a process group of its own.
     let script = "set -m; \"$0\" \"$@\" & read line; fg >/dev/null";
     let program = program().get_program().to_owned();
     let arguments = [

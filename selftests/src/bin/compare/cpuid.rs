@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! CPUID: what each side offers, what it makes of any table that a VMM sets, and what a guest reads then.
+//! CPUID: what each side offers, what it makes of any table that a VMM sets, and what a guest reads
+//! then.
 
 use std::time::Duration;
 
@@ -128,7 +129,8 @@ impl Cpuids {
         probe.put("flags", e.flags);
     }
 
-    /// A table with entries that lack, are changed, come twice or mean nothing; what a guest reads of it.
+    /// A table with entries that lack, are changed, come twice or mean nothing; what a guest reads
+    /// of it.
     fn set(&self, random: &mut Random, probe: &mut Probe, limit: Duration) -> Result<(), String> {
         probe.word("set");
         let mut table = self.base.clone();

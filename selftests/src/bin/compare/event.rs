@@ -155,7 +155,8 @@ fn one(
     more(machine, config, (debug, soft), random, probe);
     probe.put("before", machine.events()?);
     let usable = machine.run(probe, limit)?;
-    // What a VMCB has after a shutdown is undefined (APM vol. 2, 15.14.3), and QEMU's is after a VMRUN that was refused.
+    // What a VMCB has after a shutdown is undefined (APM vol. 2, 15.14.3), and QEMU's is after a
+    // VMRUN that was refused.
     let exit = probe.get("exit");
     if !["shutdown", "fail-entry", crate::probe::NO_END].contains(&exit) {
         machine.describe(probe)?;
@@ -370,7 +371,8 @@ fn more(
     }
 }
 
-/// An exception that the debugger injects is the only event: KVM_SET_GUEST_DEBUG has no order for two.
+/// An exception that the debugger injects is the only event: KVM_SET_GUEST_DEBUG has no order for
+/// two.
 fn debug_control(random: &mut Random, quiet: bool) -> u32 {
     if !random.one_in(8) {
         return 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The machine that the random probes run in. In each mode it begins in the same state, whatever ran before.
+//! The machine that the random probes run in. In each mode it begins in the same state, whatever
+//! ran before.
 //!
 //! ```text
 //!   0       interrupt vectors of real mode      5000  TSS
@@ -283,8 +284,8 @@ impl Machine {
         Ok(sregs)
     }
 
-    /// Runs the guest to an HLT, or to what else ends it; devices answer meanwhile. Whether the machine
-    /// is as good as before.
+    /// Runs the guest to an HLT, or to what else ends it; devices answer meanwhile. Whether the
+    /// machine is as good as before.
     pub(crate) fn run(&self, probe: &mut Probe, limit: Duration) -> Result<bool, String> {
         let mut trace = String::new();
         let start = Instant::now();
@@ -395,8 +396,8 @@ impl Machine {
         Ok(())
     }
 
-    /// What `KVM_GET_VCPU_EVENTS` says, as far as it has a meaning: the vector of an exception that there
-    /// is, `exception.pending` with `KVM_VCPUEVENT_VALID_PAYLOAD`, and so on.
+    /// What `KVM_GET_VCPU_EVENTS` says, as far as it has a meaning: the vector of an exception that
+    /// there is, `exception.pending` with `KVM_VCPUEVENT_VALID_PAYLOAD`, and so on.
     pub(crate) fn events(&self) -> Result<String, String> {
         let e: kvm_vcpu_events = self.vcpu.handle.get(number::GET_VCPU_EVENTS)?;
         let (x, i, n, s) = (e.exception, e.interrupt, e.nmi, e.smi);
@@ -522,8 +523,8 @@ fn quiet_debug() -> kvm_debugregs {
     }
 }
 
-/// CR0 without its reserved bits and ET: a CPU ignores a write of them (APM vol. 2, 3.1.1), and KVM shows a VMM what
-/// it has set.
+/// CR0 without its reserved bits and ET: a CPU ignores a write of them (APM vol. 2, 3.1.1), and KVM
+/// shows a VMM what it has set.
 pub(crate) fn cr0_bits(cr0: u64) -> u64 {
     const RESERVED: u64 = 0x1ffa_ffd0;
     cr0 & !RESERVED

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Instructions, whole, changed and random, on memory, on devices and at the border of both: what they access,
-//! which registers they leave, and how they end.
+//! Instructions, whole, changed and random, on memory, on devices and at the border of both: what
+//! they access, which registers they leave, and how they end.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -21,15 +21,15 @@ const CODE_64K: usize = 0x2_0000;
 /// The flags that arithmetic sets, often to anything.
 const STATUS: u64 = 0x8d5;
 
-/// Second bytes behind 0F: system instructions, which have tests of their own or end the emulator, and what
-/// reads the time, random numbers or CPUID.
+/// Second bytes behind 0F: system instructions, which have tests of their own or end the emulator,
+/// and what reads the time, random numbers or CPUID.
 const LEFT_OUT: &[u8] = &[
     0x00, 0x01, 0x20, 0x21, 0x22, 0x23, 0x24, 0x26, 0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0xa2, 0xaa,
     0xc7,
 ];
 
-/// SHLD, SHRD, BSF and BSR, behind 0F: they leave flags undefined (APM vol. 3), which an instruction behind them
-/// may read.
+/// SHLD, SHRD, BSF and BSR, behind 0F: they leave flags undefined (APM vol. 3), which an
+/// instruction behind them may read.
 const UNDEFINED: &[u8] = &[0xa4, 0xa5, 0xac, 0xad, 0xbc, 0xbd];
 
 /// The machine and the lists of `single`.
@@ -79,7 +79,8 @@ impl Instructions {
             let refused = |pair: &[u8]| match pair[0] {
                 0x0f if !alone && UNDEFINED.contains(&pair[1]) => true,
                 0x0f => LEFT_OUT.contains(&pair[1]),
-                // FNSTENV and FNSAVE store where the last instruction of the x87 unit was, whoever's.
+                // FNSTENV and FNSAVE store where the last instruction of the x87 unit was,
+                // whoever's.
                 0xd9 | 0xdd => (pair[1] >> 3) & 7 == 6 && pair[1] < 0xc0,
                 _ => false,
             };
@@ -176,8 +177,8 @@ fn describe(machine: &Machine, mode: Mode, probe: &mut Probe) -> Result<(), Stri
                 let flags = u64::from_str_radix(&value, 16).unwrap_or(0);
                 probe.put("flags", format!("{:x}", flags & !STATUS));
             }
-            // The upper halves mean nothing outside of 64-bit mode (APM vol. 1, 3.1.2), and an emulator may leave
-            // them as it likes.
+            // The upper halves mean nothing outside of 64-bit mode (APM vol. 1, 3.1.2), and an
+            // emulator may leave them as it likes.
             "regs" if mode != Mode::Long => probe.put("regs", lower_halves(&value)),
             // An exception's frame has the flags.
             "stack" if emulated => {}

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The same probes on KVM and on the module, in one host, and what answers differently. Differences that
-//! are known are in the files `known` and `known.msr`, each with its reason; a new one fails, and so does a
-//! known one that is none any more.
+//! The same probes on KVM and on the module, in one host, and what answers differently. Differences
+//! that are known are in the files `known` and `known.msr`, each with its reason; a new one fails,
+//! and so does a known one that is none any more.
 //!
-//! `compare [--seed N] [--seconds N] [WORD]...` has the kinds whose names contain a word;
-//! `compare --seed N --probe N WORD` asks one random question again; --verbose shows which one is asked, and its answers.
+//! `compare [--seed N] [--seconds N] [WORD]...` has the kinds whose names contain a word; `compare
+//! --seed N --probe N WORD` asks one random question again; --verbose shows which one is asked, and
+//! its answers.
 
 mod access;
 #[allow(dead_code)] // The place of the operands and their flags are those of `single`.
@@ -42,8 +43,8 @@ const PATIENCE: u32 = 100;
 /// What is shown of differences.
 const MOST: usize = 400;
 
-/// What the accesses of one kind answer on the device of this path with this seed, for the MSRs that one
-/// of the devices knows.
+/// What the accesses of one kind answer on the device of this path with this seed, for the MSRs
+/// that one of the devices knows.
 type Accesses = fn(&str, u64, &[u32]) -> Result<Outcomes, String>;
 
 const MSRS: &[(&str, Accesses)] = &[

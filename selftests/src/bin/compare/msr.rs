@@ -42,7 +42,8 @@ fn outcome(index: u32, value: Option<u64>) -> Outcome {
     }
 }
 
-/// A virtual CPU in real mode with interrupt controllers in the kernel, and the program of [`CODE`].
+/// A virtual CPU in real mode with interrupt controllers in the kernel, and the program of
+/// [`CODE`].
 struct Machine {
     vcpu: Vcpu,
     ram: Mapping,
@@ -50,7 +51,8 @@ struct Machine {
 }
 
 const RAM: usize = 0x10_0000;
-/// Not a power of two, as everything here: some registers make the hypervisor write where they point to.
+/// Not a power of two, as everything here: some registers make the hypervisor write where they
+/// point to.
 const CODE_AT: usize = 0x9400;
 const HANDLER_AT: usize = CODE_AT + 0x38;
 /// Where the accesses are, 16 bytes each: index, value, what to do, and whether it was #GP.
@@ -60,8 +62,8 @@ const READ: u8 = 0;
 const WRITE: u8 = 1;
 const END: u8 = 2;
 
-/// Goes through the table, executes RDMSR and WRMSR, and tells by an OUT that it is at the end; behind
-/// it the handler of #GP, which skips the instruction.
+/// Goes through the table, executes RDMSR and WRMSR, and tells by an OUT that it is at the end;
+/// behind it the handler of #GP, which skips the instruction.
 const CODE: &[u8] = &[
     0xb8, 0x00, 0x24, 0x8e, 0xd8, 0x31, 0xf6, // mov $2400h, %ds; xor %si, %si
     0x66, 0x8b, 0x0c, 0x66, 0x8b, 0x44, 0x04, // 1: mov (%si), %ecx; mov 4(%si), %eax

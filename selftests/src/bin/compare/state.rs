@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! State that a VMM sets, valid or nearly so: whether it is taken, what is read then, and again after a guest
-//! has run with it.
+//! State that a VMM sets, valid or nearly so: whether it is taken, what is read then, and again
+//! after a guest has run with it.
 
 mod chips;
 mod fpu;

@@ -186,7 +186,8 @@ fn segment(selector: u16, long: bool, type_: u8, dpl: u8) -> kvm_segment {
 }
 
 /// Makes the task register of a `kvm_sregs` (or `kvm_sregs2`) an available TSS: QEMU ends with
-/// `invalid tss type` when an event leaves user mode in protected mode with another, even a busy one.
+/// `invalid tss type` when an event leaves user mode in protected mode with another, even a busy
+/// one.
 pub(crate) fn spare_emulator(sregs: &mut [u8]) {
     const TR: usize = offset_of!(kvm_sregs, tr);
     sregs[TR + offset_of!(kvm_segment, type_)] = 9;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A fuzzer of the device's interface. Rounds of half a second, each in a process of its own, make a
-//! few VMs and then do everything at once: every ioctl with usual and hostile arguments, guests in
-//! any state with hostile code, memory, descriptors and mappings that change meanwhile. What it
+//! A fuzzer of the device's interface. Rounds of half a second, each in a process of its own, make
+//! a few VMs and then do everything at once: every ioctl with usual and hostile arguments, guests
+//! in any state with hostile code, memory, descriptors and mappings that change meanwhile. What it
 //! demands: errors that docs/abi.md has, an end of every round, no memory left behind; and that the
 //! host's log stays clean, which lab/check-log looks after.
 //!
@@ -30,8 +30,8 @@ use table::{implemented, IOCTLS};
 
 /// Rounds before memory is measured first: caches fill up.
 const WARM_UP: u64 = 20;
-/// Rounds that a run of half a minute has at least, and until each ioctl has had its chance, however slow the
-/// machine is.
+/// Rounds that a run of half a minute has at least, and until each ioctl has had its chance,
+/// however slow the machine is.
 const LEAST: u64 = 100;
 /// After so many ioctls each has had its chance.
 const ENOUGH: u32 = 60_000;

@@ -294,7 +294,8 @@ pub(crate) fn awaited_page(device: &Handle) -> Outcome {
     Ok(())
 }
 
-/// Memory that has no `struct page`: the ROM of the machine's firmware, and what comes in its place.
+/// Memory that has no `struct page`: the ROM of the machine's firmware, and what comes in its
+/// place.
 pub(crate) fn frames(device: &Handle) -> Outcome {
     const ROM: i64 = 0xf_0000;
     let vm = Vm::new(device)?;

@@ -3,8 +3,8 @@
 //! Memory slots and what the host does to the memory behind them, seen by a guest.
 //!
 //! The guest is a handful of instructions in flat 32-bit mode that read and write where this
-//! program tells them to. `guest-memory [--device PATH] [--seconds N] [--only TEXT]`: with the last only
-//! the tests whose names contain the text, and none of these may be skipped.
+//! program tells them to. `guest-memory [--device PATH] [--seconds N] [--only TEXT]`: with the last
+//! only the tests whose names contain the text, and none of these may be skipped.
 
 use std::process::ExitCode;
 use std::time::Duration;

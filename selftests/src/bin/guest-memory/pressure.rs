@@ -122,8 +122,8 @@ pub(crate) fn charged(device: &Handle) -> Outcome {
     becomes("without the VM", || group.tables(), 0, 0)
 }
 
-/// Writes and reads all pages until `stop`, and rests now and then, that pages may grow old; answers
-/// what is in them then.
+/// Writes and reads all pages until `stop`, and rests now and then, that pages may grow old;
+/// answers what is in them then.
 fn work(vm: &Vm, pages: usize, stop: &AtomicBool) -> Result<u32, String> {
     let mut round = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -212,8 +212,8 @@ pub(crate) fn many(device: &Handle) -> Outcome {
     equal("not deleted", vm.load(place(10))?, 10)
 }
 
-/// Random changes of a few hundred slots, against a model that is a list. They share memory, and the
-/// host takes pages of it back: each slot must lose them.
+/// Random changes of a few hundred slots, against a model that is a list. They share memory, and
+/// the host takes pages of it back: each slot must lose them.
 pub(crate) fn random_changes(device: &Handle) -> Outcome {
     const PLACES: u64 = 512;
     let vm = Vm::new(device)?;

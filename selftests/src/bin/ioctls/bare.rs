@@ -78,8 +78,8 @@ impl Bare {
         Self::new(path, code)?.interrupts_on()
     }
 
-    /// Lets the guest have interrupts on: on Bochs the host's do not end it else (`bochs-intr-masked`
-    /// in guests/excuses).
+    /// Lets the guest have interrupts on: on Bochs the host's do not end it else
+    /// (`bochs-intr-masked` in guests/excuses).
     pub(crate) fn interrupts_on(self) -> Result<Self, String> {
         let mut regs: kvm_regs = self.vcpu.handle.get(number::GET_REGS)?;
         regs.rflags |= 1 << 9;

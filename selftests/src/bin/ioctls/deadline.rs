@@ -22,7 +22,8 @@ const TSC: u32 = 0x10;
 const DEADLINE: u32 = 0x6e0;
 const VECTOR: usize = 0x30;
 
-/// A virtual CPU whose local APIC is in x2APIC mode, and sleeps; it writes 0x77 when it is interrupted.
+/// A virtual CPU whose local APIC is in x2APIC mode, and sleeps; it writes 0x77 when it is
+/// interrupted.
 fn sleeper(path: &str) -> Result<Bare, String> {
     let bare = Bare::with(path, &[0xfb, 0xf4, 0xeb, 0xfc], |vm| {
         vm.call(number::CREATE_IRQCHIP, 0)?;

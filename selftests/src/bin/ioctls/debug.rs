@@ -72,8 +72,8 @@ fn stop(bare: &Bare) -> Result<Stop, String> {
     Ok((debug.exception, debug.pc, dr6))
 }
 
-/// One step, which must end there. As debuggers do, it then asks for the next one; KVM forgets it after
-/// some instructions.
+/// One step, which must end there. As debuggers do, it then asks for the next one; KVM forgets it
+/// after some instructions.
 fn step_to(bare: &Bare, offset: u64) -> Result<(), String> {
     equal("step", stop(bare)?, (DB, CODE + offset, DR6 | BS))?;
     let regs: kvm_regs = bare.vcpu.handle.get(number::GET_REGS)?;
@@ -196,9 +196,10 @@ fn general_detect(path: &str) -> Result<(), String> {
     equal("runs on", bare.exit()?, KVM_EXIT_IO)
 }
 
-/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack. Where
-/// KVM is the hypervisor of such a host, guests of its guest lose software events that are injected: what was seen is
-/// that their handlers do not answer; that KVM moves RIP by the instruction at it is inferred from its source.
+/// KVM learns of INT3 by the intercept of #BP, which QEMU's CPUs, without next-RIP saving, lack.
+/// Where KVM is the hypervisor of such a host, guests of its guest lose software events that are
+/// injected: what was seen is that their handlers do not answer; that KVM moves RIP by the
+/// instruction at it is inferred from its source.
 fn software_events(path: &str) -> Result<(), String> {
     const NRIPS: u32 = 1 << 3;
     // SAFETY: Every CPU with AMD-V has this leaf.

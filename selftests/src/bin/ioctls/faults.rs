@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every ioctl, with each of the allocations and copies that the kernel does for it failing once: on
-//! kernels with fault injection only.
+//! Every ioctl, with each of the allocations and copies that the kernel does for it failing once:
+//! on kernels with fault injection only.
 
 use std::os::fd::AsRawFd;
 

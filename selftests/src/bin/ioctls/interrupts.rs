@@ -62,8 +62,8 @@ const CODE: [u8; 53] = [
     OUT[0], OUT[1], 0xfb, 0xf4, 0xeb, 0xfd,
 ];
 
-/// A guest with that code, and 0x41 and 0x43 led to an OUT of 0x77 with an end of interrupt, which it does
-/// when it runs on.
+/// A guest with that code, and 0x41 and 0x43 led to an OUT of 0x77 with an end of interrupt, which
+/// it does when it runs on.
 fn waiting(path: &str, prepare: impl FnOnce(&Handle) -> Answer) -> Result<Bare, String> {
     waiting_as(path, 0, prepare)
 }

@@ -393,8 +393,8 @@ fn irqfd_bad(path: &str) -> Result<(), String> {
     equal("again", assign(&vm, &event, 6, 0), Ok(0))
 }
 
-/// Real mode with the interrupt 0x41 led to an OUT of 0x77: enable the local APIC (by MSR, in x2APIC
-/// mode), sti; 1: hlt; jmp 1b.
+/// Real mode with the interrupt 0x41 led to an OUT of 0x77: enable the local APIC (by MSR, in
+/// x2APIC mode), sti; 1: hlt; jmp 1b.
 fn waiting(path: &str) -> Result<Bare, String> {
     let code = [
         0x66, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x66, 0x0d, 0, 0x0c, 0, 0, 0x0f,

@@ -290,8 +290,8 @@ fn pairing(path: &str) -> Result<(), String> {
     equal("half a hole", pair(&bare, end, 0)?.0, -libc::EFAULT)
 }
 
-/// A guest that was saved while it read a record finds, where it goes on, that the record has changed meanwhile, and
-/// is told until it has noticed that it was stopped.
+/// A guest that was saved while it read a record finds, where it goes on, that the record has
+/// changed meanwhile, and is told until it has noticed that it was stopped.
 fn records(path: &str) -> Result<(), String> {
     const KVMCLOCK_CTRL: Number = Number::plain(0xad);
     const WALL_CLOCK: u32 = 0x4b56_4d00;

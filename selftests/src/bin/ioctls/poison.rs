@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memory of the process that the host has lost (`madvise` with `MADV_HWPOISON` makes some): the thread in KVM_RUN hears
-//! of it by SIGBUS, as if it had touched it itself, and the guest goes on when there is another page.
+//! Memory of the process that the host has lost (`madvise` with `MADV_HWPOISON` makes some): the
+//! thread in KVM_RUN hears of it by SIGBUS, as if it had touched it itself, and the guest goes on
+//! when there is another page.
 
 use std::fs;
 use std::ptr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Level-triggered lines that nobody lets fall, and handlers that only end the interrupt: the rest of the
-//! guest must get on all the same.
+//! Level-triggered lines that nobody lets fall, and handlers that only end the interrupt: the rest
+//! of the guest must get on all the same.
 
 use std::fs::File;
 use std::io::Write;
@@ -28,8 +28,8 @@ pub(crate) const TESTS: &[Test] = &[
 /// Where the guest counts: in its main loop, and in its handler.
 const MAIN: usize = 0x3000;
 const HANDLED: usize = 0x3004;
-/// So much the main loop has to count before the handler has counted so much. Without pauses it gets on
-/// by one or two when a signal ends KVM_RUN.
+/// So much the main loop has to count before the handler has counted so much. Without pauses it
+/// gets on by one or two when a signal ends KVM_RUN.
 const ENOUGH: u32 = 1000;
 const MOST: u32 = 100_000;
 const VECTOR: usize = 0x41;

@@ -57,7 +57,8 @@ fn narrow(path: &str) -> Result<(), String> {
     let vm = device.open_with(number::CREATE_VM, 0)?;
     for handle in [&device, &vm] {
         let result: i64;
-        // SAFETY: The ioctl takes no pointer. The system call keeps all registers but RAX, and R8 to R11.
+        // SAFETY: The ioctl takes no pointer. The system call keeps all registers but RAX, and R8
+        // to R11.
         unsafe {
             core::arch::asm!(
                 "xchg rbx, {fd}",

@@ -367,7 +367,8 @@ fn halt_poll(path: &str) -> Result<(), String> {
                     std::thread::sleep(Duration::from_micros(100));
                 }
             });
-            // On a busy host each NMI may be there before its HLT, and then there is nothing to poll for.
+            // On a busy host each NMI may be there before its HLT, and then there is nothing to
+            // poll for.
             let result = wait("the end, and a poll", || {
                 bare.start()?;
                 bare.byte()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Extended state: XSAVE images of every kind, and that neither guests nor the host see each other's
-//! registers.
+//! Extended state: XSAVE images of every kind, and that neither guests nor the host see each
+//! other's registers.
 
 use kvm_bindings::*;
 use selftests::guest::Mode;

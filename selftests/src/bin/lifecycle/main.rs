@@ -233,7 +233,8 @@ fn on_and_off(module: &Module) -> Result<(), String> {
 /// APM vol. 2, 13.2.1.
 const MSR_TSC: u32 = 0x10;
 
-/// Sleeps to RAM until the clock's alarm. QEMU wakes at once; on a busy machine the way there takes seconds.
+/// Sleeps to RAM until the clock's alarm. QEMU wakes at once; on a busy machine the way there takes
+/// seconds.
 fn sleep_to_ram() -> Result<(), String> {
     let say = |file: &str, what: &str| fs::write(file, what).map_err(|e| format!("{file}: {e}"));
     say("/sys/power/mem_sleep", "deep")?;

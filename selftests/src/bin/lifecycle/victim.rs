@@ -97,7 +97,8 @@ impl Victim {
         })
     }
 
-    /// Runs the first virtual CPU through so many exits. A host that freezes processes interrupts, too.
+    /// Runs the first virtual CPU through so many exits. A host that freezes processes interrupts,
+    /// too.
     pub(crate) fn steps(&self, count: u32) -> Result<(), String> {
         let step = || match self.vcpus[0].run() {
             Ok(_) | Err(Errno(libc::EINTR)) => Ok(()),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A load for a Linux guest with several CPUs (selftests/soak): on each CPU, page tables that change
-//! and are flushed everywhere, forks, futexes, pipes, timers, signals and vector registers, while CPUs
-//! go and come. It checks what it does, and that no clock ever goes backwards.
+//! A load for a Linux guest with several CPUs (selftests/soak): on each CPU, page tables that
+//! change and are flushed everywhere, forks, futexes, pipes, timers, signals and vector registers,
+//! while CPUs go and come. It checks what it does, and that no clock ever goes backwards.
 //!
 //! usage: load SECONDS
 

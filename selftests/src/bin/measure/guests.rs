@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guests that are measured, and measure themselves: they run in long mode at `LOAD`, write what
-//! they find to [`RESULTS`], and end with a write to the port [`END`].
+//! The guests that are measured, and measure themselves: they run in long mode at `LOAD`, write
+//! what they find to [`RESULTS`], and end with a write to the port [`END`].
 
 use std::arch::global_asm;
 use std::ptr::addr_of;
@@ -78,7 +78,8 @@ impl Code {
     }
 }
 
-// RBX is the guest's pointer. R11 to R15 belong to these macros; interrupts change RAX, RCX, RDX, R15.
+// RBX is the guest's pointer. R11 to R15 belong to these macros; interrupts change RAX, RCX, RDX,
+// R15.
 global_asm!(
     ".macro ticks register",
     "rdtsc",

@@ -79,15 +79,15 @@ pub(crate) fn machines(device: &Handle) -> Rows {
     Ok(vec![made, row("machine_with_waiting", median(&mut spans))])
 }
 
-/// How many pages each CPU keeps back when they are freed: 0 is the kernel's own choice, more is less.
-/// It makes up for a fifth of what giving memory up costs.
+/// How many pages each CPU keeps back when they are freed: 0 is the kernel's own choice, more is
+/// less. It makes up for a fifth of what giving memory up costs.
 fn keep_back(fraction: u32) -> Result<(), String> {
     let path = "/proc/sys/vm/percpu_pagelist_high_fraction";
     fs::write(path, fraction.to_string()).map_err(|e| format!("{path}: {e}"))
 }
 
-/// Bytes of memory that are free for anything. The pages that CPUs keep back do not count as free; so
-/// they must be few, or they would make up for most of what is allocated.
+/// Bytes of memory that are free for anything. The pages that CPUs keep back do not count as free;
+/// so they must be few, or they would make up for most of what is allocated.
 fn free() -> Result<u64, String> {
     let path = "/proc/sys/vm/drop_caches";
     fs::write(path, "3").map_err(|e| format!("{path}: {e}"))?;

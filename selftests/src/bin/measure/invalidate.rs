@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host takes a page back that running vCPUs may use: what it costs the caller, by how many of them run. The emulator's
-//! plugin counts, between the marks; `selftests/shootdown` reads it.
+//! The host takes a page back that running vCPUs may use: what it costs the caller, by how many of
+//! them run. The emulator's plugin counts, between the marks; `selftests/shootdown` reads it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -159,8 +159,8 @@ pub(crate) fn listen(machine: &Machine, fd: i32) -> Answer {
     )
 }
 
-/// Runs the guest to its end and answers what it found. What the emulator's plugin counts is counted
-/// from here to there.
+/// Runs the guest to its end and answers what it found. What the emulator's plugin counts is
+/// counted from here to there.
 pub(crate) fn run(machine: &Machine) -> Result<Vec<u64>, String> {
     begin();
     loop {

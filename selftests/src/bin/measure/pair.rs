@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Guest memory on a host with two CPUs: two vCPUs that map it at once, and one that runs while the
-//! process gives it up. The emulator runs the CPUs in turns, and its clock counts the instructions of
-//! both.
+//! process gives it up. The emulator runs the CPUs in turns, and its clock counts the instructions
+//! of both.
 
 use std::sync::Barrier;
 use std::thread::{available_parallelism, scope};
@@ -39,8 +39,8 @@ fn touch_in_turns(memory: &Memory) -> Result<u64, String> {
     Ok(first + memory.touch_from(1, HALF, HALF, PAGE)?)
 }
 
-/// The process gives memory up that the first vCPU has mapped, while the second runs: the work of both
-/// CPUs, but for what the guest does.
+/// The process gives memory up that the first vCPU has mapped, while the second runs: the work of
+/// both CPUs, but for what the guest does.
 fn give_up(memory: &Memory) -> Result<u64, String> {
     memory.touch_from(0, 0, PAGES, PAGE)?;
     let spun = || {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Many slots: what it costs to make one, and what the host's notice costs that it takes a page back.
+//! Many slots: what it costs to make one, and what the host's notice costs that it takes a page
+//! back.
 
 use std::ptr::null_mut;
 

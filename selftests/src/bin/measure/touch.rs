@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guest memory: mapped, logged, and taken away, as a guest that writes one word to each page sees it.
+//! Guest memory: mapped, logged, and taken away, as a guest that writes one word to each page sees
+//! it.
 
 use std::arch::x86_64::_rdtsc;
 use std::fs;

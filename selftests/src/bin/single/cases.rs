@@ -110,8 +110,8 @@ impl List {
         self.add(Place::Stack, sizes, ALL, bytes);
     }
 
-    /// The immediate of an operand of this mode's size; a `66` before it makes it another one, of which the
-    /// rest is then the next instruction.
+    /// The immediate of an operand of this mode's size; a `66` before it makes it another one, of
+    /// which the rest is then the next instruction.
     fn immediate(&self) -> &'static [u8] {
         if self.mode.is_16_bit() {
             &[0x12, 0x81]

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Single instructions on memory that is not there, in real, virtual-8086, 32-bit and 64-bit mode: what they
-//! access, and the registers after it, beside the kernel's own KVM.
+//! Single instructions on memory that is not there, in real, virtual-8086, 32-bit and 64-bit mode:
+//! what they access, and the registers after it, beside the kernel's own KVM.
 //!
-//! `single DEVICE` prints a line for each instruction. `single --compare KVM OURS KNOWN` compares two such
-//! outputs; `KNOWN` has lines with a mode (or `*`), the first bytes, and the reason of a difference.
+//! `single DEVICE` prints a line for each instruction. `single --compare KVM OURS KNOWN` compares
+//! two such outputs; `KNOWN` has lines with a mode (or `*`), the first bytes, and the reason of a
+//! difference.
 
 mod cases;
 mod machine;

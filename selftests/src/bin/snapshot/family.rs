@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM whose memory is known at any time: each CPU writes to a part of its own, and a model of it does the
-//! same. A child of fork(2) has a copy of both, and goes its own way.
+//! A VM whose memory is known at any time: each CPU writes to a part of its own, and a model of it
+//! does the same. A child of fork(2) has a copy of both, and goes its own way.
 
 use selftests::kvm::{number, Handle};
 use selftests::process::Child;

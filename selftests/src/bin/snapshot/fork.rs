@@ -205,7 +205,8 @@ pub(crate) fn orphan(device: &Handle) -> Result<(), String> {
     })
 }
 
-/// A snapshot that keeps memory, too: a reset to it, then fork(2); the child takes snapshots of its own.
+/// A snapshot that keeps memory, too: a reset to it, then fork(2); the child takes snapshots of its
+/// own.
 pub(crate) fn after_reset(device: &Handle) -> Result<(), String> {
     let mut parent = Member::new(device, 2, MIB / 2)?;
     parent.rounds(5, 1)?;

@@ -130,7 +130,8 @@ pub(crate) fn vcpus(device: &Handle) -> Result<(), String> {
     Ok(())
 }
 
-/// Another process has nothing there, or something else: its guest sees that, and nobody else's memory.
+/// Another process has nothing there, or something else: its guest sees that, and nobody else's
+/// memory.
 pub(crate) fn other_memory(device: &Handle) -> Result<(), String> {
     let mut parent = Member::new(device, 1, MIB)?;
     parent.rounds(2, 1)?;

@@ -134,8 +134,8 @@ pub(crate) fn zero(device: &Handle) -> Result<(), String> {
     writer.run_one(0, 3, 1)
 }
 
-/// The kernel's own writes: here those of the paravirtual clock. They are kept beyond the limit, and
-/// end `KVM_RUN` then.
+/// The kernel's own writes: here those of the paravirtual clock. They are kept beyond the limit,
+/// and end `KVM_RUN` then.
 pub(crate) fn emulator(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, MIB)?;
     let vcpu = &writer.machine.vcpus[0];

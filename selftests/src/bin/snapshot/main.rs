@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Snapshots: after a reset a VM is as it was, whatever it has done, and whatever its VMM does; and a
-//! VM that is made from another one has all of it but nothing in common with it.
+//! Snapshots: after a reset a VM is as it was, whatever it has done, and whatever its VMM does; and
+//! a VM that is made from another one has all of it but nothing in common with it.
 //!
 //! `snapshot [WORD]...`: the tests whose names contain one of the words.
 
@@ -49,6 +49,7 @@ const TESTS: &[(&str, Test)] = &[
     ("writes of the VMM, once or always", stack::once),
     ("a snapshot on a snapshot", stack::two),
     ("many snapshots on each other", stack::many),
+    ("more snapshots than a stack may have: E2BIG", stack::deep),
     ("arguments that cannot be", hostile::arguments),
     ("a guest that runs: EBUSY", hostile::running),
     (

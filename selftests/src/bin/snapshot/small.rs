@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! All small guests that end by themselves: each goes back to some of its exits, and ends again as it
-//! should.
+//! All small guests that end by themselves: each goes back to some of its exits, and ends again as
+//! it should.
 
 use std::fs;
 use std::path::Path;

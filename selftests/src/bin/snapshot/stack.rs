@@ -128,6 +128,25 @@ pub(crate) fn many(device: &Handle) -> Result<(), String> {
     Ok(())
 }
 
+/// A stack has a limit, at which nothing is lost; what is closed makes room.
+pub(crate) fn deep(device: &Handle) -> Result<(), String> {
+    const DEEPEST: usize = 64;
+    let seen = Seen::new(device, 1)?;
+    let outer = seen.take()?;
+    let vm = &seen.writer.machine.vm;
+    let mut inner = Vec::new();
+    for _ in 1..DEEPEST {
+        seen.writer.run(1, 2)?;
+        inner.push(Snapshot::create(vm, LIMIT)?);
+    }
+    for _ in 0..3 {
+        refused("one more", Snapshot::create(vm, LIMIT), libc::E2BIG)?;
+        drop(inner.remove(DEEPEST / 2));
+        inner.push(Snapshot::create(vm, LIMIT)?);
+    }
+    seen.reset(&outer, 0).map(drop)
+}
+
 /// The guest writes to so much of its memory only.
 fn narrow(writer: &Writer, bytes: usize) -> Result<(), String> {
     let vcpu = &writer.machine.vcpus[0].handle;

@@ -35,8 +35,9 @@ fn code() -> Vec<u8> {
     }
 }
 
-// R8 is the state of the random numbers, R9 where the memory begins, R10 a mask of words in it, R11 how many
-// writes there are between two exits. The port is read, so that an answer is pending at each exit.
+// R8 is the state of the random numbers, R9 where the memory begins, R10 a mask of words in it, R11
+// how many writes there are between two exits. The port is read, so that an answer is pending at
+// each exit.
 global_asm!(
     ".pushsection .rodata",
     ".global writer_guest",

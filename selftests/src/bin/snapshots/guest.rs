@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest: each CPU works, and counts the interrupts of its timers. It checks itself that nothing is early, that
-//! no clock goes back, and that its registers and memory stay what they were.
+//! The guest: each CPU works, and counts the interrupts of its timers. It checks itself that
+//! nothing is early, that no clock goes back, and that its registers and memory stay what they
+//! were.
 
 use std::arch::global_asm;
 
@@ -18,7 +19,8 @@ pub(crate) const STACKS: u64 = 0x8_1000;
 /// The port that the guest reads from, and what it wants to read there.
 pub(crate) const ASKED: (u16, u8) = (0x11, 0x5a);
 
-/// The modes of a local APIC's timer (APM vol. 2, 16.4.1), as the record has them. The CPU of this number uses it.
+/// The modes of a local APIC's timer (APM vol. 2, 16.4.1), as the record has them. The CPU of this
+/// number uses it.
 pub(crate) const DEADLINE: usize = 0;
 pub(crate) const PERIODIC: usize = 1;
 pub(crate) const ONE_SHOT: usize = 2;

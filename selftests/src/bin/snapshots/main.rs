@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Snapshots of a guest at work whose timers are armed, as Firecracker and cloud-hypervisor take and restore them. The
-//! guest has a TSC deadline, a periodic and a one-shot timer of local APICs and, with Firecracker's controllers, a
-//! PIT. A snapshot of each copy is made; the copy and the guest that it was taken of both go on, beside each other.
+//! Snapshots of a guest at work whose timers are armed, as Firecracker and cloud-hypervisor take
+//! and restore them. The guest has a TSC deadline, a periodic and a one-shot timer of local APICs
+//! and, with Firecracker's controllers, a PIT. A snapshot of each copy is made; the copy and the
+//! guest that it was taken of both go on, beside each other.
 
 mod guest;
 mod run;
@@ -74,7 +75,8 @@ fn generations(path: &str, way: Way) -> Result<(), String> {
     let device = Handle::open(path).map_err(|e| format!("{path}: {e}"))?;
     let named = named_msrs(&device)?;
     let mut old = new(&device, way)?;
-    // Firecracker lets a deadline that has passed come again, and KVM a one-shot timer that has expired.
+    // Firecracker lets a deadline that has passed come again, and KVM a one-shot timer that has
+    // expired.
     let strict = way.vmm != Vmm::Firecracker && !path.ends_with("/kvm");
     start(&old, way, strict)?;
     go_on(&[&old])?;

@@ -59,8 +59,8 @@ fn healthy(machine: &Machine) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets all these run until each timer has come, and each CPU has worked, some times more. After that none runs, and
-/// no access to a port is unfinished.
+/// Lets all these run until each timer has come, and each CPU has worked, some times more. After
+/// that none runs, and no access to a port is unfinished.
 pub(crate) fn go_on(machines: &[&Machine]) -> Result<(), String> {
     let before: Vec<_> = machines.iter().map(|machine| counts(machine)).collect();
     let missing = || -> Option<String> {

@@ -112,7 +112,8 @@ impl Cpu {
         Ok(cpu)
     }
 
-    /// Firecracker restores the deadline after all other MSRs, and one that is 0 as one that passes at once.
+    /// Firecracker restores the deadline after all other MSRs, and one that is 0 as one that passes
+    /// at once.
     fn defer_deadline(&mut self) {
         let value = |of| {
             let mut pairs = self.msrs.iter();

@@ -90,8 +90,8 @@ fn until() -> Round {
     })
 }
 
-/// A timer that goes on by itself: at any time it has expired as often as the clock says. Its period is longer than a
-/// tick, below which a kernel without high resolution goes by ticks.
+/// A timer that goes on by itself: at any time it has expired as often as the clock says. Its
+/// period is longer than a tick, below which a kernel without high resolution goes by ticks.
 fn periodic() -> Round {
     const PERIOD: u64 = 10_000_000;
     let times = libc::itimerspec {

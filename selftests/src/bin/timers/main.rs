@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A Linux guest's timers, many and short: loops on each CPU that sleep in the ways that a kernel has
-//! timers for. None may end early, none may be lost, and no clock may go back, whatever the VMM does
-//! to the guest meanwhile. It never ends by itself.
+//! A Linux guest's timers, many and short: loops on each CPU that sleep in the ways that a kernel
+//! has timers for. None may end early, none may be lost, and no clock may go back, whatever the VMM
+//! does to the guest meanwhile. It never ends by itself.
 //!
 //! usage: timers deadline|oneshot|periodic, the mode that the local APIC's timer is in
 

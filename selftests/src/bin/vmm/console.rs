@@ -51,8 +51,8 @@ impl Console {
     }
 }
 
-/// The text without the kernel's messages, each a line `[   12.345678] ...`. One may be in the middle of
-/// a program's line.
+/// The text without the kernel's messages, each a line `[   12.345678] ...`. One may be in the
+/// middle of a program's line.
 fn without_messages(text: &str) -> String {
     let mut rest = text;
     let mut kept = String::new();

@@ -31,8 +31,8 @@ pub(crate) fn text() -> Result<(), String> {
 const GROUND: [u8; 3] = [0xed, 0xe9, 0xe3];
 const WHITE: [u8; 3] = [0xff; 3];
 
-/// To its first question: a white list of languages under a banner, on a plain ground. The kernel has set a mode of the
-/// screen by the VGA's BIOS at first, and its own driver another.
+/// To its first question: a white list of languages under a banner, on a plain ground. The kernel
+/// has set a mode of the screen by the VGA's BIOS at first, and its own driver another.
 pub(crate) fn graphic() -> Result<(), String> {
     let initrd = "/lab/installer/gtk.gz";
     let mut qemu = start("graphic", initrd, "vga=788", &["-vga", "std"])?;

@@ -7,7 +7,8 @@ use serde_json::{json, Value};
 use crate::qemu::Qemu;
 use crate::shell;
 
-/// What the guest of [`grown`] runs: brings what is new into use, and fills more memory than it began with.
+/// What the guest of [`grown`] runs: brings what is new into use, and fills more memory than it
+/// began with.
 pub(crate) const GROW: &str = "\
     until [ $(nproc) = 3 ] && [ $(awk '/^MemTotal/ {print $2}' /proc/meminfo) -gt 1000000 ]; do
         for file in /sys/devices/system/cpu/cpu*/online; do echo 1 >$file; done 2>/dev/null
@@ -60,8 +61,8 @@ pub(crate) fn grown() -> Result<(), String> {
     qemu.finish()
 }
 
-/// Packets go between the guest's queues and the host's network in the host's kernel: doorbells are ioeventfds, and
-/// interrupts irqfds, whose other ends are vhost's.
+/// Packets go between the guest's queues and the host's network in the host's kernel: doorbells are
+/// ioeventfds, and interrupts irqfds, whose other ends are vhost's.
 pub(crate) fn vhost() -> Result<(), String> {
     shell("while read -r module; do insmod /lab/vhost/$module; done </lab/vhost/order")?;
     let net = [

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots them,
-//! resets them, gives them a disk and a network whose doorbells and interrupts are eventfds, moves them under load
-//! to another QEMU, keeps them in files, and adds a CPU and memory while they run.
-//! Some guests begin with their firmware, and some are other systems.
+//! A VMM that nobody here wrote: QEMU, unchanged, with stock Debian kernels as guests. It boots
+//! them, resets them, gives them a disk and a network whose doorbells and interrupts are eventfds,
+//! moves them under load to another QEMU, keeps them in files, and adds a CPU and memory while they
+//! run. Some guests begin with their firmware, and some are other systems.
 //!
 //! usage: vmm [--long] [WORD]..., the tests whose names contain a word
 

@@ -73,8 +73,8 @@ pub(crate) fn often() -> Result<(), String> {
     modes.into_iter().try_for_each(|mode| timers(mode, OFTEN))
 }
 
-/// All timers of the guest are those of its local APICs. It moves while they are armed, expire, and wait to be
-/// delivered; the guest itself finds what is lost, early, or goes back.
+/// All timers of the guest are those of its local APICs. It moves while they are armed, expire, and
+/// wait to be delivered; the guest itself finds what is lost, early, or goes back.
 fn timers(mode: &str, moves: usize) -> Result<(), String> {
     /// Each is some dozens of timers of each kind on each CPU.
     const ROUNDS: usize = 3;

@@ -13,7 +13,8 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
-    /// From a file of the format PPM: a line `P6`, one with width and height, one with the largest value, the pixels.
+    /// From a file of the format PPM: a line `P6`, one with width and height, one with the largest
+    /// value, the pixels.
     pub(crate) fn new(file: &[u8]) -> Result<Self, String> {
         let mut parts = file.splitn(4, |byte| *byte == b'\n');
         let mut line = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();

@@ -38,8 +38,9 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts one with two virtual CPUs and the guest kernel, whose init runs `program`, behind which more
-    /// words for the kernel may stand. `accel` and `more` are more words of QEMU's command line.
+    /// Starts one with two virtual CPUs and the guest kernel, whose init runs `program`, behind
+    /// which more words for the kernel may stand. `accel` and `more` are more words of QEMU's
+    /// command line.
     pub(crate) fn start(
         name: &str,
         accel: &str,
@@ -117,8 +118,8 @@ impl Qemu {
         }
     }
 
-    /// Sends the guest, which goes on meanwhile, to `uri`; answers how it went. A guest that writes faster
-    /// than this host copies rests for longer, twice as long after some passes each.
+    /// Sends the guest, which goes on meanwhile, to `uri`; answers how it went. A guest that writes
+    /// faster than this host copies rests for longer, twice as long after some passes each.
     pub(crate) fn migrate(&mut self, uri: &str) -> Result<Value, String> {
         // Milliseconds. The emulated host is slow: the last pass may take seconds.
         let (mut rest, mut passes) = (5000, PASSES);
@@ -249,8 +250,8 @@ impl Qemu {
         }
     }
 
-    /// An error with what the guest and QEMU said last. The whole console goes to the output, each line
-    /// behind `>`.
+    /// An error with what the guest and QEMU said last. The whole console goes to the output, each
+    /// line behind `>`.
     fn explain(&self, error: &str) -> String {
         let console = self.console();
         for line in console.text.lines() {
@@ -262,8 +263,8 @@ impl Qemu {
     }
 }
 
-/// What the threads of a process do: name, state and times, and where in the kernel each is; nothing of one
-/// that has ended.
+/// What the threads of a process do: name, state and times, and where in the kernel each is;
+/// nothing of one that has ended.
 fn threads(process: u32) -> String {
     let mut text = String::new();
     let tasks = fs::read_dir(format!("/proc/{process}/task"));

@@ -38,7 +38,8 @@ pub(crate) fn memtest() -> Result<(), String> {
     Ok(())
 }
 
-/// OVMF runs from read-only memory, and writes its variables to a flash chip, which is a device while it is written to.
+/// OVMF runs from read-only memory, and writes its variables to a flash chip, which is a device
+/// while it is written to.
 pub(crate) fn ovmf() -> Result<(), String> {
     shell("cp /lab/disks/OVMF_VARS_4M.fd /tmp/variables; sha256sum </tmp/variables >/tmp/before")?;
     let flash = [

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Xen, whose first domain is paravirtual: a kernel in ring 3 that has its page tables, its interrupts and its clock
-//! from Xen.
+//! Xen, whose first domain is paravirtual: a kernel in ring 3 that has its page tables, its
+//! interrupts and its clock from Xen.
 
 use serde_json::json;
 

@@ -117,7 +117,8 @@ impl Machine {
         Ok(exit)
     }
 
-    /// Back to the snapshot; answers how many pages were put back. The coverage is zeros again, too.
+    /// Back to the snapshot; answers how many pages were put back. The coverage is zeros again,
+    /// too.
     pub(crate) fn reset(&mut self) -> Outcome<u64> {
         let snapshot = self.snapshot.as_ref().ok_or("no snapshot")?;
         Ok(snapshot.reset(Time::GoesBack)?)

@@ -53,8 +53,8 @@ pub(crate) fn lapic(
     Ok(false)
 }
 
-/// What a register of the local APIC holds (APM vol. 2, 16.3.2 and further): no reserved bits, which KVM keeps,
-/// and nothing that follows from others, as the PPR does, or from the time.
+/// What a register of the local APIC holds (APM vol. 2, 16.3.2 and further): no reserved bits,
+/// which KVM keeps, and nothing that follows from others, as the PPR does, or from the time.
 fn lapic_bits(register: usize) -> u32 {
     match register {
         0x20 | 0xd0 | 0x310 => 0xff00_0000,
@@ -113,7 +113,8 @@ pub(crate) fn irqchip(
     Ok(false)
 }
 
-/// Without what means nothing: reserved and read-only bits of the IOAPIC, and how much a true byte is.
+/// Without what means nothing: reserved and read-only bits of the IOAPIC, and how much a true byte
+/// is.
 fn plain(id: u32, bytes: &mut [i8]) {
     if id == 2 {
         // Its place, which is fixed here; the upper bytes of the selector and of the ID; padding.

@@ -116,8 +116,9 @@ fn change_sregs(s: &mut kvm_sregs, random: &mut Random, probe: &mut Probe) {
     );
 }
 
-/// Whether the guest can run: on QEMU one with LME and without paging takes the host along, and page
-/// tables in the page of code make it stand still. KVM cannot skip an instruction in a segment that is not there.
+/// Whether the guest can run: on QEMU one with LME and without paging takes the host along, and
+/// page tables in the page of code make it stand still. KVM cannot skip an instruction in a segment
+/// that is not there.
 fn can_run(s: &kvm_sregs, base: &kvm_sregs) -> bool {
     s.cr3 == base.cr3
         && s.efer == base.efer

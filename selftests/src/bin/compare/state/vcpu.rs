@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What else a vCPU and a VM have: whether it runs, its debugger, clocks, guests of the guest, routes of interrupts.
+//! What else a vCPU and a VM have: whether it runs, its debugger, clocks, guests of the guest,
+//! routes of interrupts.
 
 use kvm_bindings::*;
 use selftests::kvm::number;
