@@ -13,6 +13,8 @@ pub(crate) const RESULTS: usize = 0x1_0000;
 /// Where [`Code::Touch`] finds how many pages there are, and how far apart.
 pub(crate) const TOUCH_COUNT: usize = 0x1_1000;
 pub(crate) const TOUCH_STEP: usize = 0x1_1008;
+/// Where [`Code::Access`] finds whether it writes to them.
+pub(crate) const TOUCH_WRITES: usize = 0x1_1018;
 /// Where [`Code::Spin`] counts its turns, and how many instructions one is.
 pub(crate) const SPUN: usize = 0x1_1010;
 pub(crate) const SPIN_TURN: u64 = 2;
@@ -57,13 +59,15 @@ pub(crate) enum Code {
     Touch,
     // This counts, and never ends.
     Spin,
+    // This is as `Touch`, but reads, unless [`TOUCH_WRITES`] says that it writes.
+    Access,
 }
 
 impl Code {
     /// The instructions.
     pub(crate) fn bytes(self) -> &'static [u8] {
         extern "C" {
-            static measure_guests: [[u8; ROOM]; Code::Spin as usize + 1];
+            static measure_guests: [[u8; ROOM]; Code::Access as usize + 1];
         }
         // SAFETY: The assembly below gives each guest its room, and nobody writes it.
         unsafe { &(*addr_of!(measure_guests))[self as usize] }
@@ -194,6 +198,22 @@ global_asm!(
     "jmp 2b",
     "guest",
     "2: incq 0x11010",
+    "jmp 2b",
+    "guest",
+    "2: mov 0x11000, %ecx",
+    "mov 0x11008, %edx",
+    "cmpl $0, 0x11018",
+    "jne 4f",
+    "3: mov (%rbx), %eax",
+    "add %rdx, %rbx",
+    "dec %ecx",
+    "jnz 3b",
+    "jmp 5f",
+    "4: mov %eax, (%rbx)",
+    "add %rdx, %rbx",
+    "dec %ecx",
+    "jnz 4b",
+    "5: out %al, $0xf4",
     "jmp 2b",
     ".org measure_guests + measure_count * 256",
     ".popsection",

@@ -8,11 +8,14 @@
 //! Each line of output is a name, a number, and how often what is measured happened between two
 //! marks for the emulator's plugin, in the order of the marks (0 if there were none).
 
+mod forks;
 mod guests;
 mod host;
 mod invalidate;
 mod machine;
 mod pair;
+mod resets;
+mod saved;
 mod slots;
 mod touch;
 
@@ -182,7 +185,7 @@ fn backend(machine: Machine) -> Result<Vec<u64>, String> {
 type Group = (&'static str, fn(&Handle) -> Rows);
 
 /// What can be asked for alone.
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 11] = [
     ("exits", exits),
     ("faults", faults),
     ("events", events),
@@ -190,15 +193,21 @@ const GROUPS: [Group; 9] = [
     ("slots", slots::slots),
     ("pair", pair::pair),
     ("invalidate", invalidate::invalidate),
+    ("resets", resets::resets),
+    ("forks", forks::forks),
     ("machines", host::machines),
     ("memory", host::memory),
 ];
 
-/// The groups that were asked for; all, if none was.
+/// What is measured only if it is asked for: it wants a host of its own.
+const ASKED: [&str; 2] = ["resets", "forks"];
+
+/// The groups that were asked for; all but [`ASKED`], if none was.
 fn measure(device: &Handle, wanted: &[String]) -> Rows {
     let mut rows = Vec::new();
     for (name, group) in GROUPS {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+        let by_itself = wanted.is_empty() && !ASKED.contains(&name);
+        if by_itself || wanted.iter().any(|word| word == name) {
             rows.extend(group(device)?);
         }
     }

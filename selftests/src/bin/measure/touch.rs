@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 
 use kvm_bindings::*;
 use selftests::guest::Irqchip;
-use selftests::kvm::{number, Handle};
+use selftests::kvm::{number, Answer, Handle};
 use selftests::machine::Machine;
 use selftests::memory::PAGE;
 use selftests::stats::{counter, read};
@@ -19,13 +19,13 @@ use crate::machine::{machine, set_pointer};
 use crate::{Row, Rows};
 
 pub(crate) const SIZE: usize = 256 << 20;
-const LARGE: usize = 2 << 20;
+pub(crate) const LARGE: usize = 2 << 20;
 pub(crate) const PAGES: u64 = (SIZE / PAGE) as u64;
 /// What makes a figure for 256 MiB one for a GiB.
 const TO_GIB: u64 = (1 << 30) / SIZE as u64;
-const AT: u64 = 0x4000_0000;
-const SLOT: u32 = 2;
-const LOG: u32 = 1;
+pub(crate) const AT: u64 = 0x4000_0000;
+pub(crate) const SLOT: u32 = 2;
+pub(crate) const LOG: u32 = 1;
 
 pub(crate) fn ticks() -> u64 {
     // SAFETY: Every x86-64 CPU has the instruction.
@@ -35,22 +35,35 @@ pub(crate) fn ticks() -> u64 {
 /// Guests that share a slot, and its memory, aligned for large pages.
 pub(crate) struct Memory {
     pub(crate) machine: Machine,
+    pub(crate) size: usize,
     start: usize,
 }
 
 impl Memory {
     pub(crate) fn new(device: &Handle, codes: &[Code], advice: i32) -> Result<Self, String> {
+        Self::of_size(device, codes, Irqchip::None, advice, SIZE)
+    }
+
+    /// The same of another size, a multiple of 2 MiB.
+    pub(crate) fn of_size(
+        device: &Handle,
+        codes: &[Code],
+        irqchip: Irqchip,
+        advice: i32,
+        size: usize,
+    ) -> Result<Self, String> {
         let (protection, flags) = (
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
         );
         // SAFETY: A new mapping.
-        let all = unsafe { libc::mmap(null_mut(), SIZE + LARGE, protection, flags, -1, 0) };
+        let all = unsafe { libc::mmap(null_mut(), size + LARGE, protection, flags, -1, 0) };
         if all == libc::MAP_FAILED {
             return Err("no memory".into());
         }
         let memory = Self {
-            machine: machine(device, codes, Irqchip::None)?,
+            machine: machine(device, codes, irqchip)?,
+            size,
             start: (all as usize).next_multiple_of(LARGE),
         };
         memory.advise(advice);
@@ -61,18 +74,18 @@ impl Memory {
     /// `madvise`.
     pub(crate) fn advise(&self, advice: i32) {
         // SAFETY: The range is our own, and nothing in it is needed.
-        unsafe { libc::madvise(self.start as *mut _, SIZE, advice) };
+        unsafe { libc::madvise(self.start as *mut _, self.size, advice) };
     }
 
     /// Sets the flags of the slot; how long it takes.
-    fn flags(&self, flags: u32) -> Result<u64, String> {
-        self.region(flags, SIZE)
+    pub(crate) fn flags(&self, flags: u32) -> Result<u64, String> {
+        self.region(flags, self.size)
     }
 
     /// Takes everything from the guest, while the host keeps it.
     pub(crate) fn forget(&self) -> Result<(), String> {
         self.region(0, 0)?;
-        self.region(0, SIZE).map(drop)
+        self.region(0, self.size).map(drop)
     }
 
     fn region(&self, flags: u32, size: usize) -> Result<u64, String> {
@@ -92,14 +105,14 @@ impl Memory {
 
     /// Makes all pages present in the host.
     pub(crate) fn populate(&self) {
-        for offset in (0..SIZE).step_by(PAGE) {
+        for offset in (0..self.size).step_by(PAGE) {
             // SAFETY: The range is our own.
             unsafe { ((self.start + offset) as *mut u8).write_volatile(1) };
         }
     }
 
     /// Lets the guest write to `count` pages that are `step` apart; how long it takes.
-    fn touch(&self, count: u64, step: usize) -> Result<u64, String> {
+    pub(crate) fn touch(&self, count: u64, step: usize) -> Result<u64, String> {
         self.touch_from(0, 0, count, step)
     }
 
@@ -111,10 +124,20 @@ impl Memory {
         count: u64,
         step: usize,
     ) -> Result<u64, String> {
+        self.prepare(cpu, first, count, step)?;
+        self.go(cpu)
+    }
+
+    /// Lets this vCPU know what it is to touch.
+    pub(crate) fn prepare(&self, cpu: usize, first: u64, count: u64, step: usize) -> Answer {
         self.machine.ram.write_words(TOUCH_COUNT, &[count]);
         self.machine.ram.write_words(TOUCH_STEP, &[step as u64]);
+        set_pointer(&self.machine.vcpus[cpu].handle, AT + first * PAGE as u64)
+    }
+
+    /// Lets it do so; how long it takes.
+    pub(crate) fn go(&self, cpu: usize) -> Result<u64, String> {
         let vcpu = &self.machine.vcpus[cpu];
-        set_pointer(&vcpu.handle, AT + first * PAGE as u64)?;
         let begin = ticks();
         vcpu.run()?;
         let end = ticks();
@@ -125,7 +148,7 @@ impl Memory {
     }
 
     /// How often the first vCPU has left its guest.
-    fn exits(&self) -> Result<u64, String> {
+    pub(crate) fn exits(&self) -> Result<u64, String> {
         let file = self.machine.vcpus[0]
             .handle
             .open_with(number::GET_STATS_FD, 0)?;
@@ -134,17 +157,23 @@ impl Memory {
 
     /// Reads and clears the log: how long it takes, and how many pages were in it.
     fn log(&self) -> Result<(u64, u64), String> {
-        let mut words = vec![0u64; PAGES as usize / 64];
-        let mut log = kvm_dirty_log {
-            slot: SLOT,
-            ..Default::default()
-        };
-        log.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
+        let mut words = vec![0u64; self.size / PAGE / 64];
         let begin = ticks();
-        self.machine.vm.set(number::GET_DIRTY_LOG, &log)?;
+        self.read_log(&mut words)?;
         let end = ticks();
         let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
         Ok((end - begin, count))
+    }
+
+    /// Reads and clears it into a bitmap.
+    fn read_log(&self, words: &mut [u64]) -> Answer {
+        assert_eq!(words.len() * 64 * PAGE, self.size, "a bit for each page");
+        read_log(&self.machine.vm, SLOT, words)
+    }
+
+    /// Where the process has it.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.start as *mut u8
     }
 
     /// How long a look at all entries of the nested tables takes: reading the counts of pages makes
@@ -164,8 +193,18 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: The range is our own; the slot of a machine that goes.
-        unsafe { libc::munmap(self.start as *mut _, SIZE) };
+        unsafe { libc::munmap(self.start as *mut _, self.size) };
     }
+}
+
+/// Reads and clears the log of a slot into a bitmap, which has a bit for each of its pages.
+pub(crate) fn read_log(vm: &Handle, slot: u32, words: &mut [u64]) -> Answer {
+    let mut log = kvm_dirty_log {
+        slot,
+        ..Default::default()
+    };
+    log.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
+    vm.set(number::GET_DIRTY_LOG, &log)
 }
 
 /// Memory that tables of guests take, in bytes.
