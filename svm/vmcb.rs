@@ -24,12 +24,14 @@ use x86::regs::Segment;
 pub struct Vmcb {
     /// 000: what to intercept, what to inject, and why the guest exited.
     control: Control,
+    _110: [u8; 0x2f0],
     /// 400: the guest's registers.
     save: Save,
+    _6e8: [u8; 0x918],
 }
 
 /// The control area (APM vol. 2, table B-1).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Control {
     /// 000: the six intercept words.
@@ -97,12 +99,11 @@ struct Control {
     _100: u64,
     /// 108: VMSA address.
     vmsa: u64,
-    _110: [u8; 0x2f0],
 }
 
 /// The state save area of a guest without encrypted state (APM vol. 2, table B-2). Offsets count
 /// from the start of the VMCB.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Save {
     /// 400
@@ -193,7 +194,6 @@ struct Save {
     _698: [u8; 0x48],
     /// 6E0
     spec_ctrl: u64,
-    _6e8: [u8; 0x918],
 }
 
 /// Asserts the offset of a field, counted from the start of the VMCB as the manual does.
@@ -221,8 +221,8 @@ at! { 0x400, Save:
     0x638 sysenter_eip 0x640 cr2 0x668 g_pat 0x670 dbgctl 0x678 br_from 0x680 br_to
     0x688 last_excp_from 0x690 last_excp_to 0x6e0 spec_ctrl
 }
-const _: () = assert!(size_of::<Control>() == 0x400);
-const _: () = assert!(size_of::<Save>() == 0xc00);
+const _: () = assert!(size_of::<Control>() == 0x110);
+const _: () = assert!(size_of::<Save>() == 0x2e8);
 const _: () = assert!(size_of::<Vmcb>() == 0x1000);
 const _: () = assert!(align_of::<Vmcb>() == 0x1000);
 const _: () = assert!(size_of::<Segment>() == 16);

@@ -2,6 +2,7 @@
 /*
  * What guest memory needs from the kernel and Rust cannot reach: inline functions and macros.
  */
+#include <linux/instrumented.h>
 #include <linux/mem_encrypt.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
@@ -245,6 +246,49 @@ int pacifica_write_user(unsigned long to, const void *from, unsigned long bytes,
 	if (may_sleep)
 		return copy_to_user(user, from, bytes) ? -EFAULT : 0;
 	return copy_to_user_nofault(user, from, bytes) ? -EFAULT : 0;
+}
+
+/*
+ * A page of the kernel's own for one of the current process. Without the checks of copy_to_user(), which
+ * find out what the kernel's memory belongs to: that costs as much as a quarter of the copy.
+ */
+int pacifica_write_page(unsigned long to, const void *page)
+{
+	void __user *user = (void __user *)to;
+
+	might_fault();
+	if (!access_ok(user, PAGE_SIZE))
+		return -EFAULT;
+	instrument_copy_to_user(user, page, PAGE_SIZE);
+	return raw_copy_to_user(user, page, PAGE_SIZE) ? -EFAULT : 0;
+}
+
+/* The other way. */
+int pacifica_read_page(void *page, unsigned long from)
+{
+	const void __user *user = (const void __user *)from;
+	unsigned long left;
+
+	might_fault();
+	if (!access_ok(user, PAGE_SIZE))
+		return -EFAULT;
+	barrier_nospec();
+	instrument_copy_from_user_before(page, user, PAGE_SIZE);
+	left = raw_copy_from_user(page, user, PAGE_SIZE);
+	instrument_copy_from_user_after(page, user, PAGE_SIZE, left);
+	return left ? -EFAULT : 0;
+}
+
+/* A page with the content of one of the current process, or NULL, with *error: so it need not be cleared. */
+void *pacifica_copy_of_page(unsigned long from, int *error)
+{
+	void *page = (void *)__get_free_page(GFP_KERNEL_ACCOUNT);
+
+	*error = page ? pacifica_read_page(page, from) : -ENOMEM;
+	if (!*error)
+		return page;
+	free_page((unsigned long)page);
+	return NULL;
 }
 
 #define CMPXCHG_USER(type) ({						\

@@ -28,6 +28,9 @@ unsigned int pacifica_host_paging_levels(void);
 u64 pacifica_host_address_limit(void);
 int pacifica_read_user(void *to, unsigned long from, unsigned long bytes, bool may_sleep);
 int pacifica_write_user(unsigned long to, const void *from, unsigned long bytes, bool may_sleep);
+int pacifica_write_page(unsigned long to, const void *page);
+int pacifica_read_page(void *page, unsigned long from);
+void *pacifica_copy_of_page(unsigned long from, int *error);
 int pacifica_cmpxchg_user(unsigned long address, unsigned int bytes, u64 *old, u64 new,
 			  bool may_sleep);
 

@@ -6,7 +6,7 @@
 //! `helpers_memory.c`.
 
 use crate::linux::compat::is_poison;
-use crate::linux::Sleep;
+use crate::linux::{Pages, Sleep};
 use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
 use kernel::error::to_result;
@@ -46,6 +46,9 @@ extern "C" {
         bytes: c_ulong,
         may_sleep: bool,
     ) -> c_int;
+    fn pacifica_write_page(to: c_ulong, page: *const c_void) -> c_int;
+    fn pacifica_read_page(page: *mut c_void, from: c_ulong) -> c_int;
+    fn pacifica_copy_of_page(from: c_ulong, error: *mut c_int) -> *mut c_void;
     fn pacifica_cmpxchg_user(
         address: c_ulong,
         bytes: c_uint,
@@ -143,6 +146,37 @@ pub(crate) fn write_user(to: u64, from: &[u8], sleep: Sleep) -> Result {
             sleep.is_allowed(),
         )
     })
+}
+
+/// What a page of the current process holds, or held. All errors are as in [`read_user`], and
+/// `ENOMEM`; all may sleep.
+pub(crate) struct PageContent(Pages<[u8; 4096]>);
+
+impl PageContent {
+    /// What the page at `from` holds.
+    pub(crate) fn new(from: u64) -> Result<Self> {
+        let mut error = 0;
+        // SAFETY: The variable is valid for the write; the C side checks the user address.
+        let page = unsafe { pacifica_copy_of_page(from as c_ulong, &mut error) };
+        match NonNull::new(page.cast()) {
+            // SAFETY: It was allocated just now, and is full of bytes.
+            Some(page) => Ok(Self(unsafe { Pages::from_raw(page) })),
+            None => Err(Error::from_errno(error)),
+        }
+    }
+
+    /// The page at `to` holds it.
+    #[inline]
+    pub(crate) fn write(&self, to: u64) -> Result {
+        // SAFETY: The page is valid for the read; the C side checks the user address.
+        to_result(unsafe { pacifica_write_page(to as c_ulong, self.0.as_ptr().cast()) })
+    }
+
+    /// It becomes what the page at `from` holds. After an error it is anything.
+    pub(crate) fn read(&mut self, from: u64) -> Result {
+        // SAFETY: The page is valid for the write, and ours alone; likewise.
+        to_result(unsafe { pacifica_read_page(self.0.as_ptr().cast(), from as c_ulong) })
+    }
 }
 
 /// Writes memory of the current process from memory that others may change meanwhile. May sleep.

@@ -47,6 +47,17 @@ impl<T: PageData> Pages<T> {
 }
 
 impl<T> Pages<T> {
+    /// Takes pages over.
+    ///
+    /// # Safety
+    ///
+    /// They must be as many as a `T` needs, from the kernel's allocator, hold a `T`, and belong to
+    /// the caller.
+    pub(crate) unsafe fn from_raw(pages: NonNull<T>) -> Self {
+        // INVARIANT: As promised by the caller.
+        Self(pages)
+    }
+
     /// The physical address, as the CPU wants it (with the encryption bit, where there is one).
     pub(crate) fn phys(&self) -> u64 {
         // SAFETY: The address is in the kernel's linear mapping.

@@ -11,7 +11,8 @@
 //! Only what is active is looked at by a reset. It is what the guest can write without a fault, and
 //! what the VMM and the emulator have written since the last reset.
 
-use crate::linux::{self, Pages};
+use crate::linux;
+use crate::linux::mm::PageContent;
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
 use npt::Written;
@@ -50,7 +51,7 @@ pub(crate) enum Writer {
 pub(crate) struct Old {
     pub(crate) gpa: u64,
     pub(crate) hva: u64,
-    pub(crate) content: Pages<[u8; 4096]>,
+    pub(crate) content: PageContent,
     flags: u8,
     /// How many rounds it was not written for.
     idle: u8,
@@ -138,7 +139,7 @@ impl Layer {
         &mut self,
         gpa: u64,
         hva: u64,
-        content: Pages<[u8; 4096]>,
+        content: PageContent,
         writer: Writer,
     ) -> Result {
         let place = self.pages.len() as u32;

@@ -29,8 +29,8 @@
 //! keeps it, and has it among those that are active. Both are so since all vCPUs were stopped: no
 //! fault and no write was under way when it began.
 
-use crate::linux::mm::{read_user, write_user};
-use crate::linux::{self, Pages, Sleep};
+use crate::linux;
+use crate::linux::mm::PageContent;
 use crate::memory::kept_layer::{Layer, Look, Writer, BATCH};
 use crate::memory::npt_pages::LockedTables;
 use crate::memory::slots::Slot;
@@ -171,8 +171,7 @@ impl Keeping {
         if self.touch(&mut self.kept.lock(), gpa, writer)? {
             return Ok(());
         }
-        let mut content = Pages::<[u8; 4096]>::new()?;
-        read_user(&mut content[..], hva, Sleep::Allowed)?;
+        let content = PageContent::new(hva)?;
         let kept = &mut *self.kept.lock();
         if self.touch(kept, gpa, writer)? {
             return Ok(());
@@ -276,7 +275,7 @@ impl VmMemory {
         self.flush_if(flush);
         let (mut hint, mut count) = (0, 0);
         for old in layer.changed() {
-            write_user(old.hva, &old.content[..], Sleep::Allowed)?;
+            old.content.write(old.hva)?;
             if let Some(slot) = slots.find(old.gpa, &mut hint) {
                 slot.wrote(old.gpa, None);
             }
@@ -286,7 +285,7 @@ impl VmMemory {
             }
         }
         for (index, old) in layer.unsettled().enumerate() {
-            read_user(&mut old.content[..], old.hva, Sleep::Allowed)?;
+            old.content.read(old.hva)?;
             if index % BATCH == BATCH - 1 {
                 linux::cond_resched();
             }

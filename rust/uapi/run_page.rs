@@ -254,7 +254,8 @@ impl RunPage {
 pub(crate) struct Answer {
     reason: u32,
     about: [u8; ABOUT_SIZE],
-    data: Page,
+    /// Of a port access that waits for its answer.
+    data: KVec<u8>,
 }
 
 /// Where `struct kvm_run` has what belongs to the exit reason, and how much it is.
@@ -262,20 +263,21 @@ const ABOUT: usize = offset_of!(kvm_run, __bindgen_anon_1);
 const ABOUT_SIZE: usize = offset_of!(kvm_run, kvm_valid_regs) - ABOUT;
 
 impl RunPage {
-    /// What the VMM was told last, and what it has answered.
-    pub(crate) fn answer(&self) -> Result<Answer> {
+    /// What the VMM was told last, and what it has answered, with so many bytes of port data.
+    pub(crate) fn answer(&self, port_bytes: usize) -> Result<Answer> {
+        let port_bytes = port_bytes.min(PIO_SIZE);
         let mut answer = Answer {
             reason: field!(read self, exit_reason),
             about: [0; ABOUT_SIZE],
-            data: Page::new()?,
+            data: KVec::from_elem(0, port_bytes, GFP_KERNEL_ACCOUNT)?,
         };
         // SAFETY: So much is in the pages, which are ours. The VMM may write them meanwhile: the
         // bytes are copied by C, once, and mean nothing here.
         unsafe {
             let about = answer.about.as_mut_ptr().cast();
             bindings::memcpy(about, self.about(), ABOUT_SIZE);
-            let data = answer.data.as_ptr().cast();
-            bindings::memcpy(data, self.pages[1].as_ptr().cast(), PIO_SIZE);
+            let data = answer.data.as_mut_ptr().cast();
+            bindings::memcpy(data, self.pages[1].as_ptr().cast(), port_bytes);
         }
         Ok(answer)
     }
@@ -286,7 +288,7 @@ impl RunPage {
         unsafe {
             bindings::memcpy(self.about(), answer.about.as_ptr().cast(), ABOUT_SIZE);
             let data = self.pages[1].as_ptr().cast();
-            bindings::memcpy(data, answer.data.as_ptr().cast(), PIO_SIZE);
+            bindings::memcpy(data, answer.data.as_ptr().cast(), answer.data.len());
         }
         self.set_reason(answer.reason);
     }

@@ -23,6 +23,7 @@ use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
 use irqchip::{Ioapic, Lapic, Pic, Pit};
 use kernel::prelude::*;
+use svm::io::UserIo;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
@@ -76,7 +77,7 @@ impl VcpuSnapshot {
         // What others have sent belongs to the state.
         requests::process_requests_for_state(vcpu, inner);
         let mut vmcb = Pages::<Vmcb>::new()?;
-        copy(&inner.vmcb, &mut vmcb);
+        vmcb.copy_from(&inner.vmcb);
         let mut state = KVec::new();
         state.extend_from_slice(core::slice::from_ref(&*inner.state), GFP_KERNEL_ACCOUNT)?;
         let parts = &inner.parts;
@@ -108,7 +109,7 @@ impl VcpuSnapshot {
                 last_tsc: inner.last_tsc,
                 sipi_vector: vcpu.mailbox.sipi_vector(),
             },
-            answer: vcpu.run_page.answer()?,
+            answer: vcpu.run_page.answer(port_bytes(&inner.state))?,
         })
     }
 
@@ -134,7 +135,7 @@ impl VcpuSnapshot {
         vcpu.mailbox.take_requests();
         vcpu.mailbox.take_interrupts();
         vcpu.mailbox.set_sipi_vector(self.small.sipi_vector);
-        copy(&self.vmcb, &mut inner.vmcb);
+        inner.vmcb.copy_from(&self.vmcb);
         if vcpu.serial != self.serial {
             // One of another VM has become this one.
             inner.vmcb.set_ncr3(vcpu.vm.memory.ncr3());
@@ -177,10 +178,10 @@ impl VcpuSnapshot {
         }
         parts.fpu.area.copy_from(&self.fpu);
         parts.cpuid.clear();
-        for entry in self.cpuid.iter() {
-            // `prepare` has made room.
-            let _ = parts.cpuid.push_within_capacity(*entry);
-        }
+        // `prepare` has made room.
+        let _ = parts
+            .cpuid
+            .extend_from_slice(&self.cpuid, GFP_KERNEL_ACCOUNT);
         parts.user_cr8 = small.user_cr8;
         parts.user_apic_base = small.user_apic_base;
         // The guest's page tables are others, and its timers and clock are to be set.
@@ -199,10 +200,12 @@ impl VcpuSnapshot {
     }
 }
 
-/// Copies a VMCB, which is too large to be moved about on the stack.
-fn copy(from: &Vmcb, to: &mut Vmcb) {
-    // SAFETY: Two different ones, and all of it is integers.
-    unsafe { core::ptr::copy_nonoverlapping(from, to, 1) };
+/// How much port data the VMM has got, or is to give.
+fn port_bytes(state: &VcpuState) -> usize {
+    match state.io.pending() {
+        Some(UserIo::Port { size, count, .. }) => usize::from(size) * usize::from(count),
+        _ => 0,
+    }
 }
 
 /// What belongs to the VM as a whole.

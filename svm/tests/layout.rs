@@ -20,7 +20,10 @@ fn check(offset: usize, size: usize, clean: Clean, set: impl FnOnce(&mut Vmcb, u
     let all = vmcb.clean();
     set(&mut vmcb, VALUE);
     assert_eq!(vmcb.clean(), all & !clean, "clean bits of {offset:x}");
+    let mut copy = Box::new(Vmcb::zeroed());
+    copy.copy_from(&vmcb);
     let image = bytes(&mut vmcb);
+    assert!(image == bytes(&mut copy), "the copy of field {offset:x}");
     assert_eq!(
         image[offset..offset + size],
         VALUE.to_le_bytes()[..size],

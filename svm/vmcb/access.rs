@@ -378,6 +378,11 @@ impl Vmcb {
         self.control.clean = CLEAN_AFTER_EXIT.bits();
     }
 
+    /// Takes all that has a meaning from another one, which is a quarter of it.
+    pub fn copy_from(&mut self, other: &Vmcb) {
+        (self.control, self.save) = (other.control, other.save);
+    }
+
     /// Withdraws every promise: when the VMCB goes to another CPU, and when in doubt.
     pub fn set_all_dirty(&mut self) {
         self.control.clean = 0;

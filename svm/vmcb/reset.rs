@@ -46,7 +46,9 @@ impl Vmcb {
     pub const fn zeroed() -> Self {
         Self {
             control: Control::ZERO,
+            _110: [0; 0x2f0],
             save: Save::ZERO,
+            _6e8: [0; 0x918],
         }
     }
 
@@ -174,7 +176,6 @@ impl Control {
         avic_physical_table: 0,
         _100: 0,
         vmsa: 0,
-        _110: [0; 0x2f0],
     };
 }
 
@@ -235,6 +236,5 @@ impl Save {
         last_excp_to: 0,
         _698: [0; 0x48],
         spec_ctrl: 0,
-        _6e8: [0; 0x918],
     };
 }

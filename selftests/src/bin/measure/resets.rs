@@ -177,11 +177,13 @@ fn copy() -> u64 {
     const COUNT: usize = 64;
     let from = vec![1u8; COUNT * PAGE];
     let mut to = vec![2u8; COUNT * PAGE];
-    let begin = ticks();
+    let mut taken = Vec::with_capacity(COUNT);
     for (from, to) in from.chunks(PAGE).zip(to.chunks_mut(PAGE)) {
+        let begin = ticks();
         to.copy_from_slice(std::hint::black_box(from));
+        taken.push(ticks() - begin);
     }
-    (ticks() - begin) / COUNT as u64
+    median(&mut taken)
 }
 
 pub(crate) fn resets(device: &Handle) -> Rows {
