@@ -234,7 +234,7 @@ impl Qemu {
     }
 
     /// Fails if the guest has complained.
-    pub(crate) fn healthy(&self) -> Result<(), String> {
+    pub(crate) fn healthy(&mut self) -> Result<(), String> {
         match self.console().complaint() {
             Some(complaint) => Err(self.explain(&complaint)),
             None => Ok(()),
@@ -242,7 +242,7 @@ impl Qemu {
     }
 
     /// Fails unless this holds.
-    pub(crate) fn expect(&self, what: &str, holds: bool) -> Result<(), String> {
+    pub(crate) fn expect(&mut self, what: &str, holds: bool) -> Result<(), String> {
         if holds {
             Ok(())
         } else {
@@ -252,14 +252,27 @@ impl Qemu {
 
     /// An error with what the guest and QEMU said last. The whole console goes to the output, each
     /// line behind `>`.
-    fn explain(&self, error: &str) -> String {
+    fn explain(&mut self, error: &str) -> String {
         let console = self.console();
         for line in console.text.lines() {
             println!("> {}: {line}", self.name);
         }
-        let (name, qemu, last) = (&self.name, said(&self.name), console.last(40));
+        // The threads first: to be asked for registers stops the CPUs.
         let threads = threads(self.process.id());
-        format!("{name}: {error}: {qemu}\n{threads}the guest's console ends with:\n{last}")
+        let registers = self.registers();
+        let (name, qemu, last) = (&self.name, said(&self.name), console.last(40));
+        format!(
+            "{name}: {error}: {qemu}\n{threads}{registers}the guest's console ends with:\n{last}"
+        )
+    }
+
+    /// The registers of the guest's CPUs, or why the monitor does not tell them.
+    fn registers(&mut self) -> String {
+        let command = json!({ "command-line": "info registers -a" });
+        match self.exchange("human-monitor-command", command) {
+            Ok(text) => text.as_str().unwrap_or_default().to_owned(),
+            Err(error) => format!("{error}\n"),
+        }
     }
 }
 
