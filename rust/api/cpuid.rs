@@ -6,7 +6,7 @@ use crate::host::host;
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch;
@@ -92,7 +92,7 @@ fn give(arg: UserArg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c
 }
 
 /// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
-pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
+pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     if header.nent > MAX_ENTRIES {
         return Err(E2BIG);
@@ -105,17 +105,17 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
         entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
     }
     // A guest whose HLT does not exit cannot be woken by the hypercall.
-    if vcpu.vm.config.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
+    if vcpu.platform.vm.config.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
         cpuid::withhold(&mut entries, PvFeatures::UNHALT);
     }
-    if inner.has_run {
+    if vcpu.has_run {
         // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.
-        let dynamic = dynamic(vcpu, inner);
+        let dynamic = dynamic(vcpu);
         let now = |entry: &Entry| refreshed(entry, &dynamic);
         let same = entries
             .iter()
             .map(now)
-            .eq(inner.parts.cpuid.iter().map(now));
+            .eq(vcpu.platform.cpuid.iter().map(now));
         return if same { Ok(()) } else { Err(EINVAL) };
     }
     if !cpuid::valid(&entries) {
@@ -123,18 +123,16 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
     }
     let offered = Features::offered(&mut linux::cpuid, &caps());
     let features = Features::new(&entries, &offered);
-    inner.state.set_features(&mut inner.vmcb, features);
-    inner.parts.physical_bits = features.max_phys_bits;
-    inner.parts.has_x2apic = features.has(Feature::X2APIC);
-    inner.parts.cpuid = entries;
+    vcpu.state.set_features(&mut vcpu.vmcb, features);
+    vcpu.platform.physical_bits = features.max_phys_bits;
+    vcpu.platform.has_x2apic = features.has(Feature::X2APIC);
+    vcpu.platform.cpuid = entries;
     Ok(())
 }
 
 /// What shows through CPUID now.
-fn dynamic(vcpu: &Vcpu, inner: &mut Inner) -> Dynamic {
-    inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-        dispatch::dynamic(guest, cpuid::function::XSTATE)
-    })
+fn dynamic(vcpu: &mut LockedVcpu) -> Dynamic {
+    dispatch::dynamic(&mut vcpu.guest(Sleep::Allowed), cpuid::function::XSTATE)
 }
 
 fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
@@ -144,10 +142,10 @@ fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
 }
 
 /// KVM_GET_CPUID2: what the guest would read now.
-pub(crate) fn get(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
+pub(crate) fn get(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
-    let dynamic = dynamic(vcpu, inner);
-    let entries = &inner.parts.cpuid;
+    let dynamic = dynamic(vcpu);
+    let entries = &vcpu.platform.cpuid;
     let count = entries.len() as u32;
     if header.nent < count {
         return Err(E2BIG);

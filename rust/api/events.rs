@@ -7,7 +7,7 @@ use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
 use crate::vcpu::platform::{self, deferred};
 use crate::vcpu::pvclock::touch_time;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use crate::vm::option;
 use irqchip::lapic::STATE_SIZE;
 use kernel::prelude::*;
@@ -19,40 +19,40 @@ use x86::msr::{Report, Reported};
 use x86::regs::{vector, Cr4, Exception};
 
 /// Dispatches on the number.
-pub(crate) fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
+pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     match cmd {
-        uapi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(vcpu, inner)),
-        uapi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, inner, &arg.read()?),
+        uapi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(vcpu)),
+        uapi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, &arg.read()?),
         uapi::PACIFICA_GET_DEBUGREGS => arg.write(&uapi::kvm_debugregs {
-            db: inner.state.db,
-            dr6: inner.state.debug.dr6(&inner.vmcb),
-            dr7: inner.state.debug.dr7(&inner.vmcb),
+            db: vcpu.state.db,
+            dr6: vcpu.state.debug.dr6(&vcpu.vmcb),
+            dr7: vcpu.state.debug.dr7(&vcpu.vmcb),
             ..Default::default()
         }),
-        uapi::PACIFICA_SET_DEBUGREGS => set_debugregs(inner, &arg.read()?),
-        uapi::PACIFICA_SET_GUEST_DEBUG => set_guest_debug(vcpu, inner, &arg.read()?),
-        uapi::PACIFICA_X86_SETUP_MCE => setup_mce(inner, arg.read()?),
-        uapi::PACIFICA_X86_SET_MCE => set_mce(inner, &arg.read()?),
-        uapi::PACIFICA_GET_LAPIC => get_lapic(vcpu, inner, arg),
-        uapi::PACIFICA_SET_LAPIC => set_lapic(vcpu, inner, arg),
+        uapi::PACIFICA_SET_DEBUGREGS => set_debugregs(vcpu, &arg.read()?),
+        uapi::PACIFICA_SET_GUEST_DEBUG => set_guest_debug(vcpu, &arg.read()?),
+        uapi::PACIFICA_X86_SETUP_MCE => setup_mce(vcpu, arg.read()?),
+        uapi::PACIFICA_X86_SET_MCE => set_mce(vcpu, &arg.read()?),
+        uapi::PACIFICA_GET_LAPIC => get_lapic(vcpu, arg),
+        uapi::PACIFICA_SET_LAPIC => set_lapic(vcpu, arg),
         // Where TPR accesses that are reported would leave their value; none are reported.
         uapi::PACIFICA_SET_VAPIC_ADDR => {
-            inner.parts.lapic.as_ref().ok_or(EINVAL)?;
+            vcpu.platform.lapic.as_ref().ok_or(EINVAL)?;
             arg.read::<u64>().map(|_| ())
         }
         _ => Err(ENOTTY),
     }
 }
 
-pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> uapi::kvm_vcpu_events {
-    let events = &inner.state.events;
+pub(crate) fn get_events(vcpu: &LockedVcpu) -> uapi::kvm_vcpu_events {
+    let events = &vcpu.state.events;
     let mut out = uapi::kvm_vcpu_events {
         flags: uapi::KVM_VCPUEVENT_VALID_NMI_PENDING | uapi::KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
     };
     if let Some(queued) = events.shown() {
         // A VMM without KVM_CAP_EXCEPTION_PAYLOAD knows no pending ones.
-        let injected = queued.injected || !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD);
+        let injected = queued.injected || !vcpu.platform.vm.has_option(option::EXCEPTION_PAYLOAD);
         let payload = queued.exception.payload.filter(|_| !injected);
         out.exception.injected = u8::from(injected);
         out.exception.pending = u8::from(!injected);
@@ -67,7 +67,7 @@ pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> uapi::kvm_vcpu_events {
         out.interrupt.nr = interrupt.vector;
         out.interrupt.soft = u8::from(interrupt.soft);
     }
-    if inner.vmcb.interrupt_shadow() {
+    if vcpu.vmcb.interrupt_shadow() {
         // The CPU does not tell which of the two it is.
         out.interrupt.shadow =
             (uapi::KVM_X86_SHADOW_INT_STI | uapi::KVM_X86_SHADOW_INT_MOV_SS) as u8;
@@ -75,17 +75,17 @@ pub(crate) fn get_events(vcpu: &Vcpu, inner: &Inner) -> uapi::kvm_vcpu_events {
     out.nmi.injected = u8::from(events.nmi_injected);
     out.nmi.pending = events.nmi_pending;
     out.nmi.masked = u8::from(events.nmi_masked);
-    if vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
+    if vcpu.platform.vm.has_option(option::EXCEPTION_PAYLOAD) {
         out.flags |= uapi::KVM_VCPUEVENT_VALID_PAYLOAD;
     }
-    if vcpu.vm.has_option(option::TRIPLE_FAULT) {
+    if vcpu.platform.vm.has_option(option::TRIPLE_FAULT) {
         out.flags |= uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
         out.triple_fault.pending = u8::from(events.triple_fault);
     }
     out
 }
 
-pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_vcpu_events) -> Result {
+pub(crate) fn set_events(vcpu: &mut LockedVcpu, new: &uapi::kvm_vcpu_events) -> Result {
     let mut known = uapi::KVM_VCPUEVENT_VALID_NMI_PENDING
         | uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | uapi::KVM_VCPUEVENT_VALID_SHADOW;
@@ -94,10 +94,10 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_vcpu_ev
     if smi.smm == 0 && smi.pending == 0 && smi.smm_inside_nmi == 0 && smi.latched_init == 0 {
         known |= uapi::KVM_VCPUEVENT_VALID_SMM;
     }
-    if vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
+    if vcpu.platform.vm.has_option(option::EXCEPTION_PAYLOAD) {
         known |= uapi::KVM_VCPUEVENT_VALID_PAYLOAD;
     }
-    if vcpu.vm.has_option(option::TRIPLE_FAULT) {
+    if vcpu.platform.vm.has_option(option::TRIPLE_FAULT) {
         known |= uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
     }
     if new.flags & !known != 0 {
@@ -110,7 +110,7 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_vcpu_ev
     if queued && (exception.nr > 31 || exception.nr == vector::NMI) {
         return Err(EINVAL);
     }
-    let events = &mut inner.state.events;
+    let events = &mut vcpu.state.events;
     events.exception = queued.then(|| QueuedException {
         exception: Exception {
             vector: exception.nr,
@@ -134,29 +134,29 @@ pub(crate) fn set_events(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_vcpu_ev
         events.triple_fault = new.triple_fault.pending != 0;
     }
     if new.flags & uapi::KVM_VCPUEVENT_VALID_SHADOW != 0 {
-        inner.vmcb.set_interrupt_shadow(new.interrupt.shadow != 0);
+        vcpu.vmcb.set_interrupt_shadow(new.interrupt.shadow != 0);
     }
     if new.flags & uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 {
-        vcpu.mailbox.set_sipi_vector(new.sipi_vector as u8);
+        vcpu.platform.mailbox.set_sipi_vector(new.sipi_vector as u8);
     }
-    inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::events_set(guest));
+    dispatch::events_set(&mut vcpu.guest(Sleep::Allowed));
     Ok(())
 }
 
-fn set_debugregs(inner: &mut Inner, new: &uapi::kvm_debugregs) -> Result {
+fn set_debugregs(vcpu: &mut LockedVcpu, new: &uapi::kvm_debugregs) -> Result {
     // The upper halves must be zero (APM vol. 2, 13.1.1.3).
     if new.flags != 0 || new.dr6 >> 32 != 0 || new.dr7 >> 32 != 0 {
         return Err(EINVAL);
     }
-    inner.state.db = new.db;
-    inner.state.debug.set_dr6(&mut inner.vmcb, new.dr6);
-    inner.state.debug.set_dr7(&mut inner.vmcb, new.dr7);
+    vcpu.state.db = new.db;
+    vcpu.state.debug.set_dr6(&mut vcpu.vmcb, new.dr6);
+    vcpu.state.debug.set_dr7(&mut vcpu.vmcb, new.dr7);
     Ok(())
 }
 
 /// KVM_SET_GUEST_DEBUG: the VMM's debugger takes breakpoints and single steps over, or gives them
 /// back.
-fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_guest_debug) -> Result {
+fn set_guest_debug(vcpu: &mut LockedVcpu, new: &uapi::kvm_guest_debug) -> Result {
     let control = DebugControl::from_bits(new.control).ok_or(EINVAL)?;
     let [a, b, c, d, .., dr7] = new.arch.debugreg;
     // Nobody reads the registers otherwise.
@@ -164,25 +164,25 @@ fn set_guest_debug(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_guest_debug) 
         return Err(EINVAL);
     }
     if control.intersects(DebugControl::INJECT_DB | DebugControl::INJECT_BP) {
-        let events = &inner.state.events;
+        let events = &vcpu.state.events;
         if events.exception.is_some() || events.triple_fault {
             return Err(EBUSY);
         }
         let db = control.contains(DebugControl::INJECT_DB);
         let vector = if db { vector::DB } else { vector::BP };
-        inner.state.events.raise_for_vmm(Exception::new(vector));
-        inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::events_set(guest));
+        vcpu.state.events.raise_for_vmm(Exception::new(vector));
+        dispatch::events_set(&mut vcpu.guest(Sleep::Allowed));
     }
-    let features = vcpu.vm.features;
-    let debug = &mut inner.state.debug;
-    debug.set(&mut inner.vmcb, features, control, [a, b, c, d], dr7);
-    inner.parts.deferred &= !deferred::STEPPED;
+    let features = vcpu.platform.vm.features;
+    let debug = &mut vcpu.state.debug;
+    debug.set(&mut vcpu.vmcb, features, control, [a, b, c, d], dr7);
+    vcpu.platform.deferred &= !deferred::STEPPED;
     Ok(())
 }
 
 /// KVM_X86_SETUP_MCE: how many banks, and which abilities.
-fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
-    if inner.state.msrs.mce.setup(capability) {
+fn setup_mce(vcpu: &mut LockedVcpu, capability: u64) -> Result {
+    if vcpu.state.msrs.mce.setup(capability) {
         Ok(())
     } else {
         Err(EINVAL)
@@ -190,7 +190,7 @@ fn setup_mce(inner: &mut Inner, capability: u64) -> Result {
 }
 
 /// KVM_X86_SET_MCE: a machine check happens to the guest.
-fn set_mce(inner: &mut Inner, new: &uapi::kvm_x86_mce) -> Result {
+fn set_mce(vcpu: &mut LockedVcpu, new: &uapi::kvm_x86_mce) -> Result {
     let report = Report {
         status: new.status,
         addr: new.addr,
@@ -198,8 +198,8 @@ fn set_mce(inner: &mut Inner, new: &uapi::kvm_x86_mce) -> Result {
         mcg_status: new.mcg_status,
         bank: new.bank,
     };
-    let enabled = guest_cr4(&inner.vmcb, &inner.state).contains(Cr4::MCE);
-    let state = &mut inner.state;
+    let enabled = guest_cr4(&vcpu.vmcb, &vcpu.state).contains(Cr4::MCE);
+    let state = &mut vcpu.state;
     match state.msrs.mce.report(&report, enabled).ok_or(EINVAL)? {
         Reported::Quiet => {}
         Reported::MachineCheck => state.events.raise_for_vmm(Exception::new(vector::MC)),
@@ -208,26 +208,27 @@ fn set_mce(inner: &mut Inner, new: &uapi::kvm_x86_mce) -> Result {
     Ok(())
 }
 
-fn get_lapic(vcpu: &Vcpu, inner: &Inner, arg: UserArg) -> Result {
+fn get_lapic(vcpu: &LockedVcpu, arg: UserArg) -> Result {
     let mut page = [0u8; STATE_SIZE];
-    let lapic = inner.parts.lapic.as_ref().ok_or(EINVAL)?;
-    let wide_ids = vcpu.vm.irqchip.has_wide_ids();
-    lapic.state(&mut page, platform::now(inner.vmcb.tsc_offset()), wide_ids);
+    let lapic = vcpu.platform.lapic.as_ref().ok_or(EINVAL)?;
+    let wide_ids = vcpu.platform.vm.irqchip.has_wide_ids();
+    lapic.state(&mut page, platform::now(vcpu.vmcb.tsc_offset()), wide_ids);
     arg.write_bytes(&page)
 }
 
-fn set_lapic(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
-    let now = platform::now(inner.vmcb.tsc_offset());
-    let lapic = inner.parts.lapic.as_mut().ok_or(EINVAL)?;
+fn set_lapic(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
+    let now = platform::now(vcpu.vmcb.tsc_offset());
+    let lapic = vcpu.platform.lapic.as_mut().ok_or(EINVAL)?;
     let mut page = [0u8; STATE_SIZE];
     arg.read_bytes(&mut page)?;
     lapic
-        .set_state(&page, now, vcpu.vm.irqchip.has_wide_ids())
+        .set_state(&page, now, vcpu.platform.vm.irqchip.has_wide_ids())
         .map_err(|_| EINVAL)?;
-    vcpu.vm
+    vcpu.platform
+        .vm
         .vcpu_table
-        .publish_apic(&vcpu.mailbox, lapic.snapshot());
-    vcpu.mailbox.request(request::EXTINT);
-    touch_time(inner);
+        .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
+    vcpu.platform.mailbox.request(request::EXTINT);
+    touch_time(vcpu);
     Ok(())
 }

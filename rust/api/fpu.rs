@@ -4,16 +4,16 @@
 
 use crate::host::host;
 use crate::uapi::{self, UserArg};
-use crate::vcpu::Inner;
+use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use svm::dispatch::set_xcr0;
 use x86::fxsave::{self, Fpu};
 use x86::xsave::{self, IMAGE_SIZE};
 
 /// GET/SET of FPU, XSAVE and XCRS.
-pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
+pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     let host = &host().ok_or(ENODEV)?.fpu;
-    let area = &mut inner.parts.fpu.area;
+    let area = &mut vcpu.platform.fpu.area;
     match cmd {
         uapi::PACIFICA_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
         uapi::PACIFICA_SET_FPU => {
@@ -26,17 +26,17 @@ pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
         uapi::PACIFICA_GET_XSAVE | uapi::PACIFICA_GET_XSAVE2 => {
             // Not on the kernel's stack.
             let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
-            let shown = inner.state.features.xcr0;
+            let shown = vcpu.state.features.xcr0;
             host.layout
-                .export(area.bytes(), inner.state.pkru, shown, &mut image);
+                .export(area.bytes(), vcpu.state.pkru, shown, &mut image);
             arg.write_bytes(&image)
         }
         uapi::PACIFICA_SET_XSAVE => {
             let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
             arg.read_bytes(&mut image)?;
-            inner.state.pkru = host
+            vcpu.state.pkru = host
                 .layout
-                .import(area.bytes_mut(), inner.state.pkru, &image, host.mxcsr_mask)
+                .import(area.bytes_mut(), vcpu.state.pkru, &image, host.mxcsr_mask)
                 .ok_or(EINVAL)?;
             Ok(())
         }
@@ -45,21 +45,21 @@ pub(crate) fn ioctl(inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
                 nr_xcrs: 1,
                 ..Default::default()
             };
-            xcrs.xcrs[0].value = inner.state.xcr0;
+            xcrs.xcrs[0].value = vcpu.state.xcr0;
             arg.write(&xcrs)
         }
-        uapi::PACIFICA_SET_XCRS => set_xcrs(inner, &arg.read()?),
+        uapi::PACIFICA_SET_XCRS => set_xcrs(vcpu, &arg.read()?),
         _ => Err(ENOTTY),
     }
 }
 
-fn set_xcrs(inner: &mut Inner, xcrs: &uapi::kvm_xcrs) -> Result {
+fn set_xcrs(vcpu: &mut LockedVcpu, xcrs: &uapi::kvm_xcrs) -> Result {
     if xcrs.nr_xcrs > uapi::KVM_MAX_XCRS || xcrs.flags != 0 {
         return Err(EINVAL);
     }
     let count = xcrs.nr_xcrs as usize;
     match xcrs.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0) {
-        Some(xcr) => set_xcr0(&mut inner.state, xcr.value).map_err(|_| EINVAL),
+        Some(xcr) => set_xcr0(&mut vcpu.state, xcr.value).map_err(|_| EINVAL),
         None => Ok(()),
     }
 }

@@ -6,13 +6,13 @@ use crate::linux;
 use crate::linux::Sleep;
 use crate::memory::Outcome;
 use crate::uapi::{kvm_pre_fault_memory, UserArg};
-use crate::vcpu::Inner;
+use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use npt::PageSize;
 
 /// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes
 /// back to the caller; an error is one only if nothing was done.
-pub(crate) fn ioctl(inner: &mut Inner, arg: UserArg) -> Result {
+pub(crate) fn ioctl(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let mut range: kvm_pre_fault_memory = arg.read()?;
     let end = range.gpa.checked_add(range.size);
     let aligned = (range.gpa | range.size) & PageSize::Size4K.offset_mask() == 0;
@@ -20,7 +20,7 @@ pub(crate) fn ioctl(inner: &mut Inner, arg: UserArg) -> Result {
         return Err(EINVAL);
     }
     let whole = range.size;
-    let result = map(inner, &mut range);
+    let result = map(vcpu, &mut range);
     arg.write(&range)?;
     match range.size == whole {
         true => result,
@@ -28,7 +28,7 @@ pub(crate) fn ioctl(inner: &mut Inner, arg: UserArg) -> Result {
     }
 }
 
-fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
+fn map(vcpu: &mut LockedVcpu, range: &mut kvm_pre_fault_memory) -> Result {
     while range.size != 0 {
         if linux::work_pending() {
             if linux::signal_pending() {
@@ -36,13 +36,13 @@ fn map(inner: &mut Inner, range: &mut kvm_pre_fault_memory) -> Result {
             }
             linux::handle_work()?;
         }
-        match inner
-            .parts
+        match vcpu
+            .platform
             .memory
             .fault(range.gpa, false, true, Sleep::Allowed)
         {
             Outcome::Mapped => {
-                let end = inner.parts.memory.page_end(range.gpa);
+                let end = vcpu.platform.memory.page_end(range.gpa);
                 let done = end.wrapping_sub(range.gpa).min(range.size);
                 range.gpa = range.gpa.wrapping_add(done);
                 range.size = range.size.wrapping_sub(done);

@@ -8,7 +8,7 @@ use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, NestedState, UserArg};
 use crate::vcpu::requests;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use crate::vm::option;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -55,17 +55,17 @@ pub(crate) fn set_nested_state(state: &NestedState) -> Result {
 
 /// Brings the state into the form in which it is shown. What others have sent belongs to it, and so
 /// does what comes with a pending exception, if the VMM does not take it apart.
-pub(crate) fn settle(vcpu: &Vcpu, inner: &mut Inner) {
-    if vcpu.mailbox.has_requests() {
-        requests::process_requests_for_state(vcpu, inner);
+pub(crate) fn settle(vcpu: &mut LockedVcpu) {
+    if vcpu.platform.mailbox.has_requests() {
+        requests::process_requests_for_state(vcpu);
     }
-    if !vcpu.vm.has_option(option::EXCEPTION_PAYLOAD) {
-        inject::expose_exception(&mut inner.vmcb, &mut inner.state);
+    if !vcpu.platform.vm.has_option(option::EXCEPTION_PAYLOAD) {
+        inject::expose_exception(&mut vcpu.vmcb, &mut vcpu.state);
     }
 }
 
-pub(crate) fn get_regs(inner: &Inner) -> uapi::kvm_regs {
-    let r = &inner.state.regs;
+pub(crate) fn get_regs(vcpu: &LockedVcpu) -> uapi::kvm_regs {
+    let r = &vcpu.state.regs;
     uapi::kvm_regs {
         rax: r.get(gpr::RAX),
         rbx: r.get(gpr::RBX),
@@ -83,32 +83,31 @@ pub(crate) fn get_regs(inner: &Inner) -> uapi::kvm_regs {
         r13: r.get(13),
         r14: r.get(14),
         r15: r.get(15),
-        rip: inner.vmcb.rip(),
-        rflags: inner.state.debug.rflags(&inner.vmcb).bits(),
+        rip: vcpu.vmcb.rip(),
+        rflags: vcpu.state.debug.rflags(&vcpu.vmcb).bits(),
     }
 }
 
-pub(crate) fn set_regs(inner: &mut Inner, regs: &uapi::kvm_regs) {
-    inner.state.regs.gpr = [
+pub(crate) fn set_regs(vcpu: &mut LockedVcpu, regs: &uapi::kvm_regs) {
+    vcpu.state.regs.gpr = [
         regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
         regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
-    if regs.rip != inner.vmcb.rip() {
-        inner.state.events.rip_set();
-        inner.vmcb.set_rip(regs.rip);
+    if regs.rip != vcpu.vmcb.rip() {
+        vcpu.state.events.rip_set();
+        vcpu.vmcb.set_rip(regs.rip);
     }
     let rflags = Rflags::from_bits_retain(regs.rflags) | Rflags::RESERVED1;
-    inner.state.debug.set_rflags(&mut inner.vmcb, rflags);
-    inner.state.events.forget_pending();
+    vcpu.state.debug.set_rflags(&mut vcpu.vmcb, rflags);
+    vcpu.state.events.forget_pending();
 }
 
-pub(crate) fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result {
+pub(crate) fn translate(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let mut t: uapi::kvm_translation = arg.read()?;
     let linear = t.linear_address;
-    let result = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-        let paging = guest.paging();
-        paging::inspect(guest.platform, &paging, linear)
-    });
+    let guest = vcpu.guest(Sleep::Allowed);
+    let paging = guest.paging();
+    let result = paging::inspect(guest.platform, &paging, linear);
     match result {
         // KVM's word for "nowhere" is an address, too.
         Ok(translation) if translation.gpa != u64::MAX => {
@@ -126,28 +125,28 @@ pub(crate) fn translate(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result 
 }
 
 /// KVM_INTERRUPT: an interrupt of the VMM's own controller.
-pub(crate) fn interrupt(vcpu: &Vcpu, inner: &mut Inner, interrupt: &uapi::kvm_interrupt) -> Result {
+pub(crate) fn interrupt(vcpu: &mut LockedVcpu, interrupt: &uapi::kvm_interrupt) -> Result {
     let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-    if !inner.parts.pic_in_user {
+    if !vcpu.platform.pic_in_user {
         return Err(ENXIO);
     }
-    if inner.parts.lapic.is_some() {
+    if vcpu.platform.lapic.is_some() {
         // The processor takes it as it would from a PIC: through LINT0, when it is ready.
-        if inner.parts.user_vector.is_some() {
+        if vcpu.platform.user_vector.is_some() {
             return Err(EEXIST);
         }
-        inner.parts.user_vector = Some(vector);
-        vcpu.mailbox.request(request::EXTINT);
+        vcpu.platform.user_vector = Some(vector);
+        vcpu.platform.mailbox.request(request::EXTINT);
         return Ok(());
     }
-    if inner.state.events.interrupt.is_some() {
+    if vcpu.state.events.interrupt.is_some() {
         return Err(EEXIST);
     }
-    inner.state.events.interrupt = Some(QueuedInterrupt {
+    vcpu.state.events.interrupt = Some(QueuedInterrupt {
         vector,
         soft: false,
     });
-    inner.state.mp_state = MpState::Runnable;
+    vcpu.state.mp_state = MpState::Runnable;
     Ok(())
 }
 
@@ -165,14 +164,13 @@ pub(crate) fn read_msrs(arg: UserArg) -> Result<KVec<uapi::kvm_msr_entry>> {
 }
 
 /// Answers how many could be read.
-pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c_long> {
+pub(crate) fn get_msrs(vcpu: &mut LockedVcpu, arg: UserArg) -> Result<c_long> {
     let mut entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter_mut() {
         let index = entry.index;
-        let value = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-            dispatch::read_msr(guest, index, Origin::Host)
-        });
+        let guest = &mut vcpu.guest(Sleep::Allowed);
+        let value = dispatch::read_msr(guest, index, Origin::Host);
         match value {
             Ok(value) => entry.data = value,
             Err(_) => break,
@@ -184,14 +182,13 @@ pub(crate) fn get_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c
 }
 
 /// Answers how many could be set.
-pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c_long> {
+pub(crate) fn set_msrs(vcpu: &mut LockedVcpu, arg: UserArg) -> Result<c_long> {
     let entries = read_msrs(arg)?;
     let mut done = 0;
     for entry in entries.iter() {
         let (index, value) = (entry.index, entry.data);
-        let result = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-            dispatch::write_msr(guest, index, value, Origin::Host)
-        });
+        let guest = &mut vcpu.guest(Sleep::Allowed);
+        let result = dispatch::write_msr(guest, index, value, Origin::Host);
         if result.is_err() {
             break;
         }
@@ -200,9 +197,9 @@ pub(crate) fn set_msrs(vcpu: &Vcpu, inner: &mut Inner, arg: UserArg) -> Result<c
     Ok(done)
 }
 
-pub(crate) fn set_signal_mask(inner: &mut Inner, arg: UserArg) -> Result {
+pub(crate) fn set_signal_mask(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     if arg.0 == 0 {
-        inner.signal_mask = None;
+        vcpu.signal_mask = None;
         return Ok(());
     }
     let header: uapi::kvm_signal_mask = arg.read()?;
@@ -211,27 +208,26 @@ pub(crate) fn set_signal_mask(inner: &mut Inner, arg: UserArg) -> Result {
         _ => return Err(EINVAL),
     };
     // The same as the kernel's own: a word with a bit for each signal but two.
-    inner.signal_mask = Some(linux::signal_set(set));
+    vcpu.signal_mask = Some(linux::signal_set(set));
     Ok(())
 }
 
-pub(crate) fn set_mp_state(vcpu: &Vcpu, inner: &mut Inner, state: &uapi::kvm_mp_state) -> Result {
+pub(crate) fn set_mp_state(vcpu: &mut LockedVcpu, state: &uapi::kvm_mp_state) -> Result {
     let new = match state.mp_state {
         uapi::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
         // Without a LAPIC in the kernel nothing would wake it.
-        _ if inner.parts.lapic.is_none() => return Err(EINVAL),
+        _ if vcpu.platform.lapic.is_none() => return Err(EINVAL),
         uapi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
         uapi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
         uapi::KVM_MP_STATE_HALTED => MpState::Halted,
         uapi::KVM_MP_STATE_SIPI_RECEIVED => {
-            inner
-                .state
-                .start_up(&mut inner.vmcb, vcpu.mailbox.sipi_vector());
+            vcpu.state
+                .start_up(&mut vcpu.vmcb, vcpu.platform.mailbox.sipi_vector());
             MpState::Runnable
         }
         _ => return Err(EINVAL),
     };
-    inner.state.mp_state = new;
-    inner.parts.unhalted = false;
+    vcpu.state.mp_state = new;
+    vcpu.platform.unhalted = false;
     Ok(())
 }

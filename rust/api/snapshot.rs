@@ -142,7 +142,7 @@ impl Snapshot {
         }
         let state = &self.state;
         reset.pages = vm.vcpus.stopped(|stopped| {
-            let same = |(old, one): (&VcpuSnapshot, &Stopped<'_>)| old.is_of(one.vcpu);
+            let same = |(old, one): (&VcpuSnapshot, &Stopped<'_>)| old.is_of(one);
             if stopped.len() != state.vcpus.len() || !state.vcpus.iter().zip(&*stopped).all(same) {
                 return Err(ENXIO);
             }

@@ -5,7 +5,7 @@
 use crate::linux::Sleep;
 use crate::uapi;
 use crate::vcpu::platform::deferred;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
@@ -28,9 +28,9 @@ const SEGMENTS: [SegReg; 8] = [
 ];
 
 /// KVM_GET_SREGS.
-pub(crate) fn get(inner: &Inner) -> uapi::kvm_sregs {
-    let efer = guest_efer(&inner.vmcb, &inner.state);
-    let [cs, ds, es, fs, gs, ss, tr, ldt] = SEGMENTS.map(|reg| segment(&inner.vmcb, reg));
+pub(crate) fn get(vcpu: &LockedVcpu) -> uapi::kvm_sregs {
+    let efer = guest_efer(&vcpu.vmcb, &vcpu.state);
+    let [cs, ds, es, fs, gs, ss, tr, ldt] = SEGMENTS.map(|reg| segment(&vcpu.vmcb, reg));
     let mut sregs = uapi::kvm_sregs {
         cs,
         ds,
@@ -40,21 +40,21 @@ pub(crate) fn get(inner: &Inner) -> uapi::kvm_sregs {
         ss,
         tr,
         ldt,
-        gdt: table(inner.vmcb.gdtr()),
-        idt: table(inner.vmcb.idtr()),
-        cr0: guest_cr0(&inner.vmcb, &inner.state).bits(),
-        cr2: inner.vmcb.cr2(),
-        cr3: inner.vmcb.cr3(),
-        cr4: guest_cr4(&inner.vmcb, &inner.state).bits(),
-        cr8: match &inner.parts.lapic {
+        gdt: table(vcpu.vmcb.gdtr()),
+        idt: table(vcpu.vmcb.idtr()),
+        cr0: guest_cr0(&vcpu.vmcb, &vcpu.state).bits(),
+        cr2: vcpu.vmcb.cr2(),
+        cr3: vcpu.vmcb.cr3(),
+        cr4: guest_cr4(&vcpu.vmcb, &vcpu.state).bits(),
+        cr8: match &vcpu.platform.lapic {
             Some(lapic) => lapic.cr8(),
-            None => u64::from(inner.parts.user_cr8),
+            None => u64::from(vcpu.platform.user_cr8),
         },
         efer: efer.bits(),
-        apic_base: inner.parts.apic_base(),
+        apic_base: vcpu.platform.apic_base(),
         interrupt_bitmap: [0; 4],
     };
-    if let Some(interrupt) = inner.state.events.interrupt.filter(|i| !i.soft) {
+    if let Some(interrupt) = vcpu.state.events.interrupt.filter(|i| !i.soft) {
         let vector = usize::from(interrupt.vector);
         sregs.interrupt_bitmap[vector / 64] |= 1 << (vector % 64);
     }
@@ -68,10 +68,10 @@ fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
 
 /// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging
 /// the CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
-pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
+pub(crate) fn get2(vcpu: &mut LockedVcpu) -> uapi::kvm_sregs2 {
     /// Where CR3 has the table in PAE mode (APM vol. 2, figure 5-9).
     const TABLE: u64 = 0xffff_ffe0;
-    let old = get(inner);
+    let old = get(vcpu);
     let mut sregs = uapi::kvm_sregs2 {
         cs: old.cs,
         ds: old.ds,
@@ -93,14 +93,13 @@ pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
         flags: 0,
         pdptrs: [0; 4],
     };
-    let vmcb = &inner.vmcb;
+    let vmcb = &vcpu.vmcb;
     if !is_pae(vmcb.cr0(), vmcb.cr4(), vmcb.efer()) {
         return sregs;
     }
     let mut table = [0; 32];
-    let read = inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-        guest.platform.read_gpa(old.cr3 & TABLE, &mut table)
-    });
+    let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
+    let read = memory.read_gpa(old.cr3 & TABLE, &mut table);
     if read.is_ok() {
         sregs.flags = u64::from(uapi::KVM_SREGS2_FLAGS_PDPTRS_VALID);
         for (entry, bytes) in sregs.pdptrs.iter_mut().zip(table.chunks_exact(8)) {
@@ -114,7 +113,7 @@ pub(crate) fn get2(vcpu: &Vcpu, inner: &mut Inner) -> uapi::kvm_sregs2 {
 }
 
 /// KVM_SET_SREGS2. The page-directory-pointer entries stay in memory.
-pub(crate) fn set2(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs2) -> Result {
+pub(crate) fn set2(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs2) -> Result {
     let has_entries = new.flags & u64::from(uapi::KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
     let pae = is_pae(
         Cr0::from_bits_retain(new.cr0),
@@ -146,11 +145,11 @@ pub(crate) fn set2(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs2) -> Re
         // There is no place for a queued interrupt: it stays.
         interrupt_bitmap: [0; 4],
     };
-    set(vcpu, inner, &old)
+    set(vcpu, &old)
 }
 
 /// KVM_SET_SREGS. Nothing is changed if anything is wrong.
-pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs) -> Result {
+pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
     let regs = ControlRegs {
         cr0: Cr0::from_bits_retain(new.cr0),
         cr3: new.cr3,
@@ -158,47 +157,45 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs) -> Resu
         efer: Efer::from_bits_retain(new.efer),
         cs_l: new.cs.l != 0,
     };
-    if !sregs::valid(&regs, &inner.state.features) {
+    if !sregs::valid(&regs, &vcpu.state.features) {
         return Err(EINVAL);
     }
-    let base = new.apic_base;
-    inner
-        .with_guest(vcpu, Sleep::Allowed, |guest| {
-            guest.platform.set_apic_base(base, Origin::Host)
-        })
+    let platform = vcpu.guest(Sleep::Allowed).platform;
+    platform
+        .set_apic_base(new.apic_base, Origin::Host)
         .map_err(|_| EINVAL)?;
 
     for (reg, segment) in SEGMENTS.into_iter().zip([
         &new.cs, &new.ds, &new.es, &new.fs, &new.gs, &new.ss, &new.tr, &new.ldt,
     ]) {
-        inner.vmcb.set_segment(reg, vmcb_segment(segment));
+        vcpu.vmcb.set_segment(reg, vmcb_segment(segment));
     }
-    inner.vmcb.set_cpl(new.ss.dpl & 3);
-    inner.vmcb.set_gdtr(Segment {
+    vcpu.vmcb.set_cpl(new.ss.dpl & 3);
+    vcpu.vmcb.set_gdtr(Segment {
         base: new.gdt.base,
         limit: u32::from(new.gdt.limit),
         ..Segment::default()
     });
-    inner.vmcb.set_idtr(Segment {
+    vcpu.vmcb.set_idtr(Segment {
         base: new.idt.base,
         limit: u32::from(new.idt.limit),
         ..Segment::default()
     });
-    inner.vmcb.set_cr2(new.cr2);
-    let Inner { vmcb, state, .. } = inner;
+    vcpu.vmcb.set_cr2(new.cr2);
+    let LockedVcpu { vmcb, state, .. } = vcpu;
     vmcb.set_cr3(regs.cr3);
     set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
     set_guest_cr4(vmcb, state, regs.cr4);
     set_guest_efer(vmcb, state, regs.efer);
     // As on KVM, one that no CPU can have is none.
     if is_valid_cr8(new.cr8) {
-        match &mut inner.parts.lapic {
+        match &mut vcpu.platform.lapic {
             Some(lapic) => lapic.set_cr8(new.cr8),
-            None => inner.parts.user_cr8 = new.cr8 as u8,
+            None => vcpu.platform.user_cr8 = new.cr8 as u8,
         }
-        inner.vmcb.set_v_tpr(new.cr8 as u8);
+        vcpu.vmcb.set_v_tpr(new.cr8 as u8);
     }
-    inner.parts.deferred |= deferred::FLUSH;
+    vcpu.platform.deferred |= deferred::FLUSH;
 
     let pending = new
         .interrupt_bitmap
@@ -207,7 +204,7 @@ pub(crate) fn set(vcpu: &Vcpu, inner: &mut Inner, new: &uapi::kvm_sregs) -> Resu
         .find(|(_, word)| **word != 0)
         .map(|(i, word)| (i * 64) as u32 + word.trailing_zeros());
     if let Some(vector) = pending {
-        inner.state.events.interrupt = Some(QueuedInterrupt {
+        vcpu.state.events.interrupt = Some(QueuedInterrupt {
             vector: vector as u8,
             soft: false,
         });

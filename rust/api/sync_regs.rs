@@ -8,7 +8,7 @@ use crate::api::regs;
 use crate::api::sregs;
 use crate::uapi;
 use crate::vcpu::requests;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 
 /// All sets of registers that are known.
@@ -24,56 +24,54 @@ fn has(fields: u64, field: u32) -> bool {
 ///
 /// `EINVAL` for sets that are not known, or values that cannot be.
 #[inline]
-pub(crate) fn take(vcpu: &Vcpu, inner: &mut Inner) -> Result {
-    let (valid, dirty) = vcpu.run_page.sync_fields();
+pub(crate) fn take(vcpu: &mut LockedVcpu) -> Result {
+    let (valid, dirty) = vcpu.platform.run_page.sync_fields();
     if (valid | dirty) & !u64::from(FIELDS) != 0 {
         return Err(EINVAL);
     }
     if dirty != 0 {
-        take_fields(vcpu, inner, dirty)?;
+        take_fields(vcpu, dirty)?;
     }
     Ok(())
 }
 
 #[inline(never)] // Its frame must not lie under the guest's.
-fn take_fields(vcpu: &Vcpu, inner: &mut Inner, dirty: u64) -> Result {
-    let page = &vcpu.run_page;
-    if vcpu.mailbox.has_requests() {
-        requests::process_requests(vcpu, inner);
+fn take_fields(vcpu: &mut LockedVcpu, dirty: u64) -> Result {
+    if vcpu.platform.mailbox.has_requests() {
+        requests::process_requests(vcpu);
     }
     if has(dirty, uapi::KVM_SYNC_X86_REGS) {
-        regs::set_regs(inner, &page.sync_regs());
+        regs::set_regs(vcpu, &vcpu.platform.run_page.sync_regs());
     }
     if has(dirty, uapi::KVM_SYNC_X86_SREGS) {
-        sregs::set(vcpu, inner, &page.sync_sregs())?;
+        sregs::set(vcpu, &vcpu.platform.run_page.sync_sregs())?;
     }
     if has(dirty, uapi::KVM_SYNC_X86_EVENTS) {
-        events::set_events(vcpu, inner, &page.sync_events())?;
+        events::set_events(vcpu, &vcpu.platform.run_page.sync_events())?;
     }
-    page.clear_dirty();
+    vcpu.platform.run_page.clear_dirty();
     Ok(())
 }
 
 /// Shows what the VMM wants to see, at the end of KVM_RUN.
 #[inline]
-pub(crate) fn show(vcpu: &Vcpu, inner: &mut Inner) {
-    let (valid, _) = vcpu.run_page.sync_fields();
+pub(crate) fn show(vcpu: &mut LockedVcpu) {
+    let (valid, _) = vcpu.platform.run_page.sync_fields();
     if has(valid, FIELDS) {
-        show_fields(vcpu, inner, valid);
+        show_fields(vcpu, valid);
     }
 }
 
 #[inline(never)]
-fn show_fields(vcpu: &Vcpu, inner: &mut Inner, valid: u64) {
-    let page = &vcpu.run_page;
-    regs::settle(vcpu, inner);
+fn show_fields(vcpu: &mut LockedVcpu, valid: u64) {
+    regs::settle(vcpu);
     if has(valid, uapi::KVM_SYNC_X86_REGS) {
-        page.show_regs(regs::get_regs(inner));
+        vcpu.platform.run_page.show_regs(regs::get_regs(vcpu));
     }
     if has(valid, uapi::KVM_SYNC_X86_SREGS) {
-        page.show_sregs(sregs::get(inner));
+        vcpu.platform.run_page.show_sregs(sregs::get(vcpu));
     }
     if has(valid, uapi::KVM_SYNC_X86_EVENTS) {
-        page.show_events(events::get_events(vcpu, inner));
+        vcpu.platform.run_page.show_events(events::get_events(vcpu));
     }
 }

@@ -17,7 +17,7 @@ use crate::uapi::{self, UserArg};
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::run;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::{LockedVcpu, Vcpu};
 use crate::vm::clock;
 use crate::vm::Vm;
 use kernel::bindings;
@@ -41,10 +41,10 @@ pub(crate) fn open(vcpu: Arc<Vcpu>) -> Result<c_long> {
 impl Vcpu {
     /// An ioctl that has the vCPU for itself.
     fn locked_ioctl(&self, cmd: u32, arg: UserArg) -> Result<c_long> {
-        let mut inner = self.inner.lock()?;
-        let inner = &mut *inner;
-        if inner.resumes != resumes() {
-            pvclock::after_suspend(inner);
+        let mut vcpu = self.locked.lock()?;
+        let vcpu = &mut *vcpu;
+        if vcpu.resumes != resumes() {
+            pvclock::after_suspend(vcpu);
         }
         if cmd != uapi::PACIFICA_RUN {
             self.vm.irqchip.broadcasts.finish();
@@ -54,14 +54,14 @@ impl Vcpu {
                 if arg.0 != 0 {
                     return Err(EINVAL);
                 }
-                sync_regs::take(self, inner)?;
-                let result = run::run(self, inner);
-                sync_regs::show(self, inner);
+                sync_regs::take(vcpu)?;
+                let result = run::run(vcpu);
+                sync_regs::show(vcpu);
                 result
             }
             uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
-            uapi::PACIFICA_KVMCLOCK_CTRL => pvclock::pause_notice(inner),
-            _ => ioctl(self, inner, cmd, arg),
+            uapi::PACIFICA_KVMCLOCK_CTRL => pvclock::pause_notice(vcpu),
+            _ => ioctl(vcpu, cmd, arg),
         }
     }
 }
@@ -101,7 +101,7 @@ impl FileObject for Vcpu {
 
 /// Dispatches on the number. Interrupts are on; the vCPU is locked.
 #[inline(never)] // Its frame must not lie under the guest's.
-fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result<c_long> {
+fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
     if matches!(
         cmd,
         uapi::PACIFICA_GET_VCPU_EVENTS
@@ -109,33 +109,33 @@ fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result<c_lon
             | uapi::PACIFICA_GET_SREGS2
             | uapi::PACIFICA_GET_DEBUGREGS
     ) {
-        regs::settle(vcpu, inner);
-    } else if vcpu.mailbox.has_requests() {
-        requests::process_requests_for_state(vcpu, inner);
+        regs::settle(vcpu);
+    } else if vcpu.platform.mailbox.has_requests() {
+        requests::process_requests_for_state(vcpu);
     }
     match cmd {
-        uapi::PACIFICA_GET_REGS => arg.write(&regs::get_regs(inner))?,
-        uapi::PACIFICA_SET_REGS => regs::set_regs(inner, &arg.read()?),
-        uapi::PACIFICA_GET_SREGS => arg.write(&sregs::get(inner))?,
-        uapi::PACIFICA_SET_SREGS => sregs::set(vcpu, inner, &arg.read()?)?,
-        uapi::PACIFICA_GET_SREGS2 => arg.write(&sregs::get2(vcpu, inner))?,
-        uapi::PACIFICA_SET_SREGS2 => sregs::set2(vcpu, inner, &arg.read()?)?,
-        uapi::PACIFICA_TRANSLATE => regs::translate(vcpu, inner, arg)?,
-        uapi::PACIFICA_INTERRUPT => regs::interrupt(vcpu, inner, &arg.read()?)?,
-        uapi::PACIFICA_NMI => inner.state.events.raise_nmi(),
-        uapi::PACIFICA_GET_MSRS => return regs::get_msrs(vcpu, inner, arg),
-        uapi::PACIFICA_SET_MSRS => return regs::set_msrs(vcpu, inner, arg),
-        uapi::PACIFICA_SET_SIGNAL_MASK => regs::set_signal_mask(inner, arg)?,
+        uapi::PACIFICA_GET_REGS => arg.write(&regs::get_regs(vcpu))?,
+        uapi::PACIFICA_SET_REGS => regs::set_regs(vcpu, &arg.read()?),
+        uapi::PACIFICA_GET_SREGS => arg.write(&sregs::get(vcpu))?,
+        uapi::PACIFICA_SET_SREGS => sregs::set(vcpu, &arg.read()?)?,
+        uapi::PACIFICA_GET_SREGS2 => arg.write(&sregs::get2(vcpu))?,
+        uapi::PACIFICA_SET_SREGS2 => sregs::set2(vcpu, &arg.read()?)?,
+        uapi::PACIFICA_TRANSLATE => regs::translate(vcpu, arg)?,
+        uapi::PACIFICA_INTERRUPT => regs::interrupt(vcpu, &arg.read()?)?,
+        uapi::PACIFICA_NMI => vcpu.state.events.raise_nmi(),
+        uapi::PACIFICA_GET_MSRS => return regs::get_msrs(vcpu, arg),
+        uapi::PACIFICA_SET_MSRS => return regs::set_msrs(vcpu, arg),
+        uapi::PACIFICA_SET_SIGNAL_MASK => regs::set_signal_mask(vcpu, arg)?,
         uapi::PACIFICA_GET_MP_STATE => {
             arg.write(&uapi::kvm_mp_state {
-                mp_state: match inner.state.mp_state {
+                mp_state: match vcpu.state.mp_state {
                     // It wakes at the next KVM_RUN, wherever that is.
-                    MpState::Halted if inner.parts.unhalted => MpState::Runnable,
+                    MpState::Halted if vcpu.platform.unhalted => MpState::Runnable,
                     state => state,
                 } as u32,
             })?;
         }
-        uapi::PACIFICA_SET_MP_STATE => regs::set_mp_state(vcpu, inner, &arg.read()?)?,
+        uapi::PACIFICA_SET_MP_STATE => regs::set_mp_state(vcpu, &arg.read()?)?,
         uapi::PACIFICA_GET_TSC_KHZ => return Ok(linux::tsc_khz() as c_long),
         // The TSC runs at the host's rate, always.
         uapi::PACIFICA_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
@@ -146,7 +146,7 @@ fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result<c_lon
         | uapi::PACIFICA_GET_XSAVE2
         | uapi::PACIFICA_SET_XSAVE
         | uapi::PACIFICA_GET_XCRS
-        | uapi::PACIFICA_SET_XCRS => fpu::ioctl(inner, cmd, arg)?,
+        | uapi::PACIFICA_SET_XCRS => fpu::ioctl(vcpu, cmd, arg)?,
         uapi::PACIFICA_GET_VCPU_EVENTS
         | uapi::PACIFICA_SET_VCPU_EVENTS
         | uapi::PACIFICA_GET_DEBUGREGS
@@ -156,13 +156,13 @@ fn ioctl(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result<c_lon
         | uapi::PACIFICA_X86_SET_MCE
         | uapi::PACIFICA_GET_LAPIC
         | uapi::PACIFICA_SET_LAPIC
-        | uapi::PACIFICA_SET_VAPIC_ADDR => events::ioctl(vcpu, inner, cmd, arg)?,
+        | uapi::PACIFICA_SET_VAPIC_ADDR => events::ioctl(vcpu, cmd, arg)?,
         uapi::PACIFICA_HAS_DEVICE_ATTR
         | uapi::PACIFICA_GET_DEVICE_ATTR
-        | uapi::PACIFICA_SET_DEVICE_ATTR => pvclock::attribute(vcpu, inner, cmd, arg)?,
-        uapi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(inner, arg)?,
-        uapi::PACIFICA_SET_CPUID2 => cpuid::set(vcpu, inner, arg)?,
-        uapi::PACIFICA_GET_CPUID2 => cpuid::get(vcpu, inner, arg)?,
+        | uapi::PACIFICA_SET_DEVICE_ATTR => pvclock::attribute(vcpu, cmd, arg)?,
+        uapi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(vcpu, arg)?,
+        uapi::PACIFICA_SET_CPUID2 => cpuid::set(vcpu, arg)?,
+        uapi::PACIFICA_GET_CPUID2 => cpuid::get(vcpu, arg)?,
         uapi::PACIFICA_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,
         uapi::PACIFICA_GET_NESTED_STATE => regs::get_nested_state(arg)?,
         uapi::PACIFICA_SET_NESTED_STATE => regs::set_nested_state(&arg.read()?)?,

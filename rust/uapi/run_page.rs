@@ -22,6 +22,7 @@ const PIO_DATA: usize = 4096;
 const PIO_SIZE: usize = core::mem::size_of::<[u8; 4096]>();
 
 /// The pages of one vCPU.
+#[derive(Clone)]
 pub(crate) struct RunPage {
     pages: [Arc<Page>; PAGES],
 }

@@ -7,53 +7,52 @@
 use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::linux;
 use crate::vcpu::platform::deferred;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use svm::asid;
 use svm::debug_ctl;
 use svm::exit::Exit;
 use svm::vmcb::{TlbControl, DR6_RESET};
 
 /// Whether the handler changed what [`enter_context`] has put into the CPU.
-pub(crate) fn context_is_stale(inner: &Inner, host: &Host, exit: &Exit) -> bool {
+pub(crate) fn context_is_stale(vcpu: &LockedVcpu, host: &Host, exit: &Exit) -> bool {
     match exit {
         Exit::Dr(_) => true,
         Exit::Xsetbv | Exit::Cr(_) => {
-            let (cr4, xcr0) = (inner.vmcb.cr4(), inner.state.xcr0);
-            inner.parts.fpu.is_stale(cr4, xcr0, &host.fpu)
+            let (cr4, xcr0) = (vcpu.vmcb.cr4(), vcpu.state.xcr0);
+            vcpu.platform.fpu.is_stale(cr4, xcr0, &host.fpu)
         }
-        Exit::Msr { write } => *write && inner.tsc_aux != inner.state.msrs.tsc_aux,
+        Exit::Msr { write } => *write && vcpu.tsc_aux != vcpu.state.msrs.tsc_aux,
         _ => false,
     }
 }
 
 /// Puts the guest into this CPU.
-pub(crate) fn enter_context(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: &mut PerCpu) {
+pub(crate) fn enter_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerCpu) {
     let cpu = linux::cpu();
-    if inner.cpu != cpu {
-        inner.cpu = cpu;
-        inner.asid = None;
-        inner.vmcb.set_all_dirty();
+    if vcpu.cpu != cpu {
+        vcpu.cpu = cpu;
+        vcpu.asid = None;
+        vcpu.vmcb.set_all_dirty();
     }
     if local.last_guest.changes_to(vcpu.serial) {
         linux::flush_predictors();
     }
     let mut flush = TlbControl::Nothing;
-    if inner.parts.deferred & deferred::FLUSH != 0 {
-        inner.parts.deferred &= !deferred::FLUSH;
-        match asid::flush_guest(vcpu.vm.features) {
+    if vcpu.platform.deferred & deferred::FLUSH != 0 {
+        vcpu.platform.deferred &= !deferred::FLUSH;
+        match asid::flush_guest(vcpu.platform.vm.features) {
             Some(control) => flush = control,
-            None => inner.asid = None,
+            None => vcpu.asid = None,
         }
     }
-    let (asid, control) = local.asids.assign(inner.asid);
-    if inner.asid != Some(asid) {
+    let (asid, control) = local.asids.assign(vcpu.asid);
+    if vcpu.asid != Some(asid) {
         // A new generation may have begun with a CPU that has forgotten everything.
-        inner.asid = Some(asid);
-        inner.vmcb.set_all_dirty();
+        vcpu.asid = Some(asid);
+        vcpu.vmcb.set_all_dirty();
     }
-    inner.vmcb.set_asid(asid.number);
-    inner
-        .vmcb
+    vcpu.vmcb.set_asid(asid.number);
+    vcpu.vmcb
         .set_tlb_control(if control == TlbControl::Nothing {
             flush
         } else {
@@ -61,66 +60,66 @@ pub(crate) fn enter_context(vcpu: &Vcpu, inner: &mut Inner, host: &Host, local: 
         });
 
     // Even for a guest that does not have it: RDPID reads it whatever CPUID says.
-    inner.tsc_aux = inner.state.msrs.tsc_aux;
-    if u64::from(inner.tsc_aux) != local.tsc_aux {
+    vcpu.tsc_aux = vcpu.state.msrs.tsc_aux;
+    if u64::from(vcpu.tsc_aux) != local.tsc_aux {
         // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
-        let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, u64::from(inner.tsc_aux)) };
+        let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, u64::from(vcpu.tsc_aux)) };
     }
-    let guest = inner.state.breakpoints(&inner.vmcb);
-    inner.debug_ctl = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
-    linux::debug_enter(guest, inner.debug_ctl, &mut inner.host_breakpoints);
+    let guest = vcpu.state.breakpoints(&vcpu.vmcb);
+    vcpu.debug_ctl = debug_ctl::by_hand(&vcpu.vmcb, &vcpu.state.debug);
+    linux::debug_enter(guest, vcpu.debug_ctl, &mut vcpu.host_breakpoints);
     linux::guest_timing_enter();
-    let (cr4, xcr0) = (inner.vmcb.cr4(), inner.state.xcr0);
-    inner.parts.fpu.enter(cr4, xcr0, &host.fpu);
+    let (cr4, xcr0) = (vcpu.vmcb.cr4(), vcpu.state.xcr0);
+    vcpu.platform.fpu.enter(cr4, xcr0, &host.fpu);
 }
 
 /// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it,
 /// a #DB has cleared a bit, or a step of ours has begun or ended.
 #[inline]
-pub(crate) fn follow_debug_ctl(inner: &mut Inner) {
-    let wanted = debug_ctl::by_hand(&inner.vmcb, &inner.state.debug);
-    if wanted != inner.debug_ctl {
-        set_debug_ctl(inner, wanted);
+pub(crate) fn follow_debug_ctl(vcpu: &mut LockedVcpu) {
+    let wanted = debug_ctl::by_hand(&vcpu.vmcb, &vcpu.state.debug);
+    if wanted != vcpu.debug_ctl {
+        set_debug_ctl(vcpu, wanted);
     }
 }
 
 #[cold]
-fn set_debug_ctl(inner: &mut Inner, value: u64) {
-    inner.debug_ctl = value;
+fn set_debug_ctl(vcpu: &mut LockedVcpu, value: u64) {
+    vcpu.debug_ctl = value;
     // SAFETY: A bit that acts on single steps only, of which the kernel makes none here;
     // `leave_context` brings the host's value back.
     let _ = unsafe { linux::wrmsr(MSR_DEBUG_CTL, value) };
 }
 
 /// Puts the host's own state back.
-pub(crate) fn leave_context(inner: &mut Inner, host: &Host, local: &mut PerCpu) {
-    keep_flush(inner, local);
-    inner.parts.fpu.exit(&host.fpu);
+pub(crate) fn leave_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerCpu) {
+    keep_flush(vcpu, local);
+    vcpu.platform.fpu.exit(&host.fpu);
     // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
-    let dr6 = inner.vmcb.dr6() != DR6_RESET;
-    linux::debug_exit(&inner.host_breakpoints, inner.debug_ctl, dr6);
-    if u64::from(inner.tsc_aux) != local.tsc_aux {
+    let dr6 = vcpu.vmcb.dr6() != DR6_RESET;
+    linux::debug_exit(&vcpu.host_breakpoints, vcpu.debug_ctl, dr6);
+    if u64::from(vcpu.tsc_aux) != local.tsc_aux {
         // SAFETY: The host's own value.
         let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
     }
     if !linux::tsc_stable() {
-        inner.last_tsc = linux::rdtsc();
+        vcpu.last_tsc = linux::rdtsc();
     }
     linux::guest_was_here();
     linux::guest_timing_exit();
 }
 
 /// A flush that no VMRUN has done is still due.
-fn keep_flush(inner: &mut Inner, local: &mut PerCpu) {
-    let due = inner.vmcb.tlb_control();
+fn keep_flush(vcpu: &mut LockedVcpu, local: &mut PerCpu) {
+    let due = vcpu.vmcb.tlb_control();
     if due == TlbControl::Nothing as u8 {
         return;
     }
     if due == TlbControl::AllAsids as u8 {
         local.asids.restart();
-        inner.asid = None;
+        vcpu.asid = None;
     } else {
-        inner.parts.deferred |= deferred::FLUSH;
+        vcpu.platform.deferred |= deferred::FLUSH;
     }
-    inner.vmcb.set_tlb_control(TlbControl::Nothing);
+    vcpu.vmcb.set_tlb_control(TlbControl::Nothing);
 }

@@ -16,7 +16,7 @@ use crate::irq::mailbox::Mailbox;
 use crate::linux;
 use crate::vcpu::platform;
 use crate::vcpu::steal_time;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use crate::vm::clock;
 use crate::vm::stats::Count;
 use irqchip::dest::IdSet;
@@ -40,25 +40,25 @@ pub(crate) struct HaltPoll {
 }
 
 /// Waits until something is asked of the vCPU; an error if a signal came first.
-pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
+pub(crate) fn wait(vcpu: &mut LockedVcpu) -> Result {
     vcpu.stats.count(Count::Blocked);
-    if inner.state.mp_state != MpState::Halted {
-        return vcpu.mailbox.sleep();
+    if vcpu.state.mp_state != MpState::Halted {
+        return vcpu.platform.mailbox.sleep();
     }
-    let longest = match inner.state.msrs.pv_may_poll() {
-        true => vcpu.vm.config.longest_poll_ns(),
+    let longest = match vcpu.state.msrs.pv_may_poll() {
+        true => vcpu.platform.vm.config.longest_poll_ns(),
         false => 0,
     };
-    let poll = inner.pace.poll_ns.min(longest);
+    let poll = vcpu.pace.poll_ns.min(longest);
     let start = linux::now();
     let mut now = start;
     if poll != 0 {
         vcpu.stats.count(Count::HaltPolls);
         let end = start.saturating_add(poll.into());
-        while !vcpu.mailbox.has_requests() && now < end && linux::may_poll() {
+        while !vcpu.platform.mailbox.has_requests() && now < end && linux::may_poll() {
             now = linux::now();
         }
-        let met = vcpu.mailbox.has_requests();
+        let met = vcpu.platform.mailbox.has_requests();
         let spent = match met {
             true => Count::HaltPollMetNs,
             false => Count::HaltPollMissedNs,
@@ -69,12 +69,12 @@ pub(crate) fn wait(vcpu: &Vcpu, inner: &mut Inner) -> Result {
             return Ok(());
         }
     }
-    vcpu.mailbox.sleep()?;
+    vcpu.platform.mailbox.sleep()?;
     let woken = linux::now();
     vcpu.stats.count(Count::HaltWakeups);
     vcpu.stats.add(Count::HaltWaitNs, woken.saturating_sub(now));
     let waited = woken.saturating_sub(start);
-    inner.pace.poll_ns = next_poll(poll, longest, waited);
+    vcpu.pace.poll_ns = next_poll(poll, longest, waited);
     Ok(())
 }
 
@@ -89,50 +89,50 @@ fn next_poll(poll: u32, longest: u32, waited: u64) -> u32 {
 
 /// The guest spins, or has said whom it waits for: a vCPU that waits for a CPU gets this one.
 #[cold]
-pub(crate) fn yield_cpu(vcpu: &Vcpu, inner: &mut Inner) {
+pub(crate) fn yield_cpu(vcpu: &mut LockedVcpu) {
     vcpu.stats.count(Count::Yields);
-    steal_time::before_pause(inner);
-    let vcpu_table = &vcpu.vm.vcpu_table;
-    let yielded = match inner.parts.yield_to.take() {
+    steal_time::before_pause(vcpu);
+    let vcpu_table = &vcpu.platform.vm.vcpu_table;
+    let yielded = match vcpu.platform.yield_to.take() {
         Some(id) => vcpu_table.by_apic_id(IdSet::one(id)).any(Mailbox::yield_to),
-        None => vcpu_table.yield_from(&vcpu.mailbox),
+        None => vcpu_table.yield_from(&vcpu.platform.mailbox),
     };
     if yielded {
         vcpu.stats.count(Count::YieldsDone);
     } else {
         linux::cond_resched();
     }
-    steal_time::after_pause(inner);
+    steal_time::after_pause(vcpu);
 }
 
 /// Sets the host's timer to the LAPIC's next deadline, or a little earlier.
-pub(crate) fn set_timer(vcpu: &Vcpu, inner: &Inner) {
-    let Some(lapic) = &inner.parts.lapic else {
+pub(crate) fn set_timer(vcpu: &LockedVcpu) {
+    let Some(lapic) = &vcpu.platform.lapic else {
         return;
     };
     match lapic.timer_deadline() {
         None => vcpu.timer.cancel(),
         Some(deadline) => {
-            let now = platform::now(inner.vmcb.tsc_offset());
-            let wait = until(deadline, now).saturating_sub(inner.pace.early_ns);
+            let now = platform::now(vcpu.vmcb.tsc_offset());
+            let wait = until(deadline, now).saturating_sub(vcpu.pace.early_ns);
             vcpu.timer.start(now.ns.saturating_add_signed(wait.max(0)));
         }
     }
 }
 
 /// The host's timer has expired: what the clocks show at the deadline, which is waited for.
-pub(crate) fn meet_deadline(inner: &mut Inner) -> Now {
-    let tsc_offset = inner.vmcb.tsc_offset();
+pub(crate) fn meet_deadline(vcpu: &mut LockedVcpu) -> Now {
+    let tsc_offset = vcpu.vmcb.tsc_offset();
     let mut now = platform::now(tsc_offset);
-    let lapic = inner.parts.lapic.as_ref();
+    let lapic = vcpu.platform.lapic.as_ref();
     let Some(deadline) = lapic.and_then(|lapic| lapic.timer_deadline()) else {
         return now;
     };
     let wait = until(deadline, now);
-    let early = inner.pace.early_ns;
+    let early = vcpu.pace.early_ns;
     // Otherwise the deadline was moved meanwhile, or somebody else had the CPU.
     if (-TOO_LATE_NS..=early).contains(&wait) {
-        inner.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
+        vcpu.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
         while until(deadline, now) > 0 {
             linux::cond_resched();
             now = platform::now(tsc_offset);

@@ -24,7 +24,7 @@ use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
 use crate::vcpu::halt::HaltPoll;
-use crate::vcpu::platform::{VcpuDevices, VcpuPlatform, APIC_BASE_RESET};
+use crate::vcpu::platform::{VcpuPlatform, APIC_BASE_RESET};
 use crate::vcpu::steal_time::StealTime;
 use crate::vm::config::disable_exits;
 use crate::vm::stats::Stats;
@@ -47,30 +47,32 @@ static SERIAL: Atomic<u64> = Atomic::new(1);
 /// A virtual CPU. Its file holds a reference, and while there is a file, the VM does.
 #[pin_data]
 pub(crate) struct Vcpu {
-    /// The LAPIC's timer; gone before the mailbox that it writes to.
-    pub(crate) timer: Pin<KBox<Timer<Mailbox>>>,
     /// How others reach the vCPU.
     pub(crate) mailbox: Arc<Mailbox>,
     /// What the VMM maps.
     pub(crate) run_page: RunPage,
-    /// Which vCPU this is, of all that ever were; never 0.
-    pub(crate) serial: u64,
     /// Its dirty ring, which the VMM maps likewise.
     pub(crate) ring: Option<Arc<DirtyRing>>,
     /// Counters.
     pub(crate) stats: Arc<Stats>,
     /// The CPU itself. KVM_RUN holds the lock for as long as it runs.
     #[pin]
-    pub(crate) inner: KillableMutex<Inner>,
+    pub(crate) locked: KillableMutex<LockedVcpu>,
     /// Last, so that it outlives everything that belongs to it.
     pub(crate) vm: Arc<Vm>,
 }
 
-/// What only one thread at a time may touch.
-pub(crate) struct Inner {
+/// A vCPU whose lock is held: registers, and what belongs to them. One thread at a time has it.
+pub(crate) struct LockedVcpu {
+    /// The LAPIC's timer; gone before the mailbox that it writes to.
+    pub(crate) timer: Pin<KBox<Timer<Mailbox>>>,
     pub(crate) vmcb: Pages<Vmcb>,
     pub(crate) state: KBox<VcpuState>,
-    pub(crate) parts: VcpuDevices,
+    pub(crate) platform: VcpuPlatform,
+    /// Which vCPU this is, of all that ever were; never 0.
+    pub(crate) serial: u64,
+    /// Counters.
+    pub(crate) stats: Arc<Stats>,
     /// The ASID on `cpu`.
     pub(crate) asid: Option<Asid>,
     /// The CPU that it ran on last.
@@ -107,28 +109,18 @@ pub(crate) struct Inner {
     pub(crate) last_tsc: u64,
 }
 
-impl Inner {
-    /// The guest as the handlers see it, and what it runs on.
+impl LockedVcpu {
+    /// The guest as the handlers see it. `sleep` says what they may do.
     #[inline]
-    pub(crate) fn with_guest<R>(
-        &mut self,
-        vcpu: &Vcpu,
-        sleep: Sleep,
-        f: impl FnOnce(&mut Guest<'_, VcpuPlatform<'_>>) -> R,
-    ) -> R {
-        let mut world = VcpuPlatform {
-            vm: &vcpu.vm,
-            vcpu,
-            parts: &mut self.parts,
-            tsc_offset: self.vmcb.tsc_offset(),
-            sleep,
-        };
-        f(&mut Guest {
+    pub(crate) fn guest(&mut self, sleep: Sleep) -> Guest<'_, VcpuPlatform> {
+        self.platform.tsc_offset = self.vmcb.tsc_offset();
+        self.platform.sleep = sleep;
+        Guest {
             vmcb: &mut self.vmcb,
             state: &mut self.state,
-            platform: &mut world,
-            host: vcpu.vm.features,
-        })
+            host: self.platform.vm.features,
+            platform: &mut self.platform,
+        }
     }
 }
 
@@ -172,10 +164,24 @@ impl Vcpu {
         if lapic.is_some() && id != vm.boot_cpu() {
             state.mp_state = MpState::Uninitialized;
         }
-        let inner = Inner {
+        let target: *const Mailbox = &*mailbox;
+        let timer = KBox::pin_init(
+            // SAFETY: The platform holds a reference to the mailbox for longer than the timer lives.
+            unsafe { Timer::new(target) },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let run_page = RunPage::new(vm.coalesced.ring())?;
+        let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
+        let locked = LockedVcpu {
+            timer,
             vmcb,
             state,
-            parts: VcpuDevices {
+            platform: VcpuPlatform {
+                vm: vm.into(),
+                mailbox: mailbox.clone(),
+                run_page: run_page.clone(),
+                tsc_offset: 0,
+                sleep: Sleep::Forbidden,
                 lapic,
                 user_cr8: 0,
                 user_apic_base: APIC_BASE_RESET,
@@ -197,6 +203,8 @@ impl Vcpu {
                 has_x2apic: false,
                 msr_filter: None,
             },
+            serial: SERIAL.fetch_add(1, Relaxed),
+            stats: stats.clone(),
             asid: None,
             cpu: u32::MAX,
             host_breakpoints: HostDebug::default(),
@@ -215,30 +223,21 @@ impl Vcpu {
             clock_cpu: u32::MAX,
             last_tsc: 0,
         };
-        let target: *const Mailbox = &*mailbox;
-        let timer = KBox::pin_init(
-            // SAFETY: The vCPU holds a reference to the mailbox for longer than the timer lives.
-            unsafe { Timer::new(target) },
-            GFP_KERNEL_ACCOUNT,
-        )?;
-        let stats = Arc::new(Stats::default(), GFP_KERNEL_ACCOUNT)?;
-        let ring = inner.parts.memory.shared_ring();
+        let ring = locked.platform.memory.shared_ring();
         let its_mailbox = mailbox.clone();
         let vcpu = Arc::pin_init(
             try_pin_init!(Self {
-                timer,
                 mailbox: its_mailbox,
-                serial: SERIAL.fetch_add(1, Relaxed),
-                run_page: RunPage::new(vm.coalesced.ring())?,
+                run_page,
                 ring,
                 stats,
-                inner <- KillableMutex::new(inner),
+                locked <- KillableMutex::new(locked),
                 vm: vm.into(),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
         vm.vcpus.add(&vcpu)?;
-        // Whoever sets a filter from now on finds the mailbox.
+        // A filter that is set from now on finds the mailbox.
         mailbox.request(request::MSR_FILTER);
         if let Some(apic) = apic {
             vm.vcpu_table.publish_apic(&mailbox, apic);

@@ -4,11 +4,11 @@
 
 use crate::host::fpu::GuestFpu;
 use crate::irq::irqchip::Irqchip;
-use crate::irq::mailbox::{request, Interrupt};
+use crate::irq::mailbox::{request, Interrupt, Mailbox};
 use crate::linux;
 use crate::linux::Sleep;
 use crate::memory::{Outcome, VcpuMemory};
-use crate::vcpu::Vcpu;
+use crate::uapi::run_page::RunPage;
 use crate::vm::msr_filter::MsrFilter;
 use crate::vm::Vm;
 use irqchip::dest::IdSet;
@@ -54,8 +54,18 @@ pub(crate) mod deferred {
     pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
 }
 
-/// What a vCPU has besides its VMCB and [`svm::state::VcpuState`].
-pub(crate) struct VcpuDevices {
+/// What a vCPU has besides its VMCB and [`svm::state::VcpuState`]: what surrounds it, as the
+/// handlers see it.
+pub(crate) struct VcpuPlatform {
+    pub(crate) vm: Arc<Vm>,
+    /// How others reach the vCPU.
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// What the VMM maps.
+    pub(crate) run_page: RunPage,
+    /// What the guest's TSC is ahead of the host's, for the time of one handler.
+    pub(crate) tsc_offset: u64,
+    /// Likewise: whether interrupts are on, and the guest's registers out of the CPU.
+    pub(crate) sleep: Sleep,
     /// The local APIC, if interrupt controllers are in the kernel.
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// CR8 of a guest whose local APIC is the VMM's.
@@ -98,17 +108,6 @@ pub(crate) struct VcpuDevices {
     pub(crate) msr_filter: Option<Arc<MsrFilter>>,
 }
 
-/// The surroundings, for the time of one handler.
-pub(crate) struct VcpuPlatform<'a> {
-    pub(crate) vm: &'a Vm,
-    pub(crate) vcpu: &'a Vcpu,
-    pub(crate) parts: &'a mut VcpuDevices,
-    /// What the guest's TSC is ahead of the host's.
-    pub(crate) tsc_offset: u64,
-    /// Interrupts are on, and the guest's registers are out of the CPU.
-    pub(crate) sleep: Sleep,
-}
-
 /// What the clocks show to a guest with this TSC offset.
 pub(crate) fn now(tsc_offset: u64) -> Now {
     Now {
@@ -127,26 +126,26 @@ pub(crate) enum Ipi {
     Set(IdSet, Interrupt),
 }
 
-/// Sends what a handler has put off. Interrupts are on.
-#[cold]
-pub(crate) fn send_ipi(vcpu: &Vcpu, parts: &mut VcpuDevices) {
-    parts.deferred &= !deferred::IPI;
-    let vcpu_table = &vcpu.vm.vcpu_table;
-    match parts.ipi.take() {
-        Some(Ipi::To(to, interrupt)) => {
-            let mut kicks = vcpu_table.kicks();
-            vcpu_table.deliver(&to, Some(vcpu.mailbox.id), &interrupt, &mut kicks);
+impl VcpuPlatform {
+    /// Sends what a handler has put off. Interrupts are on.
+    #[cold]
+    pub(crate) fn send_ipi(&mut self) {
+        self.deferred &= !deferred::IPI;
+        let vcpu_table = &self.vm.vcpu_table;
+        match self.ipi.take() {
+            Some(Ipi::To(to, interrupt)) => {
+                let mut kicks = vcpu_table.kicks();
+                vcpu_table.deliver(&to, Some(self.mailbox.id), &interrupt, &mut kicks);
+            }
+            Some(Ipi::Set(ids, interrupt)) => vcpu_table.deliver_set(ids, &interrupt),
+            None => {}
         }
-        Some(Ipi::Set(ids, interrupt)) => vcpu_table.deliver_set(ids, &interrupt),
-        None => {}
     }
-}
 
-impl VcpuPlatform<'_> {
     #[cold]
     fn send_later(&mut self, ipi: Ipi) {
-        self.parts.ipi = Some(ipi);
-        self.parts.deferred |= deferred::IPI;
+        self.ipi = Some(ipi);
+        self.deferred |= deferred::IPI;
     }
 
     fn irqchip(&self) -> &Irqchip {
@@ -168,7 +167,7 @@ impl VcpuPlatform<'_> {
                     vector: ipi.vector,
                     level: ipi.level,
                 };
-                let (vcpu_table, source) = (&self.vm.vcpu_table, Some(self.vcpu.mailbox.id));
+                let (vcpu_table, source) = (&self.vm.vcpu_table, Some(self.mailbox.id));
                 if self.sleep.is_allowed() || vcpu_table.is_for_one(&ipi.dest, source) {
                     let mut kicks = vcpu_table.kicks();
                     vcpu_table.deliver(&ipi.dest, source, &interrupt, &mut kicks);
@@ -176,15 +175,15 @@ impl VcpuPlatform<'_> {
                     self.send_later(Ipi::To(ipi.dest, interrupt));
                 }
             }
-            Effect::Timer => self.parts.deferred |= deferred::TIMER,
+            Effect::Timer => self.deferred |= deferred::TIMER,
             Effect::Routing => {
-                self.parts.deferred |= deferred::TIMER;
+                self.deferred |= deferred::TIMER;
                 // LINT0 may have been opened or closed to the PIC.
-                self.vcpu.mailbox.request(request::EXTINT);
-                if let Some(lapic) = &self.parts.lapic {
+                self.mailbox.request(request::EXTINT);
+                if let Some(lapic) = &self.lapic {
                     self.vm
                         .vcpu_table
-                        .publish_apic(&self.vcpu.mailbox, lapic.snapshot());
+                        .publish_apic(&self.mailbox, lapic.snapshot());
                 }
             }
         }
@@ -193,37 +192,37 @@ impl VcpuPlatform<'_> {
     /// The IOAPIC hears that an interrupt has ended.
     #[cold]
     fn end_of_interrupt(&mut self, vector: u8) {
-        if !self.parts.pic_in_user {
+        if !self.pic_in_user {
             self.irqchip().end_of_interrupt(vector);
             self.note_resample();
         } else if self.irqchip().tells_vmm_of_eoi() {
-            self.parts.ended = vector;
-            self.parts.deferred |= deferred::EOI;
+            self.ended = vector;
+            self.deferred |= deferred::EOI;
         }
     }
 
     /// A controller may have ended interrupts that resamplers are to hear of.
     fn note_resample(&mut self) {
         if self.irqchip().has_resample_pending() {
-            self.parts.deferred |= deferred::TELL;
+            self.deferred |= deferred::TELL;
         }
     }
 
     /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
     fn apic_offset(&self, gpa: u64) -> Option<u32> {
-        let lapic = self.parts.lapic.as_ref()?;
+        let lapic = self.lapic.as_ref()?;
         let page = lapic.mmio_base()?;
         (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
     }
 }
 
-impl GuestMemory for VcpuPlatform<'_> {
+impl GuestMemory for VcpuPlatform {
     fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> core::result::Result<(), MemError> {
-        self.parts.memory.access(self.sleep).read_gpa(gpa, buf)
+        self.memory.access(self.sleep).read_gpa(gpa, buf)
     }
 
     fn write_gpa(&mut self, gpa: u64, data: &[u8]) -> core::result::Result<(), MemError> {
-        self.parts.memory.access(self.sleep).write_gpa(gpa, data)
+        self.memory.access(self.sleep).write_gpa(gpa, data)
     }
 
     fn compare_exchange_gpa(
@@ -233,16 +232,15 @@ impl GuestMemory for VcpuPlatform<'_> {
         old: u64,
         new: u64,
     ) -> core::result::Result<core::result::Result<(), u64>, MemError> {
-        self.parts
-            .memory
+        self.memory
             .access(self.sleep)
             .compare_exchange_gpa(gpa, size, old, new)
     }
 }
 
-impl Platform for VcpuPlatform<'_> {
+impl Platform for VcpuPlatform {
     fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
-        cpuid::guest_view(&self.parts.cpuid, function, index, dynamic)
+        cpuid::guest_view(&self.cpuid, function, index, dynamic)
     }
 
     fn tsc(&self) -> u64 {
@@ -256,7 +254,7 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn port_answer(&self, offset: usize, bytes: &mut [u8]) {
-        self.vcpu.run_page.io_answer(offset, bytes);
+        self.run_page.io_answer(offset, bytes);
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> bool {
@@ -273,7 +271,7 @@ impl Platform for VcpuPlatform<'_> {
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
         if let Some(offset) = self.apic_offset(gpa) {
             let now = now(self.tsc_offset);
-            if let Some(lapic) = &mut self.parts.lapic {
+            if let Some(lapic) = &mut self.lapic {
                 lapic.mmio_read(offset, data, now);
                 return true;
             }
@@ -284,7 +282,7 @@ impl Platform for VcpuPlatform<'_> {
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
         if let Some(offset) = self.apic_offset(gpa) {
             let now = now(self.tsc_offset);
-            if let Some(lapic) = &mut self.parts.lapic {
+            if let Some(lapic) = &mut self.lapic {
                 let effect = lapic.mmio_write(offset, data, now);
                 self.apic_effect(effect);
                 return true;
@@ -302,7 +300,7 @@ impl Platform for VcpuPlatform<'_> {
         }
         let write = error.contains(NestedError::WRITE);
         let present = error.contains(NestedError::PRESENT);
-        match self.parts.memory.fault(gpa, write, present, Sleep::Allowed) {
+        match self.memory.fault(gpa, write, present, Sleep::Allowed) {
             Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
             Outcome::Mmio => FaultOutcome::Mmio,
             Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
@@ -310,7 +308,7 @@ impl Platform for VcpuPlatform<'_> {
             // The signal will be seen before the guest faults again.
             Outcome::HostFault(error) if error == EINTR => FaultOutcome::Mapped,
             Outcome::HostFault(error) => {
-                self.parts.host_error = Some(error);
+                self.host_error = Some(error);
                 FaultOutcome::HostFault
             }
         }
@@ -322,7 +320,7 @@ impl Platform for VcpuPlatform<'_> {
 
     #[inline]
     fn msr_denied(&self, index: u32, write: bool) -> bool {
-        match &self.parts.msr_filter {
+        match &self.msr_filter {
             Some(filter) => filter.denies(index, write),
             None => false,
         }
@@ -336,14 +334,14 @@ impl Platform for VcpuPlatform<'_> {
     fn show_mwait(&mut self, on: bool) {
         /// MONITOR and MWAIT, in ECX.
         const MWAIT: u32 = 1 << 3;
-        let leaves = self.parts.cpuid.iter_mut();
+        let leaves = self.cpuid.iter_mut();
         for leaf in leaves.filter(|leaf| leaf.function == cpuid::function::FEATURES) {
             leaf.ecx = (leaf.ecx & !MWAIT) | if on { MWAIT } else { 0 };
         }
     }
 
     fn apic_base(&self) -> u64 {
-        self.parts.apic_base()
+        self.apic_base()
     }
 
     fn set_apic_base(&mut self, value: u64, origin: Origin) -> core::result::Result<(), Exception> {
@@ -352,13 +350,13 @@ impl Platform for VcpuPlatform<'_> {
             Origin::Host => BaseWriter::Vmm,
         };
         let limits = BaseLimits {
-            physical_bits: self.parts.physical_bits,
-            x2apic: self.parts.has_x2apic,
+            physical_bits: self.physical_bits,
+            x2apic: self.has_x2apic,
         };
-        let Some(lapic) = &mut self.parts.lapic else {
-            let old = self.parts.user_apic_base;
+        let Some(lapic) = &mut self.lapic else {
+            let old = self.user_apic_base;
             let new = limits.written(old, value, writer);
-            self.parts.user_apic_base = new.map_err(|_| Exception::GP0)?;
+            self.user_apic_base = new.map_err(|_| Exception::GP0)?;
             return Ok(());
         };
         let effect = lapic
@@ -370,7 +368,7 @@ impl Platform for VcpuPlatform<'_> {
 
     fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
         let now = now(self.tsc_offset);
-        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        let lapic = self.lapic.as_mut().ok_or(Exception::GP0)?;
         lapic
             .msr_read(X2APIC_MSRS + u32::from(register), now)
             .map_err(|_| Exception::GP0)
@@ -378,7 +376,7 @@ impl Platform for VcpuPlatform<'_> {
 
     fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
         let now = now(self.tsc_offset);
-        let lapic = self.parts.lapic.as_mut().ok_or(Exception::GP0)?;
+        let lapic = self.lapic.as_mut().ok_or(Exception::GP0)?;
         let effect = lapic
             .msr_write(X2APIC_MSRS + u32::from(register), value, now)
             .map_err(|_| Exception::GP0)?;
@@ -388,7 +386,7 @@ impl Platform for VcpuPlatform<'_> {
 
     fn tsc_deadline(&mut self, origin: Origin) -> u64 {
         let now = now(self.tsc_offset);
-        let Some(lapic) = &mut self.parts.lapic else {
+        let Some(lapic) = &mut self.lapic else {
             return 0;
         };
         if origin == Origin::Guest {
@@ -399,7 +397,7 @@ impl Platform for VcpuPlatform<'_> {
 
     fn set_tsc_deadline(&mut self, value: u64, origin: Origin) {
         let now = now(self.tsc_offset);
-        if let Some(lapic) = &mut self.parts.lapic {
+        if let Some(lapic) = &mut self.lapic {
             let effect = match origin {
                 Origin::Guest => lapic.set_tsc_deadline(value, now),
                 Origin::Host => lapic.restore_tsc_deadline(value),
@@ -409,13 +407,13 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn cr8_written(&mut self, old: u8, new: u8) -> bool {
-        match &mut self.parts.lapic {
+        match &mut self.lapic {
             Some(lapic) => {
                 lapic.set_cr8(u64::from(new));
                 false
             }
             None => {
-                self.parts.user_cr8 = new;
+                self.user_cr8 = new;
                 new < old
             }
         }
@@ -426,21 +424,21 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn tsc_changed(&mut self) {
-        self.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+        self.deferred |= deferred::TIMER | deferred::PV_CLOCK;
     }
 
     fn flush_tlb(&mut self) {
-        self.parts.deferred |= deferred::FLUSH;
+        self.deferred |= deferred::FLUSH;
     }
 
     fn wbinvd(&mut self) {
         if self.vm.vfio.is_noncoherent() {
-            self.parts.deferred |= deferred::WBINVD;
+            self.deferred |= deferred::WBINVD;
         }
     }
 
     fn stepped(&mut self) {
-        self.parts.deferred |= deferred::STEPPED;
+        self.deferred |= deferred::STEPPED;
     }
 
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
@@ -453,12 +451,12 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn yield_to(&mut self, apic_id: u32) {
-        self.parts.yield_to = Some(apic_id);
+        self.yield_to = Some(apic_id);
         self.pause();
     }
 
     fn pause(&mut self) {
-        self.parts.deferred |= deferred::YIELD;
+        self.deferred |= deferred::YIELD;
     }
 
     fn send_ipis(&mut self, first: u32, bits: u128, message: u32) -> u32 {
@@ -479,19 +477,19 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn pv_wall_clock(&mut self, _value: u64) {
-        self.parts.deferred |= deferred::PV_WALL_CLOCK;
+        self.deferred |= deferred::PV_WALL_CLOCK;
     }
 
     fn pv_system_time(&mut self, _value: u64) {
-        self.parts.deferred |= deferred::PV_CLOCK;
+        self.deferred |= deferred::PV_CLOCK;
     }
 
     fn pv_steal_time(&mut self) {
-        self.parts.deferred |= deferred::STEAL_TIME;
+        self.deferred |= deferred::STEAL_TIME;
     }
 }
 
-impl VcpuDevices {
+impl VcpuPlatform {
     /// `IA32_APIC_BASE`.
     pub(crate) fn apic_base(&self) -> u64 {
         let lapic = self.lapic.as_ref();
@@ -506,39 +504,37 @@ const ICR_LEVEL: u32 = 1 << 15;
 /// First MSR of the x2APIC (APM vol. 2, 16.11).
 const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
 
-impl InterruptSource for VcpuPlatform<'_> {
+impl InterruptSource for VcpuPlatform {
     #[inline]
     fn has_interrupt(&self) -> bool {
-        match &self.parts.lapic {
-            Some(lapic) => {
-                self.parts.ext_int || self.parts.user_window || lapic.pending_vector().is_some()
-            }
-            None => self.parts.user_window,
+        match &self.lapic {
+            Some(lapic) => self.ext_int || self.user_window || lapic.pending_vector().is_some(),
+            None => self.user_window,
         }
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
-        if core::mem::take(&mut self.parts.ext_int) {
-            if let Some(vector) = self.parts.user_vector.take() {
+        if core::mem::take(&mut self.ext_int) {
+            if let Some(vector) = self.user_vector.take() {
                 return Some(vector);
             }
             let vector = self.irqchip().acknowledge_pic();
             if self.irqchip().has_resample_pending() {
                 // It ended at once. The guest is about to run: leave it again.
-                self.parts.deferred |= deferred::TELL;
+                self.deferred |= deferred::TELL;
                 linux::kick_cpu(linux::cpu());
             }
-            self.parts.ext_int = self.irqchip().pic_output();
+            self.ext_int = self.irqchip().pic_output();
             if vector.is_some() {
                 return vector;
             }
         }
-        self.parts.lapic.as_mut()?.acknowledge()
+        self.lapic.as_mut()?.acknowledge()
     }
 
     #[inline]
     fn watch_cr8(&self) -> bool {
-        match &self.parts.lapic {
+        match &self.lapic {
             Some(lapic) => !lapic.requests().is_empty() && lapic.pending_vector().is_none(),
             None => true,
         }

@@ -15,7 +15,7 @@
 use crate::linux::Sleep;
 use crate::memory::guest_access::GuestAccess;
 use crate::vcpu::platform::deferred;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use x86::cpu::{GuestMemory, MemError};
 
 /// After a page could not be written, even by waiting for it, so many entries go without a try.
@@ -23,18 +23,18 @@ const REST: u16 = 256;
 
 /// Says to the guest that it need not write the EOI register. Interrupts are off.
 #[inline]
-pub(crate) fn offer(vcpu: &Vcpu, inner: &mut Inner) {
-    if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        offer_at(vcpu, inner, gpa);
+pub(crate) fn offer(vcpu: &mut LockedVcpu) {
+    if let Some(gpa) = vcpu.state.msrs.pv_eoi_gpa() {
+        offer_at(vcpu, gpa);
     }
 }
 
 /// Guest memory for the byte at `gpa`. A snapshot has to keep the page before it is written, which
 /// can sleep: once in each round, as [`fetch_page`] does.
 #[inline]
-fn access(inner: &mut Inner, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
-    let is_kept = inner.pv_eoi_kept == Some((gpa, inner.parts.memory.keeping.generation()));
-    let access = inner.parts.memory.access(sleep);
+fn access(vcpu: &mut LockedVcpu, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
+    let is_kept = vcpu.pv_eoi_kept == Some((gpa, vcpu.platform.memory.keeping.generation()));
+    let access = vcpu.platform.memory.access(sleep);
     match is_kept {
         true => access.of_kept(),
         false => access,
@@ -42,20 +42,20 @@ fn access(inner: &mut Inner, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
 }
 
 #[inline(never)]
-fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
-    let lapic = inner.parts.lapic.as_ref();
+fn offer_at(vcpu: &mut LockedVcpu, gpa: u64) {
+    let lapic = vcpu.platform.lapic.as_ref();
     let Some(vector) = lapic.and_then(|lapic| lapic.quiet_service()) else {
         return;
     };
-    if let Some(rest) = inner.pv_eoi_rest.checked_sub(1) {
-        inner.pv_eoi_rest = rest;
+    if let Some(rest) = vcpu.pv_eoi_rest.checked_sub(1) {
+        vcpu.pv_eoi_rest = rest;
         return;
     }
-    if !vcpu.vm.irqchip.tracks_eoi(vector) {
+    if !vcpu.platform.vm.irqchip.tracks_eoi(vector) {
         // Without a page the register remains; next time it may be there.
-        match access(inner, gpa, Sleep::Forbidden).write_gpa(gpa, &[1]) {
-            Ok(()) => inner.pv_eoi_offered = true,
-            Err(MemError::WouldSleep) => inner.parts.deferred |= deferred::EOI_PAGE,
+        match access(vcpu, gpa, Sleep::Forbidden).write_gpa(gpa, &[1]) {
+            Ok(()) => vcpu.pv_eoi_offered = true,
+            Err(MemError::WouldSleep) => vcpu.platform.deferred |= deferred::EOI_PAGE,
             Err(_) => {}
         }
     }
@@ -63,13 +63,13 @@ fn offer_at(vcpu: &Vcpu, inner: &mut Inner, gpa: u64) {
 
 /// Brings the page in. One that can not be written at all is not asked for at each entry.
 #[cold]
-pub(crate) fn fetch_page(inner: &mut Inner) {
-    if let Some(gpa) = inner.state.msrs.pv_eoi_gpa() {
-        let generation = inner.parts.memory.keeping.generation();
-        let mut memory = inner.parts.memory.access(Sleep::Allowed);
+pub(crate) fn fetch_page(vcpu: &mut LockedVcpu) {
+    if let Some(gpa) = vcpu.state.msrs.pv_eoi_gpa() {
+        let generation = vcpu.platform.memory.keeping.generation();
+        let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
         match memory.write_gpa(gpa, &[0]) {
-            Ok(()) => inner.pv_eoi_kept = Some((gpa, generation)),
-            Err(_) => inner.pv_eoi_rest = REST,
+            Ok(()) => vcpu.pv_eoi_kept = Some((gpa, generation)),
+            Err(_) => vcpu.pv_eoi_rest = REST,
         }
     }
 }
@@ -77,24 +77,24 @@ pub(crate) fn fetch_page(inner: &mut Inner) {
 /// Finds out whether the guest has ended the interrupt. False if that cannot be done without
 /// sleeping.
 #[inline]
-pub(crate) fn take_back(inner: &mut Inner, sleep: Sleep) -> bool {
-    !inner.pv_eoi_offered || take_byte(inner, sleep)
+pub(crate) fn take_back(vcpu: &mut LockedVcpu, sleep: Sleep) -> bool {
+    !vcpu.pv_eoi_offered || take_byte(vcpu, sleep)
 }
 
 #[inline(never)]
-fn take_byte(inner: &mut Inner, sleep: Sleep) -> bool {
-    let kept = match inner.state.msrs.pv_eoi_gpa() {
-        Some(gpa) => clear(inner, gpa, sleep),
+fn take_byte(vcpu: &mut LockedVcpu, sleep: Sleep) -> bool {
+    let kept = match vcpu.state.msrs.pv_eoi_gpa() {
+        Some(gpa) => clear(vcpu, gpa, sleep),
         None => Ok(true),
     };
     if kept == Err(MemError::WouldSleep) {
         return false;
     }
-    inner.pv_eoi_offered = false;
+    vcpu.pv_eoi_offered = false;
     // Without the memory the byte is lost. Then it counts as an EOI: an interrupt that never ends
     // would be worse.
     if kept != Ok(true) {
-        if let Some(lapic) = &mut inner.parts.lapic {
+        if let Some(lapic) = &mut vcpu.platform.lapic {
             lapic.end_of_interrupt();
         }
     }
@@ -102,8 +102,8 @@ fn take_byte(inner: &mut Inner, sleep: Sleep) -> bool {
 }
 
 /// Clears the byte; whether it was set.
-fn clear(inner: &mut Inner, gpa: u64, sleep: Sleep) -> Result<bool, MemError> {
-    let mut memory = access(inner, gpa, sleep);
+fn clear(vcpu: &mut LockedVcpu, gpa: u64, sleep: Sleep) -> Result<bool, MemError> {
+    let mut memory = access(vcpu, gpa, sleep);
     let mut byte = [0];
     memory.read_gpa(gpa, &mut byte)?;
     let set = byte[0] & 1 != 0;

@@ -7,7 +7,7 @@ use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
 use crate::vcpu::platform::deferred;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use crate::vm::clock::real_ns;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -18,24 +18,24 @@ use x86::pvclock::{next_version, PvClock, Scale, WallClock};
 const SYSTEM_TIME_ON: u64 = 1;
 
 /// Timers and the clock page follow what the VMM has changed.
-pub(crate) fn touch_time(inner: &mut Inner) {
-    inner.parts.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+pub(crate) fn touch_time(vcpu: &mut LockedVcpu) {
+    vcpu.platform.deferred |= deferred::TIMER | deferred::PV_CLOCK;
 }
 
 /// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
-pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) -> Result {
+pub(crate) fn attribute(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     let attr: uapi::kvm_device_attr = arg.read()?;
     if attr.group != uapi::KVM_VCPU_TSC_CTRL || attr.attr != u64::from(uapi::KVM_VCPU_TSC_OFFSET) {
         return Err(ENXIO);
     }
     let value = UserArg(attr.addr as usize);
     match cmd {
-        uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&inner.vmcb.tsc_offset())?,
+        uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&vcpu.vmcb.tsc_offset())?,
         uapi::PACIFICA_SET_DEVICE_ATTR => {
             let offset = value.read()?;
-            vcpu.vm.clock.set_tsc_offset(offset);
-            inner.vmcb.set_tsc_offset(offset);
-            touch_time(inner);
+            vcpu.platform.vm.clock.set_tsc_offset(offset);
+            vcpu.vmcb.set_tsc_offset(offset);
+            touch_time(vcpu);
         }
         _ => {}
     }
@@ -45,73 +45,73 @@ pub(crate) fn attribute(vcpu: &Vcpu, inner: &mut Inner, cmd: u32, arg: UserArg) 
 /// The host was suspended: the guest's TSC goes on from where it was, and its clock has another
 /// base, even if the TSC did not stop.
 #[cold]
-pub(crate) fn after_suspend(inner: &mut Inner) {
+pub(crate) fn after_suspend(vcpu: &mut LockedVcpu) {
     let lost = host::tsc_lost();
-    let more = lost.wrapping_sub(inner.tsc_lost);
-    (inner.tsc_lost, inner.resumes) = (lost, host::resumes());
-    inner.last_tsc = 0;
-    let offset = inner.vmcb.tsc_offset().wrapping_add(more);
-    inner.vmcb.set_tsc_offset(offset);
-    touch_time(inner);
+    let more = lost.wrapping_sub(vcpu.tsc_lost);
+    (vcpu.tsc_lost, vcpu.resumes) = (lost, host::resumes());
+    vcpu.last_tsc = 0;
+    let offset = vcpu.vmcb.tsc_offset().wrapping_add(more);
+    vcpu.vmcb.set_tsc_offset(offset);
+    touch_time(vcpu);
 }
 
 /// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before
 /// it runs. Its own TSC does not go back. Interrupts are off.
-pub(crate) fn is_elsewhere(inner: &mut Inner) -> bool {
+pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu) -> bool {
     let cpu = linux::cpu();
-    if linux::tsc_stable() || inner.clock_cpu == cpu {
+    if linux::tsc_stable() || vcpu.clock_cpu == cpu {
         return false;
     }
-    inner.clock_cpu = cpu;
-    let back = inner.last_tsc.saturating_sub(linux::rdtsc());
-    let offset = inner.vmcb.tsc_offset().wrapping_add(back);
-    inner.vmcb.set_tsc_offset(offset);
-    touch_time(inner);
+    vcpu.clock_cpu = cpu;
+    let back = vcpu.last_tsc.saturating_sub(linux::rdtsc());
+    let offset = vcpu.vmcb.tsc_offset().wrapping_add(back);
+    vcpu.vmcb.set_tsc_offset(offset);
+    touch_time(vcpu);
     true
 }
 
 /// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know.
-pub(crate) fn pause_notice(inner: &mut Inner) -> Result<c_long> {
-    if inner.state.msrs.pv_system_time & SYSTEM_TIME_ON == 0 {
+pub(crate) fn pause_notice(vcpu: &mut LockedVcpu) -> Result<c_long> {
+    if vcpu.state.msrs.pv_system_time & SYSTEM_TIME_ON == 0 {
         return Err(EINVAL);
     }
-    inner.parts.guest_stopped = true;
-    inner.parts.deferred |= deferred::PV_CLOCK;
+    vcpu.platform.guest_stopped = true;
+    vcpu.platform.deferred |= deferred::PV_CLOCK;
     Ok(0)
 }
 
 /// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
 /// as on any write to an address without memory.
-pub(crate) fn update(vcpu: &Vcpu, inner: &mut Inner, wall: bool) {
+pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
     let cpu = linux::cpu();
-    let base = vcpu.vm.clock.base();
-    if linux::cpu() != cpu || inner.clock_cpu != cpu {
+    let base = vcpu.platform.vm.clock.base();
+    if linux::cpu() != cpu || vcpu.clock_cpu != cpu {
         // The base is of another TSC.
-        inner.clock_cpu = u32::MAX;
+        vcpu.clock_cpu = u32::MAX;
     }
-    let at = inner.state.msrs.pv_system_time;
+    let at = vcpu.state.msrs.pv_system_time;
     if at & SYSTEM_TIME_ON != 0 {
         let at = at & !SYSTEM_TIME_ON;
-        let old: [u8; PvClock::SIZE] = read(inner, at);
+        let old: [u8; PvClock::SIZE] = read(vcpu, at);
         let version = next_version(version_of(&old));
         let clock = PvClock {
-            tsc: base.tsc.wrapping_add(inner.vmcb.tsc_offset()),
+            tsc: base.tsc.wrapping_add(vcpu.vmcb.tsc_offset()),
             system_time: base.ns,
             scale: Scale::new(linux::tsc_khz()),
             stable: linux::tsc_stable(),
-            guest_stopped: core::mem::take(&mut inner.parts.guest_stopped)
+            guest_stopped: core::mem::take(&mut vcpu.platform.guest_stopped)
                 || PvClock::tells_stop(&old),
         };
         // Odd while the rest changes, then even (msr.rst).
-        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
-        write(inner, at, &clock.bytes(version));
+        write(vcpu, at, &clock.bytes(version.wrapping_sub(1)));
+        write(vcpu, at, &clock.bytes(version));
     }
     if wall {
-        let clock = WallClock::at_boot(real_ns(), vcpu.vm.clock.now());
-        let at = inner.state.msrs.pv_wall_clock;
-        let version = next_version(version_of(&read::<4>(inner, at)));
-        write(inner, at, &clock.bytes(version.wrapping_sub(1)));
-        write(inner, at, &clock.bytes(version));
+        let clock = WallClock::at_boot(real_ns(), vcpu.platform.vm.clock.now());
+        let at = vcpu.state.msrs.pv_wall_clock;
+        let version = next_version(version_of(&read::<4>(vcpu, at)));
+        write(vcpu, at, &clock.bytes(version.wrapping_sub(1)));
+        write(vcpu, at, &clock.bytes(version));
     }
 }
 
@@ -122,9 +122,9 @@ fn version_of(record: &[u8]) -> u32 {
 }
 
 /// Reads guest memory, page by page; zeros where there is none.
-fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
+fn read<const N: usize>(vcpu: &mut LockedVcpu, gpa: u64) -> [u8; N] {
     let mut data = [0; N];
-    let mut memory = inner.parts.memory.access(Sleep::Allowed);
+    let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
     let first = N.min((0x1000 - (gpa & 0xfff)) as usize);
     let (head, tail) = data.split_at_mut(first);
     let _ = memory.read_gpa(gpa, head);
@@ -135,8 +135,8 @@ fn read<const N: usize>(inner: &mut Inner, gpa: u64) -> [u8; N] {
 }
 
 /// Writes guest memory, page by page.
-fn write(inner: &mut Inner, gpa: u64, data: &[u8]) {
-    let mut memory = inner.parts.memory.access(Sleep::Allowed);
+fn write(vcpu: &mut LockedVcpu, gpa: u64, data: &[u8]) {
+    let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
     let first = data.len().min((0x1000 - (gpa & 0xfff)) as usize);
     let (head, tail) = data.split_at(first);
     let _ = memory.write_gpa(gpa, head);

@@ -17,7 +17,7 @@ use crate::linux::Sleep;
 use crate::uapi;
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
-use crate::vcpu::platform::{deferred, send_ipi};
+use crate::vcpu::platform::deferred;
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests::{
@@ -25,7 +25,7 @@ use crate::vcpu::requests::{
 };
 use crate::vcpu::steal_time;
 use crate::vcpu::user_exit::{set_common, to_user};
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
@@ -39,22 +39,22 @@ use x86::sregs::is_valid_cr8;
 
 /// Runs the guest until the VMM is needed, or a signal comes.
 #[inline(never)]
-pub(crate) fn run(vcpu: &Vcpu, inner: &mut Inner) -> Result<c_long> {
-    vcpu.mailbox.runner.set();
-    let old_mask = inner.signal_mask.as_ref().map(linux::set_signal_mask);
-    let result = run_unmasked(vcpu, inner);
-    vcpu.mailbox.runner.clear();
-    if inner.parts.deferred & deferred::TELL != 0 {
-        process_deferred(vcpu, inner);
+pub(crate) fn run(vcpu: &mut LockedVcpu) -> Result<c_long> {
+    vcpu.platform.mailbox.runner.set();
+    let old_mask = vcpu.signal_mask.as_ref().map(linux::set_signal_mask);
+    let result = run_unmasked(vcpu);
+    vcpu.platform.mailbox.runner.clear();
+    if vcpu.platform.deferred & deferred::TELL != 0 {
+        process_deferred(vcpu);
     }
     if let Some(mask) = &old_mask {
         linux::set_signal_mask(mask);
     }
-    set_common(vcpu, inner);
+    set_common(vcpu);
     match result {
         Ok(RunExit::ToUser) => Ok(0),
         Ok(RunExit::Interrupted) => {
-            vcpu.run_page.set_reason(uapi::KVM_EXIT_INTR);
+            vcpu.platform.run_page.set_reason(uapi::KVM_EXIT_INTR);
             Err(EINTR)
         }
         Err(error) => Err(error),
@@ -69,109 +69,121 @@ enum RunExit {
     Interrupted,
 }
 
-fn run_unmasked(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
-    inner.has_run = true;
-    if inner.parts.lapic.is_none() {
-        let cr8 = vcpu.run_page.cr8();
+fn run_unmasked(vcpu: &mut LockedVcpu) -> Result<RunExit> {
+    vcpu.has_run = true;
+    if vcpu.platform.lapic.is_none() {
+        let cr8 = vcpu.platform.run_page.cr8();
         if !is_valid_cr8(cr8) {
             return Err(EINVAL);
         }
-        inner.parts.user_cr8 = cr8 as u8;
-        inner.vmcb.set_v_tpr(inner.parts.user_cr8);
+        vcpu.platform.user_cr8 = cr8 as u8;
+        vcpu.vmcb.set_v_tpr(vcpu.platform.user_cr8);
     }
-    if let Some(io) = inner.state.io.pending() {
-        let action = inner.with_guest(vcpu, Sleep::Allowed, |guest| match io {
+    if let Some(io) = vcpu.state.io.pending() {
+        let guest = &mut vcpu.guest(Sleep::Allowed);
+        let action = match io {
             UserIo::Port { .. } => {
                 let mut data = [0; 8];
-                vcpu.run_page.io_answer(0, &mut data);
+                guest.platform.run_page.io_answer(0, &mut data);
                 dispatch::finish_io(guest, data)
             }
-            UserIo::Mmio { .. } => dispatch::finish_io(guest, vcpu.run_page.mmio_data()),
+            UserIo::Mmio { .. } => {
+                let data = guest.platform.run_page.mmio_data();
+                dispatch::finish_io(guest, data)
+            }
             UserIo::Msr { .. } => {
-                dispatch::finish_msr(guest, vcpu.run_page.msr_answer());
+                let answer = guest.platform.run_page.msr_answer();
+                dispatch::finish_msr(guest, answer);
                 Action::Resume
             }
-        });
-        if let Some(leave) = apply_action(vcpu, inner, action)? {
+        };
+        if let Some(leave) = apply_action(vcpu, action)? {
             return Ok(leave);
         }
     }
-    if vcpu.run_page.immediate_exit() {
+    if vcpu.platform.run_page.immediate_exit() {
         // The exit reason stays what it was: the VMM may only have wanted its answer taken.
         return Err(EINTR);
     }
-    steal_time::after_pause(inner);
+    steal_time::after_pause(vcpu);
     loop {
-        if let Some(leave) = pre_entry(vcpu, inner)? {
+        if let Some(leave) = pre_entry(vcpu)? {
             return Ok(leave);
         }
-        let left = window(vcpu, inner);
-        pv_eoi::take_back(inner, Sleep::Allowed);
+        let left = window(vcpu);
+        pv_eoi::take_back(vcpu, Sleep::Allowed);
         let action = match left? {
             None => {
                 linux::cond_resched();
                 continue;
             }
             Some(Action::NeedSleep) => {
-                let exit = Exit::decode(&inner.vmcb);
-                inner.with_guest(vcpu, Sleep::Allowed, |guest| {
-                    dispatch::dispatch(guest, exit)
-                })
+                let exit = Exit::decode(&vcpu.vmcb);
+                dispatch::dispatch(&mut vcpu.guest(Sleep::Allowed), exit)
             }
             Some(action) => action,
         };
-        if let Some(leave) = apply_action(vcpu, inner, action)? {
+        if let Some(leave) = apply_action(vcpu, action)? {
             return Ok(leave);
         }
     }
 }
 
 /// What is to be done with interrupts on, before the guest can be entered.
-fn pre_entry(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<RunExit>> {
+fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
     loop {
         if linux::work_pending() {
             if linux::signal_pending() {
                 return Ok(Some(RunExit::Interrupted));
             }
-            steal_time::before_pause(inner);
+            steal_time::before_pause(vcpu);
             if linux::handle_work().is_err() {
                 return Ok(Some(RunExit::Interrupted));
             }
         }
         // Also of a pause that nobody announced: the kernel may be a preemptible one.
-        steal_time::after_pause(inner);
-        if vcpu.mailbox.has_requests() {
-            process_requests(vcpu, inner);
+        steal_time::after_pause(vcpu);
+        if vcpu.platform.mailbox.has_requests() {
+            process_requests(vcpu);
         }
-        if inner.parts.memory.ring().is_some_and(|ring| ring.is_full()) {
-            vcpu.run_page.set_reason(uapi::KVM_EXIT_DIRTY_RING_FULL);
+        if vcpu
+            .platform
+            .memory
+            .ring()
+            .is_some_and(|ring| ring.is_full())
+        {
+            vcpu.platform
+                .run_page
+                .set_reason(uapi::KVM_EXIT_DIRTY_RING_FULL);
             return Ok(Some(RunExit::ToUser));
         }
-        if inner.parts.memory.keeping.is_exceeded() {
+        if vcpu.platform.memory.keeping.is_exceeded() {
             return Err(ENOSPC);
         }
-        if inner.parts.deferred != 0 {
-            process_deferred(vcpu, inner);
-            if inner.parts.deferred & deferred::FOR_VMM != 0 {
-                return exit_for_deferred(vcpu, inner).map(Some);
+        if vcpu.platform.deferred != 0 {
+            process_deferred(vcpu);
+            if vcpu.platform.deferred & deferred::FOR_VMM != 0 {
+                return exit_for_deferred(vcpu).map(Some);
             }
         }
         let mut window = false;
-        if inner.parts.pic_in_user {
+        if vcpu.platform.pic_in_user {
             // The wish for a window alone does not wake the guest.
-            inner.parts.user_window = false;
-            window = wants_user_window(vcpu, inner);
-            let nmi = inner.state.events.nmi_is_next();
-            if window && !nmi && ready_for_user_interrupt(inner) {
-                vcpu.run_page.set_reason(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
+            vcpu.platform.user_window = false;
+            window = wants_user_window(vcpu);
+            let nmi = vcpu.state.events.nmi_is_next();
+            if window && !nmi && ready_for_user_interrupt(vcpu) {
+                vcpu.platform
+                    .run_page
+                    .set_reason(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
                 return Ok(Some(RunExit::ToUser));
             }
         }
-        if is_runnable(vcpu, inner) {
-            inner.parts.user_window = window;
+        if is_runnable(vcpu) {
+            vcpu.platform.user_window = window;
             break;
         }
-        if halt::wait(vcpu, inner).is_err() {
+        if halt::wait(vcpu).is_err() {
             return Ok(Some(RunExit::Interrupted));
         }
     }
@@ -180,13 +192,13 @@ fn pre_entry(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<RunExit>> {
 
 /// What the handlers have put off that is the VMM's.
 #[cold]
-fn exit_for_deferred(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
-    if inner.parts.deferred & deferred::EOI != 0 {
-        inner.parts.deferred &= !deferred::EOI;
-        vcpu.run_page.set_eoi(inner.parts.ended);
+fn exit_for_deferred(vcpu: &mut LockedVcpu) -> Result<RunExit> {
+    if vcpu.platform.deferred & deferred::EOI != 0 {
+        vcpu.platform.deferred &= !deferred::EOI;
+        vcpu.platform.run_page.set_eoi(vcpu.platform.ended);
     } else {
-        inner.parts.deferred &= !deferred::STEPPED;
-        to_user(vcpu, inner, UserExit::STEPPED)?;
+        vcpu.platform.deferred &= !deferred::STEPPED;
+        to_user(vcpu, UserExit::STEPPED)?;
     }
     Ok(RunExit::ToUser)
 }
@@ -194,40 +206,40 @@ fn exit_for_deferred(vcpu: &Vcpu, inner: &mut Inner) -> Result<RunExit> {
 /// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
 /// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the
 /// VMCB.
-fn window(vcpu: &Vcpu, inner: &mut Inner) -> Result<Option<Action>> {
+fn window(vcpu: &mut LockedVcpu) -> Result<Option<Action>> {
     let host = host().ok_or(ENODEV)?;
     linux::irq_disable();
-    vcpu.mailbox.enter();
+    vcpu.platform.mailbox.enter();
     // SAFETY: Interrupts are off until `leave`, and this is the only reference on this CPU.
     let local = unsafe { host.local() };
     let result = match local {
         // The CPU is going offline or down. The thread will be moved, or it dies.
         Some(local) if !local.is_on() => Ok(None),
-        Some(_) if pvclock::is_elsewhere(inner) => Ok(Some(Action::Resume)),
+        Some(_) if pvclock::is_elsewhere(vcpu) => Ok(Some(Action::Resume)),
         Some(local) if !must_leave(vcpu) => {
             host.refresh_hsave();
-            enter_context(vcpu, inner, host, local);
-            let result = guest_loop(vcpu, inner, host);
-            leave_context(inner, host, local);
-            if core::mem::take(&mut inner.machine_check) {
+            enter_context(vcpu, host, local);
+            let result = guest_loop(vcpu, host);
+            leave_context(vcpu, host, local);
+            if core::mem::take(&mut vcpu.machine_check) {
                 linux::machine_check();
             }
             result
         }
         _ => Ok(None),
     };
-    vcpu.mailbox.leave();
+    vcpu.platform.mailbox.leave();
     linux::irq_enable();
-    if inner.parts.deferred & deferred::IPI != 0 {
-        send_ipi(vcpu, &mut inner.parts);
+    if vcpu.platform.deferred & deferred::IPI != 0 {
+        vcpu.platform.send_ipi();
     }
     result
 }
 
 /// Whether something waits for this thread that needs interrupts on.
 #[inline]
-fn must_leave(vcpu: &Vcpu) -> bool {
-    vcpu.mailbox.has_requests() || linux::work_pending()
+fn must_leave(vcpu: &LockedVcpu) -> bool {
+    vcpu.platform.mailbox.has_requests() || linux::work_pending()
 }
 
 /// Enters the guest as often as its exits can be handled right here.
@@ -239,21 +251,20 @@ fn must_leave(vcpu: &Vcpu) -> bool {
 /// But an event that is injected comes before an interrupt, and a guest can make its delivery raise
 /// the same exception again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint.
 /// So interrupts are let in after each exception.
-fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Action>> {
-    let features = vcpu.vm.features;
-    let (vmcb, save) = (inner.vmcb.phys(), host.host_save());
+fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
+    let features = vcpu.platform.vm.features;
+    let (vmcb, save) = (vcpu.vmcb.phys(), host.host_save());
     let tracing = linux::tracing();
-    let switches = inner.parts.fpu.switches();
+    let switches = vcpu.platform.fpu.switches();
     // SAFETY: The page is this CPU's, and interrupts are off.
     unsafe { linux::save_host(save) };
     loop {
-        if let Some(lapic) = &inner.parts.lapic {
-            inner.vmcb.set_v_tpr(lapic.cr8() as u8);
+        if let Some(lapic) = &vcpu.platform.lapic {
+            vcpu.vmcb.set_v_tpr(lapic.cr8() as u8);
         }
-        let entry = inner.with_guest(vcpu, Sleep::Forbidden, |guest| {
-            inject::prepare(guest.vmcb, guest.state, guest.platform)
-        });
-        follow_debug_ctl(inner);
+        let guest = vcpu.guest(Sleep::Forbidden);
+        let entry = inject::prepare(guest.vmcb, guest.state, guest.platform);
+        follow_debug_ctl(vcpu);
         if entry != Entry::Run {
             if entry == Entry::Shutdown {
                 return Ok(Some(Action::User(UserExit::Shutdown)));
@@ -262,42 +273,42 @@ fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Acti
             // next.
             linux::kick_cpu(linux::cpu());
         }
-        if tracing && inner.vmcb.event_inj() != 0 {
-            linux::trace_inject(vcpu.mailbox.id, inner.vmcb.event_inj());
+        if tracing && vcpu.vmcb.event_inj() != 0 {
+            linux::trace_inject(vcpu.platform.mailbox.id, vcpu.vmcb.event_inj());
         }
-        pv_eoi::offer(vcpu, inner);
+        pv_eoi::offer(vcpu);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, was filled above, and interrupts are off.
         let entered = unsafe {
             if switches {
-                let (gpr, pkru) = (inner.state.regs.gpr.as_mut_ptr(), &mut inner.state.pkru);
-                inner.parts.fpu.enter_guest(vmcb, save, gpr, pkru)
+                let (gpr, pkru) = (vcpu.state.regs.gpr.as_mut_ptr(), &mut vcpu.state.pkru);
+                vcpu.platform.fpu.enter_guest(vmcb, save, gpr, pkru)
             } else {
-                linux::enter_guest(vmcb, save, inner.state.regs.gpr.as_mut_ptr())
+                linux::enter_guest(vmcb, save, vcpu.state.regs.gpr.as_mut_ptr())
             }
         };
         if let Err(error) = entered {
-            inject::cancel(&mut inner.vmcb, &mut inner.state);
+            inject::cancel(&mut vcpu.vmcb, &mut vcpu.state);
             return Err(error);
         }
-        inject::after_exit(&mut inner.vmcb, &mut inner.state, features);
-        if let Some(lapic) = &mut inner.parts.lapic {
-            let cr8 = u64::from(inner.vmcb.v_tpr());
+        inject::after_exit(&mut vcpu.vmcb, &mut vcpu.state, features);
+        if let Some(lapic) = &mut vcpu.platform.lapic {
+            let cr8 = u64::from(vcpu.vmcb.v_tpr());
             // After SHUTDOWN the VMCB's state is undefined (APM vol. 2, 15.14.3).
-            if cr8 != lapic.cr8() && ExitCode(inner.vmcb.exit_code()) != ExitCode::SHUTDOWN {
+            if cr8 != lapic.cr8() && ExitCode(vcpu.vmcb.exit_code()) != ExitCode::SHUTDOWN {
                 lapic.set_cr8(cr8);
             }
         }
 
-        let exit = Exit::decode(&inner.vmcb);
+        let exit = Exit::decode(&vcpu.vmcb);
         if !matches!(exit, Exit::Invalid) {
             // Done. A VMRUN that was refused may have flushed nothing.
-            inner.vmcb.set_tlb_control(TlbControl::Nothing);
+            vcpu.vmcb.set_tlb_control(TlbControl::Nothing);
         }
         vcpu.stats.exit(&exit);
         if tracing {
-            trace_exit(vcpu, inner);
+            trace_exit(vcpu);
         }
         match exit {
             // They are taken as soon as interrupts are on.
@@ -308,7 +319,7 @@ fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Acti
                 vector: vector::MC, ..
             } => {
                 // For when the host's own state is back.
-                inner.machine_check = true;
+                vcpu.machine_check = true;
                 return Ok(Some(Action::Resume));
             }
             // They take locks whose holders may wait for this CPU to take an interrupt.
@@ -316,20 +327,22 @@ fn guest_loop(vcpu: &Vcpu, inner: &mut Inner, host: &Host) -> Result<Option<Acti
             // Many doorbells at once, each with many who wait for it.
             Exit::Io(io) if io.string => return Ok(Some(Action::NeedSleep)),
             // The VMM waits for the window.
-            Exit::Vintr if inner.parts.user_window => return Ok(Some(Action::Resume)),
+            Exit::Vintr if vcpu.platform.user_window => return Ok(Some(Action::Resume)),
             _ => {}
         }
-        if !pv_eoi::take_back(inner, Sleep::Forbidden) {
+        if !pv_eoi::take_back(vcpu, Sleep::Forbidden) {
             return Ok(Some(Action::NeedSleep));
         }
-        let action = inner.with_guest(vcpu, Sleep::Forbidden, |guest| {
-            dispatch::dispatch(guest, exit)
-        });
+        let action = dispatch::dispatch(&mut vcpu.guest(Sleep::Forbidden), exit);
         if !matches!(action, Action::Resume)
-            || inner.parts.deferred != 0
-            || vcpu.mailbox.has_requests()
-            || context_is_stale(inner, host, &exit)
-            || inner.parts.memory.ring().is_some_and(|ring| ring.is_full())
+            || vcpu.platform.deferred != 0
+            || vcpu.platform.mailbox.has_requests()
+            || context_is_stale(vcpu, host, &exit)
+            || vcpu
+                .platform
+                .memory
+                .ring()
+                .is_some_and(|ring| ring.is_full())
             || (may_wake(&exit) && linux::work_pending())
             || matches!(exit, Exit::Exception { .. })
         {
@@ -344,32 +357,31 @@ fn may_wake(exit: &Exit) -> bool {
 }
 
 #[cold]
-fn trace_exit(vcpu: &Vcpu, inner: &Inner) {
-    let vmcb = &inner.vmcb;
+fn trace_exit(vcpu: &LockedVcpu) {
+    let vmcb = &vcpu.vmcb;
     let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
-    linux::trace_exit(vcpu.mailbox.id, code, info1, info2, vmcb.rip());
+    linux::trace_exit(vcpu.platform.mailbox.id, code, info1, info2, vmcb.rip());
 }
 
 /// Does what an exit asks for, with interrupts on.
-fn apply_action(vcpu: &Vcpu, inner: &mut Inner, action: Action) -> Result<Option<RunExit>> {
+fn apply_action(vcpu: &mut LockedVcpu, action: Action) -> Result<Option<RunExit>> {
     match action {
         Action::Resume => Ok(None),
-        Action::Halt if inner.parts.lapic.is_some() => {
-            inner.state.mp_state = MpState::Halted;
+        Action::Halt if vcpu.platform.lapic.is_some() => {
+            vcpu.state.mp_state = MpState::Halted;
             Ok(None)
         }
         Action::Halt => {
-            vcpu.run_page.set_reason(uapi::KVM_EXIT_HLT);
+            vcpu.platform.run_page.set_reason(uapi::KVM_EXIT_HLT);
             Ok(Some(RunExit::ToUser))
         }
         Action::NeedSleep => {
-            let action = inner.with_guest(vcpu, Sleep::Allowed, |guest| dispatch::resume_io(guest));
-            match action {
+            match dispatch::resume_io(&mut vcpu.guest(Sleep::Allowed)) {
                 // Sleeping was allowed, so nothing is left to wait for.
                 Action::NeedSleep => Err(EFAULT),
-                other => apply_action(vcpu, inner, other),
+                other => apply_action(vcpu, other),
             }
         }
-        Action::User(exit) => to_user(vcpu, inner, exit).map(|()| Some(RunExit::ToUser)),
+        Action::User(exit) => to_user(vcpu, exit).map(|()| Some(RunExit::ToUser)),
     }
 }

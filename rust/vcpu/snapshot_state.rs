@@ -16,9 +16,8 @@ use crate::uapi::run_page::Answer;
 use crate::vcpu::platform::deferred;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
-use crate::vcpu::stopped::Stopped;
 use crate::vcpu::user_exit::set_common;
-use crate::vcpu::Vcpu;
+use crate::vcpu::LockedVcpu;
 use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
 use irqchip::{Ioapic, Lapic, Pic, Pit};
@@ -28,7 +27,7 @@ use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
 
-/// The small values of [`crate::vcpu::platform::VcpuDevices`] and [`crate::vcpu::Inner`].
+/// The small values of [`LockedVcpu`] and its platform.
 #[derive(Clone, Copy)]
 struct Small {
     user_cr8: u8,
@@ -69,134 +68,137 @@ pub(crate) struct VcpuSnapshot {
 
 impl VcpuSnapshot {
     /// Copies the state of a vCPU.
-    pub(crate) fn take(one: &mut Stopped<'_>) -> Result<Self> {
-        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
-        if inner.resumes != host::resumes() {
-            pvclock::after_suspend(inner);
+    pub(crate) fn take(vcpu: &mut LockedVcpu) -> Result<Self> {
+        if vcpu.resumes != host::resumes() {
+            pvclock::after_suspend(vcpu);
         }
         // What others have sent belongs to the state.
-        requests::process_requests_for_state(vcpu, inner);
+        requests::process_requests_for_state(vcpu);
         let mut vmcb = Pages::<Vmcb>::new()?;
-        vmcb.copy_from(&inner.vmcb);
+        vmcb.copy_from(&vcpu.vmcb);
         let mut state = KVec::new();
-        state.extend_from_slice(core::slice::from_ref(&*inner.state), GFP_KERNEL_ACCOUNT)?;
-        let parts = &inner.parts;
+        state.extend_from_slice(core::slice::from_ref(&*vcpu.state), GFP_KERNEL_ACCOUNT)?;
+        let platform = &vcpu.platform;
         let mut cpuid = KVec::new();
-        cpuid.extend_from_slice(&parts.cpuid, GFP_KERNEL_ACCOUNT)?;
+        cpuid.extend_from_slice(&platform.cpuid, GFP_KERNEL_ACCOUNT)?;
         Ok(Self {
             serial: vcpu.serial,
-            id: vcpu.mailbox.id,
+            id: vcpu.platform.mailbox.id,
             vmcb,
             state,
-            lapic: parts.lapic.as_deref().copied(),
-            fpu: parts.fpu.area.try_clone()?,
+            lapic: platform.lapic.as_deref().copied(),
+            fpu: platform.fpu.area.try_clone()?,
             cpuid,
             small: Small {
-                user_cr8: parts.user_cr8,
-                user_apic_base: parts.user_apic_base,
-                deferred: parts.deferred,
-                ext_int: parts.ext_int,
-                user_vector: parts.user_vector,
-                unhalted: parts.unhalted,
-                yield_to: parts.yield_to,
-                ended: parts.ended,
-                user_window: parts.user_window,
-                guest_stopped: parts.guest_stopped,
-                physical_bits: parts.physical_bits,
-                has_x2apic: parts.has_x2apic,
-                has_run: inner.has_run,
-                tsc_lost: inner.tsc_lost,
-                last_tsc: inner.last_tsc,
-                sipi_vector: vcpu.mailbox.sipi_vector(),
+                user_cr8: platform.user_cr8,
+                user_apic_base: platform.user_apic_base,
+                deferred: platform.deferred,
+                ext_int: platform.ext_int,
+                user_vector: platform.user_vector,
+                unhalted: platform.unhalted,
+                yield_to: platform.yield_to,
+                ended: platform.ended,
+                user_window: platform.user_window,
+                guest_stopped: platform.guest_stopped,
+                physical_bits: platform.physical_bits,
+                has_x2apic: platform.has_x2apic,
+                has_run: vcpu.has_run,
+                tsc_lost: vcpu.tsc_lost,
+                last_tsc: vcpu.last_tsc,
+                sipi_vector: vcpu.platform.mailbox.sipi_vector(),
             },
-            answer: vcpu.run_page.answer(port_bytes(&inner.state))?,
+            answer: vcpu
+                .platform
+                .run_page
+                .answer(port_bytes(&vcpu.state))?,
         })
     }
 
     /// Whether it is of this vCPU.
-    pub(crate) fn is_of(&self, vcpu: &Vcpu) -> bool {
+    pub(crate) fn is_of(&self, vcpu: &LockedVcpu) -> bool {
         self.serial == vcpu.serial
     }
 
     /// Does beforehand what could fail.
-    pub(crate) fn prepare(&self, one: &mut Stopped<'_>) -> Result {
-        let cpuid = &mut one.inner.parts.cpuid;
+    pub(crate) fn prepare(&self, vcpu: &mut LockedVcpu) -> Result {
+        let cpuid = &mut vcpu.platform.cpuid;
         let more = self.cpuid.len().saturating_sub(cpuid.len());
         Ok(cpuid.reserve(more, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The vCPU is as it was, but for its time, unless so much of it is taken back.
-    pub(crate) fn put_back(&self, one: &mut Stopped<'_>, passed: Option<Passed>) {
-        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
-        if inner.resumes != host::resumes() {
-            pvclock::after_suspend(inner);
+    pub(crate) fn put_back(&self, vcpu: &mut LockedVcpu, passed: Option<Passed>) {
+        if vcpu.resumes != host::resumes() {
+            pvclock::after_suspend(vcpu);
         }
         // What was sent since is gone.
-        vcpu.mailbox.take_requests();
-        vcpu.mailbox.take_interrupts();
-        vcpu.mailbox.set_sipi_vector(self.small.sipi_vector);
-        inner.vmcb.copy_from(&self.vmcb);
+        vcpu.platform.mailbox.take_requests();
+        vcpu.platform.mailbox.take_interrupts();
+        vcpu.platform
+            .mailbox
+            .set_sipi_vector(self.small.sipi_vector);
+        vcpu.vmcb.copy_from(&self.vmcb);
         if vcpu.serial != self.serial {
             // One of another VM has become this one.
-            inner.vmcb.set_ncr3(vcpu.vm.memory.ncr3());
-            inner.last_tsc = self.small.last_tsc;
+            vcpu.vmcb.set_ncr3(vcpu.platform.vm.memory.ncr3());
+            vcpu.last_tsc = self.small.last_tsc;
         }
-        inner.vmcb.set_all_dirty();
-        inner.vmcb.set_tlb_control(TlbControl::Nothing);
+        vcpu.vmcb.set_all_dirty();
+        vcpu.vmcb.set_tlb_control(TlbControl::Nothing);
         let offset = self.vmcb.tsc_offset();
-        inner.vmcb.set_tsc_offset(match passed {
+        vcpu.vmcb.set_tsc_offset(match passed {
             Some(passed) => offset.wrapping_sub(passed.tsc),
-            None => offset.wrapping_add(inner.tsc_lost.wrapping_sub(self.small.tsc_lost)),
+            None => offset.wrapping_add(vcpu.tsc_lost.wrapping_sub(self.small.tsc_lost)),
         });
         if let Some(state) = self.state.first() {
-            *inner.state = *state;
+            *vcpu.state = *state;
         }
-        self.put_back_parts(one, passed);
-        let (vcpu, inner) = (one.vcpu, &mut *one.inner);
+        self.put_back_platform(vcpu, passed);
         // The filter is the VMM's: the one of now.
-        requests::set_msr_filter(vcpu, inner);
-        if let Some(lapic) = &inner.parts.lapic {
-            vcpu.vm
+        requests::set_msr_filter(vcpu);
+        if let Some(lapic) = &vcpu.platform.lapic {
+            vcpu.platform
+                .vm
                 .vcpu_table
-                .publish_apic(&vcpu.mailbox, lapic.snapshot());
+                .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
         }
-        vcpu.mailbox.post(request::EXTINT);
-        vcpu.run_page.put_back(&self.answer);
-        set_common(vcpu, inner);
+        vcpu.platform.mailbox.post(request::EXTINT);
+        vcpu.platform.run_page.put_back(&self.answer);
+        set_common(vcpu);
     }
 
-    fn put_back_parts(&self, one: &mut Stopped<'_>, passed: Option<Passed>) {
-        let (inner, small) = (&mut *one.inner, &self.small);
-        inner.has_run = small.has_run;
-        inner.pv_eoi_offered = false;
-        inner.machine_check = false;
-        inner.steal.look_again();
-        let parts = &mut inner.parts;
-        if let (Some(lapic), Some(old)) = (&mut parts.lapic, &self.lapic) {
+    fn put_back_platform(&self, vcpu: &mut LockedVcpu, passed: Option<Passed>) {
+        let small = &self.small;
+        vcpu.has_run = small.has_run;
+        vcpu.pv_eoi_offered = false;
+        vcpu.machine_check = false;
+        vcpu.steal.look_again();
+        let platform = &mut vcpu.platform;
+        if let (Some(lapic), Some(old)) = (&mut platform.lapic, &self.lapic) {
             **lapic = *old;
             lapic.move_time(passed.map_or(0, |passed| passed.ns));
         }
-        parts.fpu.area.copy_from(&self.fpu);
-        parts.cpuid.clear();
+        platform.fpu.area.copy_from(&self.fpu);
+        platform.cpuid.clear();
         // `prepare` has made room.
-        let _ = parts
+        let _ = platform
             .cpuid
             .extend_from_slice(&self.cpuid, GFP_KERNEL_ACCOUNT);
-        parts.user_cr8 = small.user_cr8;
-        parts.user_apic_base = small.user_apic_base;
+        platform.user_cr8 = small.user_cr8;
+        platform.user_apic_base = small.user_apic_base;
         // The guest's page tables are others, and its timers and clock are to be set.
-        parts.deferred = small.deferred | deferred::FLUSH | deferred::TIMER | deferred::PV_CLOCK;
-        parts.ext_int = small.ext_int;
-        parts.user_vector = small.user_vector;
-        parts.unhalted = small.unhalted;
-        parts.yield_to = small.yield_to;
-        parts.ended = small.ended;
-        parts.user_window = small.user_window;
-        parts.guest_stopped = small.guest_stopped;
-        parts.ipi = None;
-        parts.host_error = None;
-        parts.physical_bits = small.physical_bits;
-        parts.has_x2apic = small.has_x2apic;
+        platform.deferred = small.deferred | deferred::FLUSH | deferred::TIMER | deferred::PV_CLOCK;
+        platform.ext_int = small.ext_int;
+        platform.user_vector = small.user_vector;
+        platform.unhalted = small.unhalted;
+        platform.yield_to = small.yield_to;
+        platform.ended = small.ended;
+        platform.user_window = small.user_window;
+        platform.guest_stopped = small.guest_stopped;
+        platform.ipi = None;
+        platform.host_error = None;
+        platform.physical_bits = small.physical_bits;
+        platform.has_x2apic = small.has_x2apic;
     }
 }
 

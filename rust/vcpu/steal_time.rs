@@ -15,7 +15,7 @@
 use crate::linux;
 use crate::linux::Sleep;
 use crate::vcpu::platform::deferred;
-use crate::vcpu::Inner;
+use crate::vcpu::LockedVcpu;
 use x86::cpu::{GuestMemory, MemError};
 
 /// What is known of the vCPU's thread.
@@ -41,51 +41,51 @@ const VCPU_PREEMPTED: u8 = 1;
 const VCPU_FLUSH_TLB: u64 = 2;
 
 /// The guest has set the record's address.
-pub(crate) fn start(inner: &mut Inner) {
-    inner.steal = StealTime {
+pub(crate) fn start(vcpu: &mut LockedVcpu) {
+    vcpu.steal = StealTime {
         run_delay: linux::run_delay(),
         pending: true,
     };
-    after_pause(inner);
+    after_pause(vcpu);
 }
 
 /// Somebody else gets the CPU, perhaps.
 #[inline]
-pub(crate) fn before_pause(inner: &mut Inner) {
-    if let Some(record) = inner.state.msrs.pv_steal_gpa() {
-        let mut memory = inner.parts.memory.access(Sleep::Allowed);
+pub(crate) fn before_pause(vcpu: &mut LockedVcpu) {
+    if let Some(record) = vcpu.state.msrs.pv_steal_gpa() {
+        let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
         let result = memory.write_gpa(record + PREEMPTED, &[VCPU_PREEMPTED]);
-        inner.steal.pending |= result.is_ok();
+        vcpu.steal.pending |= result.is_ok();
     }
 }
 
 /// The thread runs, and the guest will soon.
 #[inline]
-pub(crate) fn after_pause(inner: &mut Inner) {
-    if let Some(record) = inner.state.msrs.pv_steal_gpa() {
+pub(crate) fn after_pause(vcpu: &mut LockedVcpu) {
+    if let Some(record) = vcpu.state.msrs.pv_steal_gpa() {
         let run_delay = linux::run_delay();
-        if inner.steal.pending || run_delay != inner.steal.run_delay {
-            if update(inner, record, run_delay).is_err() {
+        if vcpu.steal.pending || run_delay != vcpu.steal.run_delay {
+            if update(vcpu, record, run_delay).is_err() {
                 // It may still say that the vCPU does not run: others may leave their flushes
                 // there.
-                inner.parts.deferred |= deferred::FLUSH;
+                vcpu.platform.deferred |= deferred::FLUSH;
             }
         }
     }
 }
 
-fn update(inner: &mut Inner, record: u64, run_delay: u64) -> Result<(), MemError> {
+fn update(vcpu: &mut LockedVcpu, record: u64, run_delay: u64) -> Result<(), MemError> {
     // Another thread than last time may have waited less.
-    let stolen = run_delay.saturating_sub(inner.steal.run_delay);
-    inner.steal.run_delay = run_delay;
-    let mut memory = inner.parts.memory.access(Sleep::Allowed);
+    let stolen = run_delay.saturating_sub(vcpu.steal.run_delay);
+    vcpu.steal.run_delay = run_delay;
+    let mut memory = vcpu.platform.memory.access(Sleep::Allowed);
     let mut preempted = 0;
     while let Err(now) = memory.compare_exchange_gpa(record + PREEMPTED, 1, preempted, 0)? {
         preempted = now;
     }
-    inner.steal.pending = false;
+    vcpu.steal.pending = false;
     if preempted & VCPU_FLUSH_TLB != 0 {
-        inner.parts.deferred |= deferred::FLUSH;
+        vcpu.platform.deferred |= deferred::FLUSH;
     }
     let mut steal = [0; 8];
     let mut version = [0; 4];

@@ -10,7 +10,7 @@
 //! A vCPU holds a reference to its VM, so none may stay here after its last descriptor.
 
 use crate::linux::{KillableGuard, KillableMutex};
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::{LockedVcpu, Vcpu};
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
 
@@ -102,15 +102,12 @@ impl Vcpus {
         let all = self.all()?;
         let mut stopped = KVec::with_capacity(all.len(), GFP_KERNEL)?;
         for vcpu in all.iter() {
-            let inner = vcpu.inner.try_lock_inside(&outer).ok_or(EBUSY)?;
-            stopped.push(Stopped { vcpu, inner }, GFP_KERNEL)?;
+            let locked = vcpu.locked.try_lock_inside(&outer).ok_or(EBUSY)?;
+            stopped.push(locked, GFP_KERNEL)?;
         }
         f(&mut stopped)
     }
 }
 
 /// A vCPU that is in no ioctl.
-pub(crate) struct Stopped<'a> {
-    pub(crate) vcpu: &'a Vcpu,
-    pub(crate) inner: KillableGuard<'a, Inner>,
-}
+pub(crate) type Stopped<'a> = KillableGuard<'a, LockedVcpu>;

@@ -6,9 +6,9 @@ use crate::linux;
 use crate::linux::compat::is_poison;
 use crate::linux::mm::report_poison;
 use crate::uapi;
-use crate::uapi::run_page::{Common, RunPage};
+use crate::uapi::run_page::Common;
 use crate::vcpu::requests::ready_for_user_interrupt;
-use crate::vcpu::{Inner, Vcpu};
+use crate::vcpu::LockedVcpu;
 use crate::vm::stats::Count;
 use kernel::prelude::*;
 use npt::PageSize;
@@ -17,8 +17,8 @@ use svm::io::UserIo;
 use x86::regs::{Rflags, SegReg};
 
 /// Fills `struct kvm_run`.
-pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result {
-    let page = &vcpu.run_page;
+pub(crate) fn to_user(vcpu: &mut LockedVcpu, exit: UserExit) -> Result {
+    let page = &vcpu.platform.run_page;
     vcpu.stats.count(Count::ToUser);
     match exit {
         UserExit::Io(UserIo::Port {
@@ -52,18 +52,19 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
         }) => page.set_msr(index, write.then_some(value), reason),
         UserExit::Shutdown => page.set_reason(uapi::KVM_EXIT_SHUTDOWN),
         UserExit::Debug { vector, dr6 } => {
-            let vmcb = &inner.vmcb;
+            let vmcb = &vcpu.vmcb;
             let pc = vmcb.segment(SegReg::Cs).base.wrapping_add(vmcb.rip());
             page.set_debug(vector, pc, dr6, vmcb.dr7());
         }
         UserExit::SetTpr => page.set_reason(uapi::KVM_EXIT_SET_TPR),
         UserExit::FailEntry { reason } => {
-            vcpu.vm
+            vcpu.platform
+                .vm
                 .report(format_args!("VMRUN was refused, reason {reason:#x}"));
             page.set_fail_entry(reason);
         }
         UserExit::InternalError(error) => internal_error(vcpu, error),
-        UserExit::Fault => return Err(no_memory(page, inner)),
+        UserExit::Fault => return Err(no_memory(vcpu)),
     }
     Ok(())
 }
@@ -73,27 +74,28 @@ pub(crate) fn to_user(vcpu: &Vcpu, inner: &mut Inner, exit: UserExit) -> Result 
 /// is tried again at the next KVM_RUN: by then another page may be there, or the VMM has given the
 /// guest a machine check.
 #[cold]
-fn no_memory(page: &RunPage, inner: &mut Inner) -> Error {
-    let error = inner.parts.host_error.take();
+fn no_memory(vcpu: &mut LockedVcpu) -> Error {
+    let error = vcpu.platform.host_error.take();
     // An access that failed since may have left its address: what a nested fault says of itself
     // counts.
-    let poisoned = inner.parts.memory.poisoned.take();
+    let poisoned = vcpu.platform.memory.poisoned.take();
     if let Some(hva) = poisoned.filter(|_| error.is_none_or(is_poison)) {
         report_poison(hva & !PageSize::Size4K.offset_mask());
-        page.set_reason(uapi::KVM_EXIT_INTR);
+        vcpu.platform.run_page.set_reason(uapi::KVM_EXIT_INTR);
         return EINTR;
     }
     error.unwrap_or(EFAULT)
 }
 
-fn internal_error(vcpu: &Vcpu, error: InternalError) {
-    let page = &vcpu.run_page;
+fn internal_error(vcpu: &LockedVcpu, error: InternalError) {
+    let page = &vcpu.platform.run_page;
     match error {
         InternalError::Emulation { length, bytes } => {
             let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
             let mut second = [0; 8];
             second[..7].copy_from_slice(&rest);
-            vcpu.vm
+            vcpu.platform
+                .vm
                 .report(format_args!("cannot emulate {:02x?}", &bytes));
             page.set_internal_error(
                 uapi::KVM_INTERNAL_ERROR_EMULATION,
@@ -118,7 +120,8 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
             &[event, exit_code, info, gpa, u64::from(linux::cpu())],
         ),
         InternalError::UnexpectedExit { exit_code } => {
-            vcpu.vm
+            vcpu.platform
+                .vm
                 .report(format_args!("unknown exit code {exit_code:#x}"));
             page.set_internal_error(
                 uapi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
@@ -129,12 +132,12 @@ fn internal_error(vcpu: &Vcpu, error: InternalError) {
 }
 
 /// What every return of KVM_RUN reports.
-pub(crate) fn set_common(vcpu: &Vcpu, inner: &Inner) {
-    let lapic = inner.parts.lapic.as_ref();
-    vcpu.run_page.set_common(&Common {
-        ready_for_interrupt: !inner.parts.pic_in_user || ready_for_user_interrupt(inner),
-        if_flag: inner.vmcb.rflags().contains(Rflags::IF),
-        cr8: lapic.map_or(u64::from(inner.parts.user_cr8), |lapic| lapic.cr8()),
-        apic_base: inner.parts.apic_base(),
+pub(crate) fn set_common(vcpu: &LockedVcpu) {
+    let lapic = vcpu.platform.lapic.as_ref();
+    vcpu.platform.run_page.set_common(&Common {
+        ready_for_interrupt: !vcpu.platform.pic_in_user || ready_for_user_interrupt(vcpu),
+        if_flag: vcpu.vmcb.rflags().contains(Rflags::IF),
+        cr8: lapic.map_or(u64::from(vcpu.platform.user_cr8), |lapic| lapic.cr8()),
+        apic_base: vcpu.platform.apic_base(),
     });
 }
