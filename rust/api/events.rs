@@ -37,7 +37,7 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
         uapi::PACIFICA_SET_LAPIC => set_lapic(vcpu, arg),
         // Where TPR accesses that are reported would leave their value; none are reported.
         uapi::PACIFICA_SET_VAPIC_ADDR => {
-            vcpu.platform.lapic.as_ref().ok_or(EINVAL)?;
+            vcpu.platform.apic.kernel().ok_or(EINVAL)?;
             arg.read::<u64>().map(|_| ())
         }
         _ => Err(ENOTTY),
@@ -210,7 +210,7 @@ fn set_mce(vcpu: &mut LockedVcpu, new: &uapi::kvm_x86_mce) -> Result {
 
 fn get_lapic(vcpu: &LockedVcpu, arg: UserArg) -> Result {
     let mut page = [0u8; STATE_SIZE];
-    let lapic = vcpu.platform.lapic.as_ref().ok_or(EINVAL)?;
+    let lapic = vcpu.platform.apic.kernel().ok_or(EINVAL)?;
     let wide_ids = vcpu.platform.vm.irqchip.has_wide_ids();
     lapic.state(&mut page, platform::now(vcpu.vmcb.tsc_offset()), wide_ids);
     arg.write_bytes(&page)
@@ -218,7 +218,7 @@ fn get_lapic(vcpu: &LockedVcpu, arg: UserArg) -> Result {
 
 fn set_lapic(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let now = platform::now(vcpu.vmcb.tsc_offset());
-    let lapic = vcpu.platform.lapic.as_mut().ok_or(EINVAL)?;
+    let lapic = vcpu.platform.apic.kernel_mut().ok_or(EINVAL)?;
     let mut page = [0u8; STATE_SIZE];
     arg.read_bytes(&mut page)?;
     lapic

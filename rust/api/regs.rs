@@ -127,15 +127,13 @@ pub(crate) fn translate(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
 /// KVM_INTERRUPT: an interrupt of the VMM's own controller.
 pub(crate) fn interrupt(vcpu: &mut LockedVcpu, interrupt: &uapi::kvm_interrupt) -> Result {
     let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-    if !vcpu.platform.pic_in_user {
-        return Err(ENXIO);
-    }
-    if vcpu.platform.lapic.is_some() {
+    let pic = vcpu.platform.user_pic.as_mut().ok_or(ENXIO)?;
+    if vcpu.platform.apic.is_kernel() {
         // The processor takes it as it would from a PIC: through LINT0, when it is ready.
-        if vcpu.platform.user_vector.is_some() {
+        if pic.vector.is_some() {
             return Err(EEXIST);
         }
-        vcpu.platform.user_vector = Some(vector);
+        pic.vector = Some(vector);
         vcpu.platform.mailbox.request(request::EXTINT);
         return Ok(());
     }
@@ -216,7 +214,7 @@ pub(crate) fn set_mp_state(vcpu: &mut LockedVcpu, state: &uapi::kvm_mp_state) ->
     let new = match state.mp_state {
         uapi::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
         // Without a LAPIC in the kernel nothing would wake it.
-        _ if vcpu.platform.lapic.is_none() => return Err(EINVAL),
+        _ if !vcpu.platform.apic.is_kernel() => return Err(EINVAL),
         uapi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
         uapi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
         uapi::KVM_MP_STATE_HALTED => MpState::Halted,

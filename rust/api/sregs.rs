@@ -46,12 +46,9 @@ pub(crate) fn get(vcpu: &LockedVcpu) -> uapi::kvm_sregs {
         cr2: vcpu.vmcb.cr2(),
         cr3: vcpu.vmcb.cr3(),
         cr4: guest_cr4(&vcpu.vmcb, &vcpu.state).bits(),
-        cr8: match &vcpu.platform.lapic {
-            Some(lapic) => lapic.cr8(),
-            None => u64::from(vcpu.platform.user_cr8),
-        },
+        cr8: vcpu.platform.apic.cr8().into(),
         efer: efer.bits(),
-        apic_base: vcpu.platform.apic_base(),
+        apic_base: vcpu.platform.apic.base(),
         interrupt_bitmap: [0; 4],
     };
     if let Some(interrupt) = vcpu.state.events.interrupt.filter(|i| !i.soft) {
@@ -189,10 +186,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
     set_guest_efer(vmcb, state, regs.efer);
     // As on KVM, one that no CPU can have is none.
     if is_valid_cr8(new.cr8) {
-        match &mut vcpu.platform.lapic {
-            Some(lapic) => lapic.set_cr8(new.cr8),
-            None => vcpu.platform.user_cr8 = new.cr8 as u8,
-        }
+        vcpu.platform.apic.set_cr8(new.cr8 as u8);
         vcpu.vmcb.set_v_tpr(new.cr8 as u8);
     }
     vcpu.platform.deferred |= deferred::FLUSH;

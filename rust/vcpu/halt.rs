@@ -107,7 +107,7 @@ pub(crate) fn yield_cpu(vcpu: &mut LockedVcpu) {
 
 /// Sets the host's timer to the LAPIC's next deadline, or a little earlier.
 pub(crate) fn set_timer(vcpu: &LockedVcpu) {
-    let Some(lapic) = &vcpu.platform.lapic else {
+    let Some(lapic) = vcpu.platform.apic.kernel() else {
         return;
     };
     match lapic.timer_deadline() {
@@ -124,7 +124,7 @@ pub(crate) fn set_timer(vcpu: &LockedVcpu) {
 pub(crate) fn meet_deadline(vcpu: &mut LockedVcpu) -> Now {
     let tsc_offset = vcpu.vmcb.tsc_offset();
     let mut now = platform::now(tsc_offset);
-    let lapic = vcpu.platform.lapic.as_ref();
+    let lapic = vcpu.platform.apic.kernel();
     let Some(deadline) = lapic.and_then(|lapic| lapic.timer_deadline()) else {
         return now;
     };

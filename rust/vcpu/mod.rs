@@ -2,6 +2,7 @@
 
 //! A virtual CPU: its parts.
 
+pub(crate) mod apic;
 pub(crate) mod context;
 mod extended_state;
 pub(crate) mod halt;
@@ -23,8 +24,9 @@ use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
+use crate::vcpu::apic::{Apic, UserApic, UserPic};
 use crate::vcpu::halt::HaltPoll;
-use crate::vcpu::platform::{VcpuPlatform, APIC_BASE_RESET};
+use crate::vcpu::platform::VcpuPlatform;
 use crate::vcpu::steal_time::StealTime;
 use crate::vm::config::disable_exits;
 use crate::vm::stats::Stats;
@@ -145,11 +147,11 @@ impl Vcpu {
     pub(crate) fn create(vm: ArcBorrow<'_, Vm>, id: u32) -> Result<Arc<Self>> {
         let host = host().ok_or(ENODEV)?;
         let mailbox = vm.vcpu_table.create(id)?;
-        let lapic = match vm.irqchip.has_lapics() {
-            true => Some(new_lapic(&vm, id)?),
-            false => None,
+        let apic = match vm.irqchip.has_lapics() {
+            true => Apic::Kernel(new_lapic(&vm, id)?),
+            false => Apic::User(UserApic::RESET),
         };
-        let apic = lapic.as_ref().map(|lapic| lapic.snapshot());
+        let address = apic.kernel().map(Lapic::snapshot);
         let mut vmcb = Pages::<Vmcb>::new()?;
         let mut state = new_state(&mut vmcb, vm.features)?;
         state.msrs.set_errata(host.errata.0, host.errata.1);
@@ -161,7 +163,7 @@ impl Vcpu {
         // The guest's TSC begins at zero.
         vmcb.set_tsc_offset(vm.clock.tsc_offset());
 
-        if lapic.is_some() && id != vm.boot_cpu() {
+        if apic.is_kernel() && id != vm.boot_cpu() {
             state.mp_state = MpState::Uninitialized;
         }
         let target: *const Mailbox = &*mailbox;
@@ -182,20 +184,16 @@ impl Vcpu {
                 run_page: run_page.clone(),
                 tsc_offset: 0,
                 sleep: Sleep::Forbidden,
-                lapic,
-                user_cr8: 0,
-                user_apic_base: APIC_BASE_RESET,
+                apic,
+                user_pic: (!vm.irqchip.is_full()).then(UserPic::default),
                 memory: VcpuMemory::new(vm.memory.clone())?,
                 cpuid: KVec::new(),
                 fpu: GuestFpu::new(&host.fpu.layout)?,
                 deferred: 0,
                 ext_int: false,
-                pic_in_user: !vm.irqchip.is_full(),
-                user_vector: None,
                 unhalted: false,
                 yield_to: None,
                 ended: 0,
-                user_window: false,
                 guest_stopped: false,
                 ipi: None,
                 host_error: None,
@@ -239,8 +237,8 @@ impl Vcpu {
         vm.vcpus.add(&vcpu)?;
         // A filter that is set from now on finds the mailbox.
         mailbox.request(request::MSR_FILTER);
-        if let Some(apic) = apic {
-            vm.vcpu_table.publish_apic(&mailbox, apic);
+        if let Some(address) = address {
+            vm.vcpu_table.publish_apic(&mailbox, address);
         }
         vm.vcpu_table.publish(&mailbox);
         Ok(vcpu)

@@ -9,11 +9,12 @@ use crate::linux;
 use crate::linux::Sleep;
 use crate::memory::{Outcome, VcpuMemory};
 use crate::uapi::run_page::RunPage;
+use crate::vcpu::apic::{Apic, UserPic};
 use crate::vm::msr_filter::MsrFilter;
 use crate::vm::Vm;
 use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
-use irqchip::{DeliveryMode, Destination, Lapic, Now};
+use irqchip::{DeliveryMode, Destination, Now};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use svm::dispatch::{FaultOutcome, Platform, Policy};
@@ -66,12 +67,10 @@ pub(crate) struct VcpuPlatform {
     pub(crate) tsc_offset: u64,
     /// Likewise: whether interrupts are on, and the guest's registers out of the CPU.
     pub(crate) sleep: Sleep,
-    /// The local APIC, if interrupt controllers are in the kernel.
-    pub(crate) lapic: Option<KBox<Lapic>>,
-    /// CR8 of a guest whose local APIC is the VMM's.
-    pub(crate) user_cr8: u8,
-    /// The APIC base of such a guest.
-    pub(crate) user_apic_base: u64,
+    /// The local APIC.
+    pub(crate) apic: Apic,
+    /// The PIC, if it is the VMM's, and so is the IOAPIC.
+    pub(crate) user_pic: Option<UserPic>,
     /// The guest's memory.
     pub(crate) memory: VcpuMemory,
     /// What CPUID answers.
@@ -80,20 +79,14 @@ pub(crate) struct VcpuPlatform {
     pub(crate) fpu: GuestFpu,
     /// See [`deferred`].
     pub(crate) deferred: u32,
-    /// The PIC's output is up, or `user_vector` waits, and this vCPU takes it.
+    /// The PIC's output is up, and this vCPU takes it.
     pub(crate) ext_int: bool,
-    /// PIC and IOAPIC, at least, are the VMM's.
-    pub(crate) pic_in_user: bool,
-    /// The interrupt of the VMM's PIC, with a LAPIC in the kernel (KVM_INTERRUPT).
-    pub(crate) user_vector: Option<u8>,
     /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
     pub(crate) unhalted: bool,
     /// The APIC ID of `deferred::YIELD`.
     pub(crate) yield_to: Option<u32>,
     /// The vector of `deferred::EOI`.
     pub(crate) ended: u8,
-    /// The VMM waits for an interrupt window (`request_interrupt_window`).
-    pub(crate) user_window: bool,
     /// The next update of the clock tells that the guest was stopped.
     pub(crate) guest_stopped: bool,
     /// A message to be sent as soon as interrupts are on.
@@ -180,7 +173,7 @@ impl VcpuPlatform {
                 self.deferred |= deferred::TIMER;
                 // LINT0 may have been opened or closed to the PIC.
                 self.mailbox.request(request::EXTINT);
-                if let Some(lapic) = &self.lapic {
+                if let Some(lapic) = self.apic.kernel() {
                     self.vm
                         .vcpu_table
                         .publish_apic(&self.mailbox, lapic.snapshot());
@@ -192,7 +185,7 @@ impl VcpuPlatform {
     /// The IOAPIC hears that an interrupt has ended.
     #[cold]
     fn end_of_interrupt(&mut self, vector: u8) {
-        if !self.pic_in_user {
+        if self.user_pic.is_none() {
             self.irqchip().end_of_interrupt(vector);
             self.note_resample();
         } else if self.irqchip().tells_vmm_of_eoi() {
@@ -210,7 +203,7 @@ impl VcpuPlatform {
 
     /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
     fn apic_offset(&self, gpa: u64) -> Option<u32> {
-        let lapic = self.lapic.as_ref()?;
+        let lapic = self.apic.kernel()?;
         let page = lapic.mmio_base()?;
         (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
     }
@@ -271,7 +264,7 @@ impl Platform for VcpuPlatform {
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
         if let Some(offset) = self.apic_offset(gpa) {
             let now = now(self.tsc_offset);
-            if let Some(lapic) = &mut self.lapic {
+            if let Some(lapic) = self.apic.kernel_mut() {
                 lapic.mmio_read(offset, data, now);
                 return true;
             }
@@ -282,7 +275,7 @@ impl Platform for VcpuPlatform {
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
         if let Some(offset) = self.apic_offset(gpa) {
             let now = now(self.tsc_offset);
-            if let Some(lapic) = &mut self.lapic {
+            if let Some(lapic) = self.apic.kernel_mut() {
                 let effect = lapic.mmio_write(offset, data, now);
                 self.apic_effect(effect);
                 return true;
@@ -341,7 +334,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn apic_base(&self) -> u64 {
-        self.apic_base()
+        self.apic.base()
     }
 
     fn set_apic_base(&mut self, value: u64, origin: Origin) -> core::result::Result<(), Exception> {
@@ -353,22 +346,14 @@ impl Platform for VcpuPlatform {
             physical_bits: self.physical_bits,
             x2apic: self.has_x2apic,
         };
-        let Some(lapic) = &mut self.lapic else {
-            let old = self.user_apic_base;
-            let new = limits.written(old, value, writer);
-            self.user_apic_base = new.map_err(|_| Exception::GP0)?;
-            return Ok(());
-        };
-        let effect = lapic
-            .set_base(value, writer, limits)
-            .map_err(|_| Exception::GP0)?;
+        let effect = self.apic.set_base(value, writer, limits)?;
         self.apic_effect(effect);
         Ok(())
     }
 
     fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
         let now = now(self.tsc_offset);
-        let lapic = self.lapic.as_mut().ok_or(Exception::GP0)?;
+        let lapic = self.apic.kernel_mut().ok_or(Exception::GP0)?;
         lapic
             .msr_read(X2APIC_MSRS + u32::from(register), now)
             .map_err(|_| Exception::GP0)
@@ -376,7 +361,7 @@ impl Platform for VcpuPlatform {
 
     fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
         let now = now(self.tsc_offset);
-        let lapic = self.lapic.as_mut().ok_or(Exception::GP0)?;
+        let lapic = self.apic.kernel_mut().ok_or(Exception::GP0)?;
         let effect = lapic
             .msr_write(X2APIC_MSRS + u32::from(register), value, now)
             .map_err(|_| Exception::GP0)?;
@@ -386,7 +371,7 @@ impl Platform for VcpuPlatform {
 
     fn tsc_deadline(&mut self, origin: Origin) -> u64 {
         let now = now(self.tsc_offset);
-        let Some(lapic) = &mut self.lapic else {
+        let Some(lapic) = self.apic.kernel_mut() else {
             return 0;
         };
         if origin == Origin::Guest {
@@ -397,7 +382,7 @@ impl Platform for VcpuPlatform {
 
     fn set_tsc_deadline(&mut self, value: u64, origin: Origin) {
         let now = now(self.tsc_offset);
-        if let Some(lapic) = &mut self.lapic {
+        if let Some(lapic) = self.apic.kernel_mut() {
             let effect = match origin {
                 Origin::Guest => lapic.set_tsc_deadline(value, now),
                 Origin::Host => lapic.restore_tsc_deadline(value),
@@ -407,16 +392,8 @@ impl Platform for VcpuPlatform {
     }
 
     fn cr8_written(&mut self, old: u8, new: u8) -> bool {
-        match &mut self.lapic {
-            Some(lapic) => {
-                lapic.set_cr8(u64::from(new));
-                false
-            }
-            None => {
-                self.user_cr8 = new;
-                new < old
-            }
-        }
+        self.apic.set_cr8(new);
+        !self.apic.is_kernel() && new < old
     }
 
     fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
@@ -490,15 +467,25 @@ impl Platform for VcpuPlatform {
 }
 
 impl VcpuPlatform {
-    /// `IA32_APIC_BASE`.
-    pub(crate) fn apic_base(&self) -> u64 {
-        let lapic = self.lapic.as_ref();
-        lapic.map_or(self.user_apic_base, |lapic| lapic.base())
+    /// The interrupt of the VMM's PIC that waits.
+    pub(crate) fn user_vector(&self) -> Option<u8> {
+        self.user_pic?.vector
+    }
+
+    /// Whether the VMM waits for an interrupt window.
+    #[inline]
+    pub(crate) fn user_window(&self) -> bool {
+        self.user_pic.is_some_and(|pic| pic.window)
+    }
+
+    /// Notes whether it does.
+    pub(crate) fn set_user_window(&mut self, window: bool) {
+        if let Some(pic) = &mut self.user_pic {
+            pic.window = window;
+        }
     }
 }
 
-/// `IA32_APIC_BASE` after reset: enabled, the boot processor (APM vol. 2, 16.3.1).
-pub(crate) const APIC_BASE_RESET: u64 = 0xfee0_0900;
 /// Trigger mode in the interrupt command register (APM vol. 2, 16.5).
 const ICR_LEVEL: u32 = 1 << 15;
 /// First MSR of the x2APIC (APM vol. 2, 16.11).
@@ -507,15 +494,14 @@ const X2APIC_MSRS: u32 = irqchip::lapic::X2APIC_MSR_FIRST;
 impl InterruptSource for VcpuPlatform {
     #[inline]
     fn has_interrupt(&self) -> bool {
-        match &self.lapic {
-            Some(lapic) => self.ext_int || self.user_window || lapic.pending_vector().is_some(),
-            None => self.user_window,
-        }
+        let lapic = self.apic.kernel();
+        self.user_window()
+            || lapic.is_some_and(|lapic| self.ext_int || lapic.pending_vector().is_some())
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
         if core::mem::take(&mut self.ext_int) {
-            if let Some(vector) = self.user_vector.take() {
+            if let Some(vector) = self.user_pic.as_mut().and_then(|pic| pic.vector.take()) {
                 return Some(vector);
             }
             let vector = self.irqchip().acknowledge_pic();
@@ -529,12 +515,12 @@ impl InterruptSource for VcpuPlatform {
                 return vector;
             }
         }
-        self.lapic.as_mut()?.acknowledge()
+        self.apic.kernel_mut()?.acknowledge()
     }
 
     #[inline]
     fn watch_cr8(&self) -> bool {
-        match &self.lapic {
+        match self.apic.kernel() {
             Some(lapic) => !lapic.requests().is_empty() && lapic.pending_vector().is_none(),
             None => true,
         }

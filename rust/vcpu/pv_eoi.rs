@@ -43,7 +43,7 @@ fn access(vcpu: &mut LockedVcpu, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
 
 #[inline(never)]
 fn offer_at(vcpu: &mut LockedVcpu, gpa: u64) {
-    let lapic = vcpu.platform.lapic.as_ref();
+    let lapic = vcpu.platform.apic.kernel();
     let Some(vector) = lapic.and_then(|lapic| lapic.quiet_service()) else {
         return;
     };
@@ -94,7 +94,7 @@ fn take_byte(vcpu: &mut LockedVcpu, sleep: Sleep) -> bool {
     // Without the memory the byte is lost. Then it counts as an EOI: an interrupt that never ends
     // would be worse.
     if kept != Ok(true) {
-        if let Some(lapic) = &mut vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             lapic.end_of_interrupt();
         }
     }

@@ -43,19 +43,18 @@ pub(crate) fn is_runnable(vcpu: &mut LockedVcpu) -> bool {
 /// Whether the VMM's own controller could interrupt the guest at the next entry:
 /// `ready_for_interrupt_injection` in `struct kvm_run`.
 pub(crate) fn ready_for_user_interrupt(vcpu: &LockedVcpu) -> bool {
-    let wired = match &vcpu.platform.lapic {
-        Some(lapic) => vcpu.platform.user_vector.is_none() && lapic.accepts_pic_interrupt(),
-        None => true,
-    };
-    wired && inject::ready_for_interrupt(&vcpu.vmcb, &vcpu.state)
+    accepts_user_interrupt(vcpu) && inject::ready_for_interrupt(&vcpu.vmcb, &vcpu.state)
+}
+
+/// Whether a wire leads from the VMM's controller to the guest, and nothing is on it.
+fn accepts_user_interrupt(vcpu: &LockedVcpu) -> bool {
+    let lapic = vcpu.platform.apic.kernel();
+    vcpu.platform.user_vector().is_none() && lapic.is_none_or(|lapic| lapic.accepts_pic_interrupt())
 }
 
 /// Whether the VMM waits for such a moment, which is not now: the window is to be opened.
 pub(crate) fn wants_user_window(vcpu: &LockedVcpu) -> bool {
-    let hears = vcpu.platform.lapic.as_ref();
-    hears.is_none_or(|lapic| lapic.accepts_pic_interrupt())
-        && vcpu.platform.user_vector.is_none()
-        && vcpu.platform.run_page.request_interrupt_window()
+    accepts_user_interrupt(vcpu) && vcpu.platform.run_page.request_interrupt_window()
 }
 
 /// Does what other CPUs have asked for.
@@ -77,13 +76,13 @@ fn serve_these(vcpu: &mut LockedVcpu, requests: u32) {
     }
     if requests & request::INBOX != 0 {
         let (requests, levels) = vcpu.platform.mailbox.take_interrupts();
-        if let Some(lapic) = &mut vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             lapic.merge(&requests, &levels);
         }
     }
     if requests & request::TIMER != 0 {
         let now = halt::meet_deadline(vcpu);
-        if let Some(lapic) = &mut vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             if lapic.timer_expired(now) {
                 vcpu.stats.count(Count::Timer);
             }
@@ -91,13 +90,10 @@ fn serve_these(vcpu: &mut LockedVcpu, requests: u32) {
         }
     }
     if requests & request::EXTINT != 0 {
-        let takes = vcpu
-            .platform
-            .lapic
-            .as_ref()
-            .is_some_and(|l| l.accepts_pic_interrupt());
-        vcpu.platform.ext_int =
-            takes && (vcpu.platform.user_vector.is_some() || vcpu.platform.vm.irqchip.pic_output());
+        let lapic = vcpu.platform.apic.kernel();
+        let takes = lapic.is_some_and(|lapic| lapic.accepts_pic_interrupt());
+        vcpu.platform.ext_int = takes
+            && (vcpu.platform.user_vector().is_some() || vcpu.platform.vm.irqchip.pic_output());
     }
     if requests & request::NMI != 0 {
         vcpu.state.events.raise_nmi();
@@ -142,7 +138,7 @@ fn init(vcpu: &mut LockedVcpu) {
     let signature = signature(vcpu);
     vcpu.state.init(&mut vcpu.vmcb, signature);
     vcpu.platform.unhalted = false;
-    if let Some(lapic) = &mut vcpu.platform.lapic {
+    if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
         lapic.init();
         vcpu.platform
             .vm

@@ -15,6 +15,7 @@ use crate::host::{host, Host};
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi;
+use crate::vcpu::apic::Apic;
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
 use crate::vcpu::platform::deferred;
@@ -71,13 +72,13 @@ enum RunExit {
 
 fn run_unmasked(vcpu: &mut LockedVcpu) -> Result<RunExit> {
     vcpu.has_run = true;
-    if vcpu.platform.lapic.is_none() {
+    if let Apic::User(apic) = &mut vcpu.platform.apic {
         let cr8 = vcpu.platform.run_page.cr8();
         if !is_valid_cr8(cr8) {
             return Err(EINVAL);
         }
-        vcpu.platform.user_cr8 = cr8 as u8;
-        vcpu.vmcb.set_v_tpr(vcpu.platform.user_cr8);
+        apic.cr8 = cr8 as u8;
+        vcpu.vmcb.set_v_tpr(apic.cr8);
     }
     if let Some(io) = vcpu.state.io.pending() {
         let guest = &mut vcpu.guest(Sleep::Allowed);
@@ -167,9 +168,9 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             }
         }
         let mut window = false;
-        if vcpu.platform.pic_in_user {
+        if let Some(pic) = &mut vcpu.platform.user_pic {
             // The wish for a window alone does not wake the guest.
-            vcpu.platform.user_window = false;
+            pic.window = false;
             window = wants_user_window(vcpu);
             let nmi = vcpu.state.events.nmi_is_next();
             if window && !nmi && ready_for_user_interrupt(vcpu) {
@@ -180,7 +181,7 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             }
         }
         if is_runnable(vcpu) {
-            vcpu.platform.user_window = window;
+            vcpu.platform.set_user_window(window);
             break;
         }
         if halt::wait(vcpu).is_err() {
@@ -259,7 +260,7 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
     // SAFETY: The page is this CPU's, and interrupts are off.
     unsafe { linux::save_host(save) };
     loop {
-        if let Some(lapic) = &vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel() {
             vcpu.vmcb.set_v_tpr(lapic.cr8() as u8);
         }
         let guest = vcpu.guest(Sleep::Forbidden);
@@ -293,7 +294,7 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
             return Err(error);
         }
         inject::after_exit(&mut vcpu.vmcb, &mut vcpu.state, features);
-        if let Some(lapic) = &mut vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             let cr8 = u64::from(vcpu.vmcb.v_tpr());
             // After SHUTDOWN the VMCB's state is undefined (APM vol. 2, 15.14.3).
             if cr8 != lapic.cr8() && ExitCode(vcpu.vmcb.exit_code()) != ExitCode::SHUTDOWN {
@@ -327,7 +328,7 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
             // Many doorbells at once, each with many who wait for it.
             Exit::Io(io) if io.string => return Ok(Some(Action::NeedSleep)),
             // The VMM waits for the window.
-            Exit::Vintr if vcpu.platform.user_window => return Ok(Some(Action::Resume)),
+            Exit::Vintr if vcpu.platform.user_window() => return Ok(Some(Action::Resume)),
             _ => {}
         }
         if !pv_eoi::take_back(vcpu, Sleep::Forbidden) {
@@ -367,7 +368,7 @@ fn trace_exit(vcpu: &LockedVcpu) {
 fn apply_action(vcpu: &mut LockedVcpu, action: Action) -> Result<Option<RunExit>> {
     match action {
         Action::Resume => Ok(None),
-        Action::Halt if vcpu.platform.lapic.is_some() => {
+        Action::Halt if vcpu.platform.apic.is_kernel() => {
             vcpu.state.mp_state = MpState::Halted;
             Ok(None)
         }

@@ -13,6 +13,7 @@ use crate::host::fpu;
 use crate::irq::mailbox::request;
 use crate::linux::Pages;
 use crate::uapi::run_page::Answer;
+use crate::vcpu::apic::{Apic, UserPic};
 use crate::vcpu::platform::deferred;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
@@ -20,7 +21,7 @@ use crate::vcpu::user_exit::set_common;
 use crate::vcpu::LockedVcpu;
 use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
-use irqchip::{Ioapic, Lapic, Pic, Pit};
+use irqchip::{Ioapic, Pic, Pit};
 use kernel::prelude::*;
 use svm::io::UserIo;
 use svm::state::VcpuState;
@@ -30,15 +31,12 @@ use x86::cpuid::Entry;
 /// The small values of [`LockedVcpu`] and its platform.
 #[derive(Clone, Copy)]
 struct Small {
-    user_cr8: u8,
-    user_apic_base: u64,
     deferred: u32,
     ext_int: bool,
-    user_vector: Option<u8>,
+    user_pic: Option<UserPic>,
     unhalted: bool,
     yield_to: Option<u32>,
     ended: u8,
-    user_window: bool,
     guest_stopped: bool,
     physical_bits: u8,
     has_x2apic: bool,
@@ -59,7 +57,7 @@ pub(crate) struct VcpuSnapshot {
     vmcb: Pages<Vmcb>,
     /// One element.
     state: KVec<VcpuState>,
-    lapic: Option<Lapic>,
+    apic: Apic,
     fpu: fpu::Area,
     cpuid: KVec<Entry>,
     small: Small,
@@ -86,19 +84,16 @@ impl VcpuSnapshot {
             id: vcpu.platform.mailbox.id,
             vmcb,
             state,
-            lapic: platform.lapic.as_deref().copied(),
+            apic: platform.apic.try_clone()?,
             fpu: platform.fpu.area.try_clone()?,
             cpuid,
             small: Small {
-                user_cr8: platform.user_cr8,
-                user_apic_base: platform.user_apic_base,
                 deferred: platform.deferred,
                 ext_int: platform.ext_int,
-                user_vector: platform.user_vector,
+                user_pic: platform.user_pic,
                 unhalted: platform.unhalted,
                 yield_to: platform.yield_to,
                 ended: platform.ended,
-                user_window: platform.user_window,
                 guest_stopped: platform.guest_stopped,
                 physical_bits: platform.physical_bits,
                 has_x2apic: platform.has_x2apic,
@@ -156,7 +151,7 @@ impl VcpuSnapshot {
         self.put_back_platform(vcpu, passed);
         // The filter is the VMM's: the one of now.
         requests::set_msr_filter(vcpu);
-        if let Some(lapic) = &vcpu.platform.lapic {
+        if let Some(lapic) = vcpu.platform.apic.kernel() {
             vcpu.platform
                 .vm
                 .vcpu_table
@@ -174,26 +169,21 @@ impl VcpuSnapshot {
         vcpu.machine_check = false;
         vcpu.steal.look_again();
         let platform = &mut vcpu.platform;
-        if let (Some(lapic), Some(old)) = (&mut platform.lapic, &self.lapic) {
-            **lapic = *old;
-            lapic.move_time(passed.map_or(0, |passed| passed.ns));
-        }
+        let passed_ns = passed.map_or(0, |passed| passed.ns);
+        platform.apic.put_back(&self.apic, passed_ns);
         platform.fpu.area.copy_from(&self.fpu);
         platform.cpuid.clear();
         // `prepare` has made room.
         let _ = platform
             .cpuid
             .extend_from_slice(&self.cpuid, GFP_KERNEL_ACCOUNT);
-        platform.user_cr8 = small.user_cr8;
-        platform.user_apic_base = small.user_apic_base;
         // The guest's page tables are others, and its timers and clock are to be set.
         platform.deferred = small.deferred | deferred::FLUSH | deferred::TIMER | deferred::PV_CLOCK;
         platform.ext_int = small.ext_int;
-        platform.user_vector = small.user_vector;
+        platform.user_pic = small.user_pic;
         platform.unhalted = small.unhalted;
         platform.yield_to = small.yield_to;
         platform.ended = small.ended;
-        platform.user_window = small.user_window;
         platform.guest_stopped = small.guest_stopped;
         platform.ipi = None;
         platform.host_error = None;

@@ -133,11 +133,10 @@ fn internal_error(vcpu: &LockedVcpu, error: InternalError) {
 
 /// What every return of KVM_RUN reports.
 pub(crate) fn set_common(vcpu: &LockedVcpu) {
-    let lapic = vcpu.platform.lapic.as_ref();
     vcpu.platform.run_page.set_common(&Common {
-        ready_for_interrupt: !vcpu.platform.pic_in_user || ready_for_user_interrupt(vcpu),
+        ready_for_interrupt: vcpu.platform.user_pic.is_none() || ready_for_user_interrupt(vcpu),
         if_flag: vcpu.vmcb.rflags().contains(Rflags::IF),
-        cr8: lapic.map_or(u64::from(vcpu.platform.user_cr8), |lapic| lapic.cr8()),
-        apic_base: vcpu.platform.apic_base(),
+        cr8: vcpu.platform.apic.cr8().into(),
+        apic_base: vcpu.platform.apic.base(),
     });
 }
