@@ -12,7 +12,7 @@
 //! and PKRU are the host's again whenever host code runs, the handlers of NMIs and machine checks
 //! included: PKRU would bind accesses to user memory. What is the same for both is not switched.
 
-use crate::linux::{self, Switch};
+use crate::linux::{self, IrqsOff, Switch};
 use kernel::prelude::*;
 use x86::regs::Cr4;
 use x86::xsave::{self, Layout};
@@ -161,10 +161,10 @@ impl GuestFpu {
         self.reach != XstateControl::of(cr4, xcr0, host)
     }
 
-    /// Puts the guest's extended state into the CPU. Interrupts are off until [`exit`](Self::exit).
-    pub(crate) fn enter(&mut self, cr4: Cr4, xcr0: u64, host: &HostState) {
+    /// Puts the guest's extended state into the CPU, until [`exit`](Self::exit).
+    pub(crate) fn enter(&mut self, cr4: Cr4, xcr0: u64, host: &HostState, irqs: &IrqsOff) {
         // SAFETY: The area has the size of these components, and XRSTOR takes it.
-        unsafe { linux::fpu_enter(self.area.0.as_ptr().cast(), host.layout.in_area()) };
+        unsafe { linux::fpu_enter(self.area.0.as_ptr().cast(), host.layout.in_area(), irqs) };
         self.reach = XstateControl::of(cr4, xcr0, host);
         self.switch.what = 0;
         if self.reach.pkru || self.reach.xss || self.reach.xcr0 != host.xcr0 {
@@ -173,9 +173,9 @@ impl GuestFpu {
     }
 
     /// Takes the guest's registers back.
-    pub(crate) fn exit(&mut self, host: &HostState) {
+    pub(crate) fn exit(&mut self, host: &HostState, irqs: &IrqsOff) {
         // SAFETY: The area has the size of these components.
-        unsafe { linux::fpu_exit(self.area.0.as_mut_ptr().cast(), host.layout.in_area()) };
+        unsafe { linux::fpu_exit(self.area.0.as_mut_ptr().cast(), host.layout.in_area(), irqs) };
     }
 
     /// Whether entries of this window switch anything.
@@ -195,12 +195,13 @@ impl GuestFpu {
         save: u64,
         gpr: *mut u64,
         pkru: &mut u32,
+        irqs: &IrqsOff,
     ) -> Result {
         let switch = &mut self.switch;
         switch.guest_pkru = *pkru;
         // SAFETY: `set_xcr0` has checked XCR0; the rest is the host's, 0, or PKRU, which takes
         // anything. The others are as promised by the caller.
-        unsafe { linux::enter_guest_switching(vmcb, save, gpr, switch) }?;
+        unsafe { linux::enter_guest_switching(vmcb, save, gpr, switch, irqs) }?;
         if switch.what & Switch::PKRU != 0 {
             *pkru = switch.guest_pkru;
         }

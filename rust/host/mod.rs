@@ -21,7 +21,7 @@ pub(crate) mod fpu;
 
 use crate::host::fpu::HostState;
 use crate::linux;
-use crate::linux::Pages;
+use crate::linux::{IrqsOff, Pages};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -105,8 +105,7 @@ pub(crate) struct Host {
     held: Atomic<u32>,
 }
 
-// SAFETY: `PerCpu` is only touched by its own CPU with interrupts off (`local`, the hotplug
-// callbacks), everything else is immutable or locked.
+// SAFETY: `PerCpu` is only touched by its own CPU with interrupts off (`local`), everything else is immutable or locked.
 unsafe impl Sync for Host {}
 // SAFETY: Likewise.
 unsafe impl Send for Host {}
@@ -241,21 +240,20 @@ pub(crate) fn exit() {
 }
 
 impl Host {
-    /// This CPU's part, for as long as interrupts stay off.
-    ///
-    /// # Safety
-    ///
-    /// Interrupts are off, and no other reference from this function is alive on this CPU.
+    /// This CPU's part, for as long as interrupts stay off, and the proof that they do.
     #[inline]
-    pub(crate) unsafe fn local(&self) -> Option<&mut PerCpu> {
+    pub(crate) fn local<'a>(
+        &'a self,
+        irqs: &'a mut IrqsOff,
+    ) -> Option<(&'a mut PerCpu, &'a IrqsOff)> {
         let cpu = self.cpus.get(linux::cpu() as usize)?;
-        // SAFETY: Only this CPU gets here, and as promised by the caller only once.
-        Some(unsafe { &mut *cpu.local.get() })
+        // SAFETY: Only this CPU gets here, and only once: it has one proof, which is borrowed.
+        Some((unsafe { &mut *cpu.local.get() }, irqs))
     }
 
     /// Physical address of this CPU's page for the host's VMSAVE state.
     #[inline]
-    pub(crate) fn host_save(&self) -> u64 {
+    pub(crate) fn host_save(&self, _: &IrqsOff) -> u64 {
         self.cpus
             .get(linux::cpu() as usize)
             .map_or(0, |cpu| cpu.host_save.phys())
@@ -263,9 +261,9 @@ impl Host {
 
     /// kvm_amd can be loaded while there are VMs, and prepares SEV-SNP before it finds SVM taken:
     /// for that Linux clears VM_HSAVE_PA on all CPUs, by an IPI, and VMRUN would have no place for
-    /// the host's state. Interrupts are off.
+    /// the host's state.
     #[inline]
-    pub(crate) fn refresh_hsave(&self) {
+    pub(crate) fn refresh_hsave(&self, _: &IrqsOff) {
         if self.has_snp {
             self.restore_save_area();
         }
@@ -367,14 +365,16 @@ impl PerCpu {
 }
 
 unsafe extern "C" fn online(_cpu: c_uint) -> c_int {
-    match with_irqs_off(cpu_on) {
+    // SAFETY: The hotplug thread has interrupts on.
+    match cpu_on(&mut unsafe { IrqsOff::new() }) {
         Ok(()) => 0,
         Err(e) => e.to_errno(),
     }
 }
 
 unsafe extern "C" fn offline(_cpu: c_uint) -> c_int {
-    with_irqs_off(cpu_off);
+    // SAFETY: The hotplug thread has interrupts on.
+    cpu_off(&mut unsafe { IrqsOff::new() });
     0
 }
 
@@ -404,7 +404,9 @@ unsafe extern "C" fn pacifica_cpu_on(_: *mut c_void) {
     TSC_LOST.store(tsc_lost().wrapping_add(back), Relaxed);
     RESUMES.store(resumes().wrapping_add(1), Relaxed);
     if host().is_some_and(|host| host.held.load(Relaxed) != 0) {
-        if let Err(error) = cpu_on() {
+        // SAFETY: The kernel resumes with interrupts off.
+        let mut irqs = unsafe { IrqsOff::of_caller() };
+        if let Err(error) = cpu_on(&mut irqs) {
             pr_err!("SVM could not be turned on again: {error:?}\n");
         }
     }
@@ -414,22 +416,16 @@ unsafe extern "C" fn pacifica_cpu_on(_: *mut c_void) {
 #[no_mangle]
 unsafe extern "C" fn pacifica_cpu_off(_: *mut c_void) {
     TSC_AT_REST.store(linux::rdtsc(), Relaxed);
-    cpu_off();
+    // SAFETY: As said above.
+    let mut irqs = unsafe { IrqsOff::of_caller() };
+    cpu_off(&mut irqs);
 }
 
-fn with_irqs_off<R>(f: impl FnOnce() -> R) -> R {
-    linux::irq_disable();
-    let result = f();
-    linux::irq_enable();
-    result
-}
-
-/// Interrupts are off.
-fn cpu_on() -> Result {
+/// Turns SVM on, on this CPU.
+fn cpu_on(irqs: &mut IrqsOff) -> Result {
     let host = host().ok_or(ENODEV)?;
     let cpu = host.cpus.get(linux::cpu() as usize).ok_or(ENODEV)?;
-    // SAFETY: Interrupts are off, and no reference is alive outside of code that keeps them so.
-    let local = unsafe { host.local() }.ok_or(ENODEV)?;
+    let (local, _) = host.local(irqs).ok_or(ENODEV)?;
     if local.on {
         return Ok(());
     }
@@ -455,18 +451,17 @@ fn cpu_on() -> Result {
     Ok(())
 }
 
-/// Interrupts are off.
-fn cpu_off() {
+/// Turns SVM off, on this CPU, if it is on.
+fn cpu_off(irqs: &mut IrqsOff) {
     let Some(host) = host() else { return };
-    // SAFETY: Interrupts are off, and no reference is alive outside of code that keeps them so.
-    let Some(local) = (unsafe { host.local() }) else {
+    let Some((local, _)) = host.local(irqs) else {
         return;
     };
     if !core::mem::take(&mut local.on) {
         return;
     }
     linux::reduce_speculation(false);
-    // SAFETY: Nobody runs a guest here: interrupts are off, and the flag is down. If an MSR write
+    // SAFETY: No guest runs here: interrupts are off, and the flag is down. If an MSR write
     // fails, SVM is off already.
     let _ = unsafe { linux::wrmsr(MSR_VM_HSAVE_PA, 0) };
     if let Ok(efer) = linux::rdmsr(MSR_EFER) {

@@ -19,7 +19,7 @@
 //! read-modify-write ones are full barriers in both.
 
 use crate::linux;
-use crate::linux::{RcuWait, TimerCallback, YieldTarget};
+use crate::linux::{IrqsOff, RcuWait, TimerCallback, YieldTarget};
 use core::sync::atomic::{
     AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
 };
@@ -154,9 +154,9 @@ impl Mailbox {
 
     // ---- the vCPU's own thread --------------------------------------------------------------
 
-    /// Declares the guest as about to run on this CPU; interrupts are off.
+    /// Declares the guest as about to run on this CPU.
     #[inline]
-    pub(crate) fn enter(&self) {
+    pub(crate) fn enter(&self, _: &IrqsOff) {
         self.mode.swap(linux::cpu() + 1, SeqCst);
     }
 

@@ -17,6 +17,8 @@ pub(crate) use pages::Pages;
 pub(crate) use sync::{IrqGuard, IrqLock, KillableGuard, KillableMutex, TimerCallback};
 pub(crate) use sync::{RcuWait, Timer, Work, YieldTarget};
 
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
@@ -38,6 +40,41 @@ impl Sleep {
     #[inline]
     pub(crate) fn is_allowed(self) -> bool {
         self == Self::Allowed
+    }
+}
+
+/// Proof that interrupts are off on this CPU, for what needs it. There is one at most on each CPU.
+pub(crate) struct IrqsOff(PhantomData<*mut ()>);
+
+impl IrqsOff {
+    /// Turns interrupts off, until it is dropped.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are on.
+    #[inline]
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: No preconditions. As interrupts were on, there is no other proof on this CPU.
+        unsafe { pacifica_irq_disable() };
+        Self(PhantomData)
+    }
+
+    /// The proof for code that the kernel calls with interrupts off, and that does not turn them
+    /// on.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off, but not by [`IrqsOff::new`], for as long as the proof is used.
+    pub(crate) unsafe fn of_caller() -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self(PhantomData))
+    }
+}
+
+impl Drop for IrqsOff {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `new` turned them off.
+        unsafe { pacifica_irq_enable() };
     }
 }
 
@@ -204,14 +241,14 @@ extern "C" {
 ///
 /// # Safety
 ///
-/// `page` is the physical address of a page which nobody else uses on this CPU.
+/// `page` is the physical address of a page that is used for nothing else on this CPU.
 #[inline]
-pub(crate) unsafe fn save_host(page: u64) {
+pub(crate) unsafe fn save_host(page: u64, _: &IrqsOff) {
     // SAFETY: As promised by the caller; VMSAVE writes to this page only.
     unsafe { pacifica_save_host(page) };
 }
 
-/// Runs the guest until its next #VMEXIT. Interrupts must be off.
+/// Runs the guest until its next #VMEXIT.
 ///
 /// # Errors
 ///
@@ -223,7 +260,7 @@ pub(crate) unsafe fn save_host(page: u64) {
 /// (`svm::intercept` and the permission maps), `host_save` that of a page with what [`save_host`]
 /// has saved since interrupts were turned off, and `gpr` points to sixteen registers.
 #[inline]
-pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64) -> Result {
+pub(crate) unsafe fn enter_guest(vmcb: u64, host_save: u64, gpr: *mut u64, _: &IrqsOff) -> Result {
     // SAFETY: As promised by the caller.
     match unsafe { pacifica_enter_guest(vmcb, host_save, gpr) } {
         0 => Ok(()),
@@ -241,6 +278,7 @@ pub(crate) unsafe fn enter_guest_switching(
     host_save: u64,
     gpr: *mut u64,
     switch: &mut Switch,
+    _: &IrqsOff,
 ) -> Result {
     // SAFETY: As promised by the caller.
     match unsafe { pacifica_enter_guest_switching(vmcb, host_save, gpr, switch) } {
@@ -262,20 +300,12 @@ macro_rules! safe {
 }
 
 safe! {
-    /// Accounts time to the guest from here on; interrupts are off.
-    guest_timing_enter = pacifica_guest_timing_enter();
-    /// Accounts time to the host again; interrupts are off.
-    guest_timing_exit = pacifica_guest_timing_exit();
     /// Has the predictors flushed before the next return to user mode, where the CPU needs it.
     guest_was_here = pacifica_guest_was_here();
     /// Makes branch prediction careful on CPUs that need it while guests may run; for this CPU.
     reduce_speculation = pacifica_reduce_speculation(on: bool);
     /// Flushes the branch predictors: between two guests on one CPU.
     flush_predictors = pacifica_flush_predictors();
-    /// Turns interrupts off on this CPU.
-    irq_disable = pacifica_irq_disable();
-    /// Turns interrupts on again.
-    irq_enable = pacifica_irq_enable();
     /// The number of this CPU; stale at once unless preemption is off.
     cpu = pacifica_cpu() -> u32;
     /// Whether a signal, a reschedule or other work waits for this thread.
@@ -332,6 +362,20 @@ safe! {
     now = pacifica_now() -> u64;
     /// Nanoseconds since boot, suspended time included.
     boot_ns = pacifica_boot_ns() -> u64;
+}
+
+/// Accounts time to the guest from here on.
+#[inline]
+pub(crate) fn guest_timing_enter(_: &IrqsOff) {
+    // SAFETY: Interrupts are off.
+    unsafe { pacifica_guest_timing_enter() };
+}
+
+/// Accounts time to the host again.
+#[inline]
+pub(crate) fn guest_timing_exit(_: &IrqsOff) {
+    // SAFETY: Interrupts are off.
+    unsafe { pacifica_guest_timing_exit() };
 }
 
 /// What [`CpusToInterrupt`] needs of memory, for as long as the module is loaded.
@@ -415,9 +459,14 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 pub(crate) type HostDebug = [u64; 5];
 
 /// Puts the host's breakpoints and DEBUGCTL aside, and the guest's DR0 to DR3 in the CPU if it
-/// needs them. Interrupts are off until [`debug_exit`].
+/// needs them. Interrupts stay off until [`debug_exit`].
 #[inline]
-pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, debugctl: u64, host: &mut HostDebug) {
+pub(crate) fn debug_enter(
+    guest: Option<&[u64; 4]>,
+    debugctl: u64,
+    host: &mut HostDebug,
+    _: &IrqsOff,
+) {
     let guest = guest.map_or(core::ptr::null(), |dr| dr.as_ptr());
     // SAFETY: There is room for four registers, and for the host's five. Until `debug_exit` no
     // breakpoint of the host is enabled, so what is in DR0 to DR3 has no effect on it.
@@ -427,7 +476,7 @@ pub(crate) fn debug_enter(guest: Option<&[u64; 4]>, debugctl: u64, host: &mut Ho
 /// Brings the host's breakpoints and DEBUGCTL back, and DR6 if the guest may have left something
 /// there.
 #[inline]
-pub(crate) fn debug_exit(host: &HostDebug, debugctl: u64, dr6: bool) {
+pub(crate) fn debug_exit(host: &HostDebug, debugctl: u64, dr6: bool, _: &IrqsOff) {
     // SAFETY: The registers that `debug_enter` put aside.
     unsafe { pacifica_debug_exit(host.as_ptr(), debugctl, dr6) };
 }
@@ -456,7 +505,7 @@ pub(crate) fn host_xstate() -> (u64, Option<u64>, bool) {
     (xcr0, has_xss.then_some(xss), has_pku)
 }
 
-/// Puts the guest's extended registers in place of the thread's. Interrupts are off until
+/// Puts the guest's extended registers in place of the thread's. Interrupts stay off until
 /// [`fpu_exit`].
 ///
 /// # Safety
@@ -464,7 +513,7 @@ pub(crate) fn host_xstate() -> (u64, Option<u64>, bool) {
 /// `area` is an XSAVE image that XRSTOR takes for `components`, which are in the host's XCR0; if
 /// there are none, an FXSAVE image.
 #[inline]
-pub(crate) unsafe fn fpu_enter(area: *const c_void, components: u64) {
+pub(crate) unsafe fn fpu_enter(area: *const c_void, components: u64, _: &IrqsOff) {
     // SAFETY: As promised by the caller.
     unsafe { pacifica_fpu_enter(area, components) };
 }
@@ -475,7 +524,7 @@ pub(crate) unsafe fn fpu_enter(area: *const c_void, components: u64) {
 ///
 /// `area` has room for `components`, and the alignment of XSAVE.
 #[inline]
-pub(crate) unsafe fn fpu_exit(area: *mut c_void, components: u64) {
+pub(crate) unsafe fn fpu_exit(area: *mut c_void, components: u64, _: &IrqsOff) {
     // SAFETY: As promised by the caller.
     unsafe { pacifica_fpu_exit(area, components) };
 }

@@ -2,10 +2,10 @@
 
 //! The guest's registers that VMRUN does not switch, and its ASID: into the CPU and out of it.
 //!
-//! Interrupts are off from [`enter_context`] to [`leave_context`].
+//! Interrupts stay off from [`enter_context`] to [`leave_context`].
 
 use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
-use crate::linux;
+use crate::linux::{self, IrqsOff};
 use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
 use svm::asid;
@@ -27,7 +27,12 @@ pub(crate) fn context_is_stale(vcpu: &LockedVcpu, host: &Host, exit: &Exit) -> b
 }
 
 /// Puts the guest into this CPU.
-pub(crate) fn enter_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerCpu) {
+pub(crate) fn enter_context(
+    vcpu: &mut LockedVcpu,
+    host: &Host,
+    local: &mut PerCpu,
+    irqs: &IrqsOff,
+) {
     let cpu = linux::cpu();
     if vcpu.cpu != cpu {
         vcpu.cpu = cpu;
@@ -62,15 +67,15 @@ pub(crate) fn enter_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerC
     // Even for a guest that does not have it: RDPID reads it whatever CPUID says.
     vcpu.tsc_aux = vcpu.state.msrs.tsc_aux;
     if u64::from(vcpu.tsc_aux) != local.tsc_aux {
-        // SAFETY: Only RDTSCP and RDPID read it, and `unload` brings the host's value back.
+        // SAFETY: Only RDTSCP and RDPID read it, and `leave_context` brings the host's value back.
         let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, u64::from(vcpu.tsc_aux)) };
     }
     let guest = vcpu.state.breakpoints(&vcpu.vmcb);
     vcpu.debug_ctl = debug_ctl::by_hand(&vcpu.vmcb, &vcpu.state.debug);
-    linux::debug_enter(guest, vcpu.debug_ctl, &mut vcpu.host_breakpoints);
-    linux::guest_timing_enter();
+    linux::debug_enter(guest, vcpu.debug_ctl, &mut vcpu.host_breakpoints, irqs);
+    linux::guest_timing_enter(irqs);
     let (cr4, xcr0) = (vcpu.vmcb.cr4(), vcpu.state.xcr0);
-    vcpu.platform.fpu.enter(cr4, xcr0, &host.fpu);
+    vcpu.platform.fpu.enter(cr4, xcr0, &host.fpu, irqs);
 }
 
 /// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it,
@@ -92,12 +97,17 @@ fn set_debug_ctl(vcpu: &mut LockedVcpu, value: u64) {
 }
 
 /// Puts the host's own state back.
-pub(crate) fn leave_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerCpu) {
+pub(crate) fn leave_context(
+    vcpu: &mut LockedVcpu,
+    host: &Host,
+    local: &mut PerCpu,
+    irqs: &IrqsOff,
+) {
     keep_flush(vcpu, local);
-    vcpu.platform.fpu.exit(&host.fpu);
+    vcpu.platform.fpu.exit(&host.fpu, irqs);
     // #VMEXIT leaves DR6 as it was in the guest (APM vol. 2, 15.6).
     let dr6 = vcpu.vmcb.dr6() != DR6_RESET;
-    linux::debug_exit(&vcpu.host_breakpoints, vcpu.debug_ctl, dr6);
+    linux::debug_exit(&vcpu.host_breakpoints, vcpu.debug_ctl, dr6, irqs);
     if u64::from(vcpu.tsc_aux) != local.tsc_aux {
         // SAFETY: The host's own value.
         let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, local.tsc_aux) };
@@ -106,7 +116,7 @@ pub(crate) fn leave_context(vcpu: &mut LockedVcpu, host: &Host, local: &mut PerC
         vcpu.last_tsc = linux::rdtsc();
     }
     linux::guest_was_here();
-    linux::guest_timing_exit();
+    linux::guest_timing_exit(irqs);
 }
 
 /// A flush that no VMRUN has done is still due.

@@ -21,7 +21,7 @@ use x86::cpu::{GuestMemory, MemError};
 /// After a page could not be written, even by waiting for it, so many entries go without a try.
 const REST: u16 = 256;
 
-/// Says to the guest that it need not write the EOI register. Interrupts are off.
+/// Says to the guest that it need not write the EOI register, right before it is entered.
 #[inline]
 pub(crate) fn offer(vcpu: &mut LockedVcpu) {
     if let Some(gpa) = vcpu.state.msrs.pv_eoi_gpa() {

@@ -4,7 +4,7 @@
 
 use crate::host;
 use crate::linux;
-use crate::linux::Sleep;
+use crate::linux::{IrqsOff, Sleep};
 use crate::uapi::{self, UserArg};
 use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
@@ -56,8 +56,8 @@ pub(crate) fn after_suspend(vcpu: &mut LockedVcpu) {
 }
 
 /// Whether the guest is on another CPU now, with another TSC: its time must be computed anew before
-/// it runs. Its own TSC does not go back. Interrupts are off.
-pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu) -> bool {
+/// it runs. Its own TSC does not go back.
+pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu, _: &IrqsOff) -> bool {
     let cpu = linux::cpu();
     if linux::tsc_stable() || vcpu.clock_cpu == cpu {
         return false;

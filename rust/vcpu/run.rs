@@ -12,8 +12,7 @@
 //! ```
 
 use crate::host::{host, Host};
-use crate::linux;
-use crate::linux::Sleep;
+use crate::linux::{self, IrqsOff, Sleep};
 use crate::uapi;
 use crate::vcpu::apic::Apic;
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
@@ -209,19 +208,18 @@ fn exit_for_deferred(vcpu: &mut LockedVcpu) -> Result<RunExit> {
 /// VMCB.
 fn window(vcpu: &mut LockedVcpu) -> Result<Option<Action>> {
     let host = host().ok_or(ENODEV)?;
-    linux::irq_disable();
-    vcpu.platform.mailbox.enter();
-    // SAFETY: Interrupts are off until `leave`, and this is the only reference on this CPU.
-    let local = unsafe { host.local() };
-    let result = match local {
+    // SAFETY: They are on in the thread's own system call.
+    let mut irqs = unsafe { IrqsOff::new() };
+    vcpu.platform.mailbox.enter(&irqs);
+    let result = match host.local(&mut irqs) {
         // The CPU is going offline or down. The thread will be moved, or it dies.
-        Some(local) if !local.is_on() => Ok(None),
-        Some(_) if pvclock::is_elsewhere(vcpu) => Ok(Some(Action::Resume)),
-        Some(local) if !must_leave(vcpu) => {
-            host.refresh_hsave();
-            enter_context(vcpu, host, local);
-            let result = guest_loop(vcpu, host);
-            leave_context(vcpu, host, local);
+        Some((local, _)) if !local.is_on() => Ok(None),
+        Some((_, irqs)) if pvclock::is_elsewhere(vcpu, irqs) => Ok(Some(Action::Resume)),
+        Some((local, irqs)) if !must_leave(vcpu) => {
+            host.refresh_hsave(irqs);
+            enter_context(vcpu, host, local, irqs);
+            let result = guest_loop(vcpu, host, irqs);
+            leave_context(vcpu, host, local, irqs);
             if core::mem::take(&mut vcpu.machine_check) {
                 linux::machine_check();
             }
@@ -230,7 +228,7 @@ fn window(vcpu: &mut LockedVcpu) -> Result<Option<Action>> {
         _ => Ok(None),
     };
     vcpu.platform.mailbox.leave();
-    linux::irq_enable();
+    drop(irqs);
     if vcpu.platform.deferred & deferred::IPI != 0 {
         vcpu.platform.send_ipi();
     }
@@ -252,13 +250,13 @@ fn must_leave(vcpu: &LockedVcpu) -> bool {
 /// But an event that is injected comes before an interrupt, and a guest can make its delivery raise
 /// the same exception again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint.
 /// So interrupts are let in after each exception.
-fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
+fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Option<Action>> {
     let features = vcpu.platform.vm.features;
-    let (vmcb, save) = (vcpu.vmcb.phys(), host.host_save());
+    let (vmcb, save) = (vcpu.vmcb.phys(), host.host_save(irqs));
     let tracing = linux::tracing();
     let switches = vcpu.platform.fpu.switches();
-    // SAFETY: The page is this CPU's, and interrupts are off.
-    unsafe { linux::save_host(save) };
+    // SAFETY: The page is this CPU's.
+    unsafe { linux::save_host(save, irqs) };
     loop {
         if let Some(lapic) = vcpu.platform.apic.kernel() {
             vcpu.vmcb.set_v_tpr(lapic.cr8() as u8);
@@ -280,13 +278,13 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host) -> Result<Option<Action>> {
         pv_eoi::offer(vcpu);
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
-        // this CPU's, was filled above, and interrupts are off.
+        // this CPU's, and was filled above.
         let entered = unsafe {
             if switches {
                 let (gpr, pkru) = (vcpu.state.regs.gpr.as_mut_ptr(), &mut vcpu.state.pkru);
-                vcpu.platform.fpu.enter_guest(vmcb, save, gpr, pkru)
+                vcpu.platform.fpu.enter_guest(vmcb, save, gpr, pkru, irqs)
             } else {
-                linux::enter_guest(vmcb, save, vcpu.state.regs.gpr.as_mut_ptr())
+                linux::enter_guest(vmcb, save, vcpu.state.regs.gpr.as_mut_ptr(), irqs)
             }
         };
         if let Err(error) = entered {
