@@ -2,12 +2,13 @@
 
 //! The guest CPU that handlers and the emulator work on: [`Guest`].
 
-use crate::dispatch::{load_machine_status_word, Platform};
+use crate::dispatch::{load_machine_status_word, Platform, Policy};
 use crate::features::SvmFeatures;
 use crate::io::{Fragment, Known, Place};
 use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, ExtendedState, MemError, Stop, X87};
+use x86::cpuid::Entry;
 use x86::descriptor::{with_type, TYPE_BYTE};
 use x86::features::Feature;
 use x86::fxsave;
@@ -24,6 +25,10 @@ pub struct Guest<'a, P: Platform> {
     pub platform: &'a mut P,
     /// What the host's AMD-V can do.
     pub host: SvmFeatures,
+    /// What CPUID answers.
+    pub cpuid: &'a mut [Entry],
+    /// What the VMM has chosen.
+    pub policy: Policy,
 }
 
 /// Accesses to guest memory do not cross multiples of it.

@@ -21,28 +21,14 @@ pub use msr::{finish_msr, read_msr, write_msr};
 use crate::cpu::Guest;
 use crate::exit::{Exit, NestedError};
 use crate::io::UserIo;
+use crate::requests::Requests;
 use crate::vmcb::DR6_RESET;
 use rip::Opcode;
-use x86::cpu::{Access, Cpu, ExtendedState, GuestMemory, Stop};
-use x86::cpuid::Dynamic;
+use x86::cpu::{Access, Cpu, ExtendedState, GuestMemory, MemError, Stop};
+use x86::cpuid::{function, lookup};
 use x86::emulate::code_size;
 use x86::msr::Origin;
 use x86::regs::{vector, Exception};
-
-/// What became of a nested page fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultOutcome {
-    /// The page is mapped now: run on.
-    Mapped,
-    /// No memory is there: a device.
-    Mmio,
-    /// The slot is read-only and this was a write: the VMM's, as MMIO.
-    ReadOnlyWrite,
-    /// Sleeping would be needed, and is not allowed now.
-    WouldSleep,
-    /// The VMM has no memory there: `EFAULT`.
-    HostFault,
-}
 
 bitflags::bitflags! {
     /// What the VMM has chosen for all vCPUs of a VM (`KVM_ENABLE_CAP`).
@@ -80,9 +66,6 @@ impl Policy {
 /// No method may block, except where [`Action::NeedSleep`] has asked for another round with
 /// sleeping allowed; the implementation knows which round it is.
 pub trait Platform: GuestMemory + ExtendedState {
-    /// CPUID as the guest sees it: [`x86::cpuid::guest_view`] on the vCPU's list.
-    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4];
-
     /// The host's TSC.
     fn tsc(&self) -> u64;
 
@@ -99,13 +82,6 @@ pub trait Platform: GuestMemory + ExtendedState {
     /// Writes a register of a device in the kernel; `false` if the VMM has the address.
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool;
 
-    /// Makes the page at `gpa` accessible for `error`.
-    fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome;
-
-    /// What the VMM has chosen.
-    fn policy(&self) -> Policy {
-        Policy::empty()
-    }
     /// Whether the VMM's filter denies the guest this access of an MSR.
     fn msr_denied(&self, index: u32, write: bool) -> bool {
         let _ = (index, write);
@@ -115,10 +91,6 @@ pub trait Platform: GuestMemory + ExtendedState {
     /// it.
     fn flush_predictors(&mut self) -> bool {
         false
-    }
-    /// The guest wrote MISC_ENABLE, and CPUID is to follow its bit for MWAIT.
-    fn show_mwait(&mut self, on: bool) {
-        let _ = on;
     }
 
     /// Reads `IA32_APIC_BASE`.
@@ -144,26 +116,11 @@ pub trait Platform: GuestMemory + ExtendedState {
         offset
     }
 
-    /// The guest changed its TSC offset: timers are to be computed anew.
-    fn tsc_changed(&mut self);
-
-    /// The paging mode or a mapping was changed by us on behalf of the guest: before the next
-    /// VMRUN the TLB entries of its ASID go.
-    fn flush_tlb(&mut self);
+    /// Leaves this to be done before the guest is entered again.
+    fn request(&mut self, requests: Requests);
     /// The guest asked for its caches to be written back. Nothing to do unless a real device can
     /// reach its memory past the caches.
     fn wbinvd(&mut self);
-    /// The guest wants its paravirtual wall clock at this address.
-    fn pv_wall_clock(&mut self, value: u64);
-    /// The guest wants its paravirtual vCPU clock at this address, or (bit 0 clear) no longer.
-    fn pv_system_time(&mut self, value: u64);
-    /// The guest wants to know, or no longer, how much time is stolen from it.
-    fn pv_steal_time(&mut self) {}
-    /// A hypercall with its up to four arguments; `None` if there is no such.
-    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
-        let _ = (number, arguments);
-        None
-    }
     /// The host's TSC, and the real time in nanoseconds since 1970 when it had this value. Nothing
     /// if the host does not keep its time by the TSC.
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
@@ -183,14 +140,6 @@ pub trait Platform: GuestMemory + ExtendedState {
         let _ = (lowest, set, message);
         0
     }
-    /// An instruction has been completed that the VMM single-steps: `KVM_EXIT_DEBUG`, before the
-    /// guest is entered again.
-    fn stepped(&mut self) {}
-    /// A machine check happened while the guest ran; it is the host's. The host's handler is to be
-    /// called.
-    fn machine_check(&mut self) {}
-    /// The guest spins: another vCPU may have better use for the CPU.
-    fn pause(&mut self) {}
 }
 
 /// `KVM_EXIT_INTERNAL_ERROR`.
@@ -270,7 +219,7 @@ pub enum Action {
     User(UserExit),
 }
 
-/// Handles one exit.
+/// Handles one exit. A nested page fault is memory's, and comes here only as [`nested_fault`].
 #[inline]
 pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
     let result = handle(guest, exit);
@@ -283,7 +232,6 @@ fn handle<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, S
         Exit::Cpuid => instruction::cpuid(guest),
         Exit::Msr { write } => msr::msr(guest, write),
         Exit::Io(io) => device::io(guest, io),
-        Exit::NestedFault { gpa, error } => device::nested_fault(guest, gpa, error),
         Exit::Vmmcall => instruction::vmmcall(guest),
         Exit::Hlt => instruction::hlt(guest),
         Exit::Pause => instruction::pause(guest),
@@ -322,7 +270,7 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         Exit::FerrFreeze => Err(Exception::new(vector::MF).into()),
         // Not intercepted: the TLB is the guest's own business.
         Exit::Invlpg => {
-            guest.platform.flush_tlb();
+            guest.platform.request(Requests::TLB_FLUSH);
             rip::skip(guest, Opcode::ANY)?;
             Ok(Action::Resume)
         }
@@ -330,11 +278,11 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         Exit::Shutdown => {
             // What the CPU saved is undefined (APM vol. 2, 15.14.3). Hardware that shuts down is
             // often wired to INIT, so this is what the VMM sees, and goes on with if it does.
-            let [signature, ..] = guest.platform.cpuid(1, 0, &Dynamic::default());
+            let [signature, ..] = lookup(guest.cpuid, function::FEATURES, 0);
             guest.vmcb.reset_after_shutdown();
             guest.state.init(guest.vmcb, signature);
             guest.vmcb.set_all_dirty();
-            guest.platform.flush_tlb();
+            guest.platform.request(Requests::TLB_FLUSH);
             Ok(Action::User(UserExit::Shutdown))
         }
         Exit::Invalid => Ok(Action::User(UserExit::FailEntry {
@@ -346,6 +294,18 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             },
         ))),
     }
+}
+
+/// Handles a nested page fault (APM vol. 2, 15.25.6) at `gpa` that memory did not end, and why.
+#[inline]
+pub fn nested_fault<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    gpa: u64,
+    error: NestedError,
+    why: MemError,
+) -> Action {
+    let result = device::nested_fault(guest, gpa, error, why);
+    settle(guest, result)
 }
 
 /// Gives the VMM's answer to the pending [`UserIo`] to the guest and goes on with the instruction.
@@ -384,11 +344,7 @@ fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
         Stop::Fault => Action::User(UserExit::Fault),
         // A program of the guest must not be able to stop the guest.
         Stop::Unhandled
-            if guest.cpl() != 0
-                && !guest
-                    .platform
-                    .policy()
-                    .contains(Policy::EMULATION_FAILURE_EXITS) =>
+            if guest.cpl() != 0 && !guest.policy.contains(Policy::EMULATION_FAILURE_EXITS) =>
         {
             guest.state.events.raise(Exception::UD);
             Action::Resume

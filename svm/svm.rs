@@ -34,5 +34,6 @@ pub mod io;
 pub mod iopm;
 pub mod msrpm;
 pub mod predictors;
+pub mod requests;
 pub mod state;
 pub mod vmcb;

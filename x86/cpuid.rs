@@ -293,6 +293,20 @@ pub fn guest_view(entries: &[Entry], function: u32, index: u32, dynamic: &Dynami
     with_state(answer, function, index, dynamic)
 }
 
+/// Whether CPUID has MONITOR and MWAIT.
+pub fn has_mwait(entries: &[Entry]) -> bool {
+    let [_, _, ecx, _] = lookup(entries, function::FEATURES, 0);
+    ecx & Leaf1Ecx::MONITOR.bits() != 0
+}
+
+/// CPUID has MONITOR and MWAIT from now on, or has them no longer.
+pub fn show_mwait(entries: &mut [Entry], on: bool) {
+    let leaves = entries.iter_mut();
+    for leaf in leaves.filter(|leaf| leaf.function == function::FEATURES) {
+        assign(&mut leaf.ecx, Leaf1Ecx::MONITOR.bits(), on);
+    }
+}
+
 /// Brings an entry up to date with the state of the CPU, for `KVM_GET_CPUID2`.
 pub fn refresh(entry: &mut Entry, dynamic: &Dynamic) {
     let answer = with_state(entry.answer(), entry.function, entry.index, dynamic);

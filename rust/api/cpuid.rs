@@ -112,10 +112,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
         // The VMM may have got its list from KVM_GET_CPUID2 in another state of the CPU.
         let dynamic = dynamic(vcpu);
         let now = |entry: &Entry| refreshed(entry, &dynamic);
-        let same = entries
-            .iter()
-            .map(now)
-            .eq(vcpu.platform.cpuid.iter().map(now));
+        let same = entries.iter().map(now).eq(vcpu.cpuid.iter().map(now));
         return if same { Ok(()) } else { Err(EINVAL) };
     }
     if !cpuid::valid(&entries) {
@@ -126,7 +123,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     vcpu.state.set_features(&mut vcpu.vmcb, features);
     vcpu.platform.physical_bits = features.max_phys_bits;
     vcpu.platform.has_x2apic = features.has(Feature::X2APIC);
-    vcpu.platform.cpuid = entries;
+    vcpu.cpuid = entries;
     Ok(())
 }
 
@@ -145,7 +142,7 @@ fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
 pub(crate) fn get(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     let dynamic = dynamic(vcpu);
-    let entries = &vcpu.platform.cpuid;
+    let entries = &vcpu.cpuid;
     let count = entries.len() as u32;
     if header.nent < count {
         return Err(E2BIG);

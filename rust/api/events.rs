@@ -2,10 +2,9 @@
 
 //! Events, debug registers, machine-check set-up and LAPIC of a vCPU, to and from the VMM.
 
-use crate::irq::mailbox::request;
 use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
-use crate::vcpu::platform::{self, deferred};
+use crate::vcpu::platform;
 use crate::vcpu::pvclock::touch_time;
 use crate::vcpu::LockedVcpu;
 use crate::vm::option;
@@ -14,6 +13,7 @@ use kernel::prelude::*;
 use svm::debug::DebugControl;
 use svm::dispatch;
 use svm::event::{QueuedException, QueuedInterrupt};
+use svm::requests::Requests;
 use svm::state::guest_cr4;
 use x86::msr::{Report, Reported};
 use x86::regs::{vector, Cr4, Exception};
@@ -176,7 +176,7 @@ fn set_guest_debug(vcpu: &mut LockedVcpu, new: &uapi::kvm_guest_debug) -> Result
     let features = vcpu.platform.vm.features;
     let debug = &mut vcpu.state.debug;
     debug.set(&mut vcpu.vmcb, features, control, [a, b, c, d], dr7);
-    vcpu.platform.deferred &= !deferred::STEPPED;
+    vcpu.platform.requests.remove(Requests::STEPPED);
     Ok(())
 }
 
@@ -228,7 +228,7 @@ fn set_lapic(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
         .vm
         .vcpu_table
         .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
-    vcpu.platform.mailbox.request(request::EXTINT);
+    vcpu.platform.mailbox.request(Requests::EXTINT);
     touch_time(vcpu);
     Ok(())
 }

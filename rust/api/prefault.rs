@@ -3,12 +3,11 @@
 //! KVM_PRE_FAULT_MEMORY: maps guest memory before the guest faults on it.
 
 use crate::linux;
-use crate::linux::Sleep;
-use crate::memory::Outcome;
 use crate::uapi::{kvm_pre_fault_memory, UserArg};
 use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use npt::PageSize;
+use x86::cpu::MemError;
 
 /// Maps the range page by page, whatever their size, as reads of the guest would. What is left goes
 /// back to the caller; an error is one only if nothing was done.
@@ -36,22 +35,19 @@ fn map(vcpu: &mut LockedVcpu, range: &mut kvm_pre_fault_memory) -> Result {
             }
             linux::handle_work()?;
         }
-        match vcpu
-            .platform
-            .memory
-            .fault(range.gpa, false, true, Sleep::Allowed)
-        {
-            Outcome::Mapped => {
-                let end = vcpu.platform.memory.page_end(range.gpa);
-                let done = end.wrapping_sub(range.gpa).min(range.size);
-                range.gpa = range.gpa.wrapping_add(done);
-                range.size = range.size.wrapping_sub(done);
-            }
-            Outcome::Stale => {}
-            Outcome::Mmio => return Err(ENOENT),
+        let memory = &mut vcpu.platform.memory;
+        match memory.fault(range.gpa, false, true) {
+            Ok(()) => {}
+            Err(MemError::Unbacked) => return Err(ENOENT),
+            Err(MemError::Fault) => return Err(memory.error.take().unwrap_or(EFAULT)),
             // A read, and sleeping is allowed.
-            Outcome::ReadOnly | Outcome::WouldSleep => return Err(EIO),
-            Outcome::HostFault(error) => return Err(error),
+            Err(MemError::ReadOnly | MemError::WouldSleep) => return Err(EIO),
+        }
+        // Otherwise it was taken away again.
+        if let Some(end) = memory.page_end(range.gpa) {
+            let done = end.wrapping_sub(range.gpa).min(range.size);
+            range.gpa = range.gpa.wrapping_add(done);
+            range.size = range.size.wrapping_sub(done);
         }
     }
     Ok(())

@@ -3,7 +3,6 @@
 //! Registers of a vCPU, to and from the VMM. Conversions, no more: the rules are in the pure
 //! crates.
 
-use crate::irq::mailbox::request;
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, NestedState, UserArg};
@@ -15,6 +14,7 @@ use kernel::prelude::*;
 use svm::dispatch;
 use svm::event::QueuedInterrupt;
 use svm::inject;
+use svm::requests::Requests;
 use svm::state::MpState;
 use x86::msr::Origin;
 use x86::paging;
@@ -134,7 +134,7 @@ pub(crate) fn interrupt(vcpu: &mut LockedVcpu, interrupt: &uapi::kvm_interrupt) 
             return Err(EEXIST);
         }
         pic.vector = Some(vector);
-        vcpu.platform.mailbox.request(request::EXTINT);
+        vcpu.platform.mailbox.request(Requests::EXTINT);
         return Ok(());
     }
     if vcpu.state.events.interrupt.is_some() {

@@ -4,11 +4,11 @@
 
 use crate::linux::Sleep;
 use crate::uapi;
-use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
+use svm::requests::Requests;
 use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use svm::vmcb::Vmcb;
 use x86::cpu::GuestMemory;
@@ -189,7 +189,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
         vcpu.platform.apic.set_cr8(new.cr8 as u8);
         vcpu.vmcb.set_v_tpr(new.cr8 as u8);
     }
-    vcpu.platform.deferred |= deferred::FLUSH;
+    vcpu.platform.requests |= Requests::TLB_FLUSH;
 
     let pending = new
         .interrupt_bitmap

@@ -11,13 +11,14 @@
 //! To wake a thread costs a thousand instructions and more, so hundreds of them are not woken with
 //! interrupts off.
 
-use crate::irq::mailbox::{request, Interrupt};
+use crate::irq::mailbox::Interrupt;
 use crate::irq::vcpu_table::VcpuTable;
 use crate::linux::{self, IrqLock, TimerCallback, Work};
 use irqchip::Destination;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{Arc, Mutex, SetOnce};
+use svm::requests::Requests;
 
 /// How many messages can wait. One that finds no room is brought at once, interrupts or not.
 const ROOM: usize = 32;
@@ -155,7 +156,7 @@ impl Broadcasts {
             }
             if pic {
                 let listeners = self.vcpu_table.pic_listeners();
-                listeners.for_each(|one| one.request(request::EXTINT));
+                listeners.for_each(|one| one.request(Requests::EXTINT));
             }
             linux::cond_resched();
         }

@@ -17,7 +17,7 @@
 
 use crate::irq::broadcast::Broadcasts;
 use crate::irq::eoi::Resampler;
-use crate::irq::mailbox::{request, Interrupt};
+use crate::irq::mailbox::Interrupt;
 use crate::irq::vcpu_table::{PendingKicks, VcpuTable};
 use crate::linux::{self, IrqLock, Timer, TimerCallback};
 use crate::uapi;
@@ -30,6 +30,7 @@ use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{Arc, SetOnce};
+use svm::requests::Requests;
 
 /// The devices.
 pub(crate) struct IrqchipState {
@@ -381,7 +382,7 @@ impl Irqchip {
             return;
         }
         for mailbox in self.vcpu_table.pic_listeners() {
-            mailbox.post(request::EXTINT);
+            mailbox.post(Requests::EXTINT);
             kicks.add(mailbox);
         }
     }

@@ -26,30 +26,7 @@ use core::sync::atomic::{
 use irqchip::bits::Vectors;
 use irqchip::{DeliveryMode, Snapshot};
 use kernel::prelude::*;
-
-/// What a vCPU is asked to do before it enters its guest again. One bit each.
-pub(crate) mod request {
-    /// Flush the guest's TLB entries.
-    pub(crate) const TLB_FLUSH: u32 = 1 << 0;
-    /// Look into the inbox.
-    pub(crate) const INBOX: u32 = 1 << 1;
-    /// The LAPIC's timer has expired.
-    pub(crate) const TIMER: u32 = 1 << 2;
-    /// The PIC or the PIT may have something.
-    pub(crate) const EXTINT: u32 = 1 << 3;
-    /// An NMI.
-    pub(crate) const NMI: u32 = 1 << 4;
-    /// An INIT.
-    pub(crate) const INIT: u32 = 1 << 5;
-    /// A STARTUP IPI; its vector is in the inbox.
-    pub(crate) const SIPI: u32 = 1 << 6;
-    /// Write the paravirtual clock again.
-    pub(crate) const CLOCK: u32 = 1 << 7;
-    /// Do not stay halted.
-    pub(crate) const UNHALT: u32 = 1 << 31;
-    /// The VM's filter of MSRs has changed.
-    pub(crate) const MSR_FILTER: u32 = 1 << 16;
-}
+use svm::requests::Requests;
 
 /// `mode` of a vCPU that is not in its guest.
 const OUTSIDE: u32 = 0;
@@ -92,14 +69,14 @@ impl Mailbox {
     }
 
     /// Asks, and kicks. Any context.
-    pub(crate) fn request(&self, request: u32) {
+    pub(crate) fn request(&self, request: Requests) {
         self.post(request);
         self.kick();
     }
 
     /// Asks, for somebody who kicks later. Any context.
-    pub(crate) fn post(&self, request: u32) {
-        self.requests.fetch_or(request, SeqCst);
+    pub(crate) fn post(&self, request: Requests) {
+        self.requests.fetch_or(request.bits(), SeqCst);
     }
 
     /// Wakes the vCPU's thread, or makes it leave the guest. Any context.
@@ -130,15 +107,15 @@ impl Mailbox {
         self.post(match ipi.mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 self.put(ipi.vector, ipi.level);
-                request::INBOX
+                Requests::INBOX
             }
-            DeliveryMode::Nmi => request::NMI,
-            DeliveryMode::Init => request::INIT,
+            DeliveryMode::Nmi => Requests::NMI,
+            DeliveryMode::Init => Requests::INIT,
             DeliveryMode::StartUp => {
                 self.set_sipi_vector(ipi.vector);
-                request::SIPI
+                Requests::SIPI
             }
-            DeliveryMode::ExtInt => request::EXTINT,
+            DeliveryMode::ExtInt => Requests::EXTINT,
             // There is no system management mode, and the reserved mode does nothing.
             DeliveryMode::Smi | DeliveryMode::Reserved => return,
         });
@@ -179,13 +156,13 @@ impl Mailbox {
     }
 
     /// Takes all requests.
-    pub(crate) fn take_requests(&self) -> u32 {
-        self.requests.swap(0, SeqCst)
+    pub(crate) fn take_requests(&self) -> Requests {
+        Requests::from_bits_retain(self.requests.swap(0, SeqCst))
     }
 
     /// Takes all requests but these.
-    pub(crate) fn take_requests_but(&self, kept: u32) -> u32 {
-        self.requests.fetch_and(kept, SeqCst) & !kept
+    pub(crate) fn take_requests_but(&self, kept: Requests) -> Requests {
+        Requests::from_bits_retain(self.requests.fetch_and(kept.bits(), SeqCst)) - kept
     }
 
     /// Takes the interrupts out of the inbox: which arrived, and which of them are level-triggered.
@@ -235,7 +212,7 @@ impl Mailbox {
 impl TimerCallback for Mailbox {
     /// The LAPIC's timer.
     fn expire(&self) {
-        self.request(request::TIMER);
+        self.request(Requests::TIMER_EXPIRED);
     }
 }
 

@@ -12,7 +12,7 @@
 //! bits. What messages bring is left in the inboxes first; the vCPUs are kicked when the
 //! [`PendingKicks`] are dropped, which the sender does after it has released its locks.
 
-use crate::irq::mailbox::{request, Interrupt, Mailbox};
+use crate::irq::mailbox::{Interrupt, Mailbox};
 use crate::linux;
 use crate::memory::Flush;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -20,6 +20,7 @@ use irqchip::dest::{pick_lowest_priority, ApicModes, IdSet};
 use irqchip::{DeliveryMode, Destination, Shorthand, Snapshot};
 use kernel::prelude::*;
 use kernel::sync::{Arc, SetOnce};
+use svm::requests::Requests;
 
 /// Most vCPUs that a VM can have.
 pub(crate) const MAX_VCPUS: usize = 1024;
@@ -412,7 +413,7 @@ impl Flush for VcpuTable {
         // are sent to all at once, and all are waited for together.
         let mut cpus = linux::CpusToInterrupt::new();
         for mailbox in self.all() {
-            mailbox.post(request::TLB_FLUSH);
+            mailbox.post(Requests::TLB_FLUSH);
             if let Some(cpu) = mailbox.running_on() {
                 cpus.add(cpu);
             }

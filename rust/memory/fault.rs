@@ -3,7 +3,7 @@
 //! A nested page fault: from the guest-physical address to a mapped page.
 
 use crate::linux::compat::is_poison;
-use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
+use crate::linux::mm::{host_page_size, HostPages, MOST_PAGES};
 use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::guest_access::GuestAccess;
@@ -16,30 +16,16 @@ use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use npt::{GpaRange, Hpa, Mapping, NptEntry, PageSize, Permit, Rights};
-
-/// What became of a nested page fault.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Outcome {
-    /// The page is mapped.
-    Mapped,
-    /// It was taken away again meanwhile: run the guest again, after a look at signals.
-    Stale,
-    /// No slot is there: emulate the access as one to a device.
-    Mmio,
-    /// The slot is read-only, and this was a write: likewise.
-    ReadOnly,
-    /// The host page is not present, and the caller may not sleep now. Ask again where it may.
-    WouldSleep,
-    /// The process has no usable memory there (`EFAULT`, `EHWPOISON`), there is no memory for
-    /// tables (`ENOMEM`), or a signal came while waiting (`EINTR`).
-    HostFault(Error),
-}
+use x86::cpu::MemError;
 
 /// A vCPU's own part of the memory: a stock of table pages, where it found the last slot, and the
 /// pages that it is just mapping.
 pub(crate) struct VcpuMemory {
     vm: Arc<VmMemory>,
     pub(crate) hint: usize,
+    /// What the host's memory answered to the last [`MemError::Fault`] of a nested fault: the process
+    /// has no usable memory there (`EFAULT`, `EHWPOISON`), or there is none for tables (`ENOMEM`).
+    pub(crate) error: Option<Error>,
     /// Where the last access failed, if that was because the host's memory is poisoned.
     pub(crate) poisoned: Cell<Option<u64>>,
     ring: Option<Arc<DirtyRing>>,
@@ -63,7 +49,6 @@ struct Fault<'a> {
     /// Where the process has it.
     hva: u64,
     write: bool,
-    sleep: Sleep,
     /// A snapshot wants to hear of the first write to each page.
     keeping: bool,
     /// It has heard of this one's, or there is none.
@@ -85,6 +70,7 @@ impl VcpuMemory {
         Ok(Self {
             vm,
             hint: 0,
+            error: None,
             poisoned: Cell::new(None),
             ring,
             stock,
@@ -102,17 +88,16 @@ impl VcpuMemory {
         self.ring.as_deref()
     }
 
-    /// The same, to be kept.
+    /// [`VcpuMemory::ring`], to be kept.
     pub(crate) fn shared_ring(&self) -> Option<Arc<DirtyRing>> {
         self.ring.clone()
     }
 
-    /// Where the page ends that is mapped at `gpa`, or a small one there.
-    pub(crate) fn page_end(&self, gpa: u64) -> u64 {
+    /// Where the page ends that is mapped at `gpa`.
+    pub(crate) fn page_end(&self, gpa: u64) -> Option<u64> {
         let mmu = self.vm.mmu.lock();
-        let mapping = mmu.npt.look_up(&LockedTables::new(None), gpa);
-        let size = mapping.map_or(PageSize::Size4K, |mapping| mapping.size);
-        GpaRange::page(gpa, size).end
+        let mapping = mmu.npt.look_up(&LockedTables::new(None), gpa)?;
+        Some(GpaRange::page(gpa, mapping.size).end)
     }
 
     /// Guest memory for the emulator and the page walk.
@@ -120,42 +105,32 @@ impl VcpuMemory {
         GuestAccess::new(self, sleep)
     }
 
-    /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`.
+    /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`: the guest is run again,
+    /// after a look at signals. It faults again if the page was taken away meanwhile.
     ///
-    /// `present` says that there was a page, which does not permit the access.
+    /// `present` says that there was a page, which does not permit the access. May sleep.
     ///
-    /// Interrupts must be on. With [`Sleep::Forbidden`] it takes a spinlock at most, and preemption
-    /// may be off.
-    pub(crate) fn fault(&mut self, gpa: u64, write: bool, present: bool, sleep: Sleep) -> Outcome {
-        let FaultBuffers { cache, pages } = &mut *self.stock;
-        if !cache.is_full() {
-            if !sleep.is_allowed() {
-                return Outcome::WouldSleep;
-            }
-            if let Err(error) = cache.fill() {
-                return Outcome::HostFault(error);
-            }
-        }
+    /// # Errors
+    ///
+    /// [`MemError::Unbacked`] if no slot is there, [`MemError::ReadOnly`] for a write to a read-only
+    /// one: a device. [`MemError::Fault`] if the process has no memory: see [`Self::error`].
+    pub(crate) fn fault(
+        &mut self,
+        gpa: u64,
+        write: bool,
+        present: bool,
+    ) -> core::result::Result<(), MemError> {
         let slots = self.vm.slots();
         let Some(slot) = slots.find(gpa, &mut self.hint) else {
-            return Outcome::Mmio;
+            return Err(MemError::Unbacked);
         };
         if write && slot.read_only() {
-            return Outcome::ReadOnly;
+            return Err(MemError::ReadOnly);
         }
+        let FaultBuffers { cache, pages } = &mut *self.stock;
         let gpa = gpa & !PageSize::Size4K.offset_mask();
         let hva = slot.hva(gpa);
         let keeping = self.vm.keeping.is_on();
-        if keeping && write {
-            if !sleep.is_allowed() {
-                return Outcome::WouldSleep;
-            }
-            if let Err(error) = self.vm.keeping.keep(gpa, hva, Writer::Guest) {
-                let poisoned = error == EFAULT && is_poisoned(hva);
-                self.poisoned.set(poisoned.then_some(hva));
-                return Outcome::HostFault(error);
-            }
-        }
         let fault = Fault {
             vm: &self.vm,
             slots: &slots,
@@ -164,29 +139,42 @@ impl VcpuMemory {
             gpa,
             hva,
             write,
-            sleep,
             keeping,
             kept: write || !keeping,
             sequence: self.vm.sequence(),
         };
-        if present && fault.permit() {
-            return Outcome::Mapped;
-        }
-        let outcome = match fault.look_up(pages) {
-            Ok(Some(writable)) => fault.map(cache, pages, writable),
-            Ok(None) => Outcome::WouldSleep,
-            Err(error) if error == EAGAIN => Outcome::Stale,
-            Err(error) => {
-                self.poisoned.set(is_poison(error).then_some(fault.hva));
-                Outcome::HostFault(error)
-            }
-        };
+        let result = fault.resolve(cache, pages, present);
         pages.put();
-        outcome
+        match result {
+            Ok(()) => Ok(()),
+            // The page is going away, or the signal will be seen before the guest faults again.
+            Err(error) if error == EAGAIN || error == EINTR => Ok(()),
+            Err(error) => {
+                self.poisoned.set(is_poison(error).then_some(hva));
+                self.error = Some(error);
+                Err(MemError::Fault)
+            }
+        }
     }
 }
 
 impl Fault<'_> {
+    /// Maps the page; `EAGAIN` if it is going away.
+    #[inline]
+    fn resolve(&self, cache: &mut TableCache, pages: &mut HostPages, present: bool) -> Result {
+        if !cache.is_full() {
+            cache.fill()?;
+        }
+        if self.keeping && self.write {
+            self.vm.keeping.keep(self.gpa, self.hva, Writer::Guest)?;
+        }
+        if present && self.permit() {
+            return Ok(());
+        }
+        let writable = self.look_up(pages)?;
+        self.map(cache, pages, writable)
+    }
+
     /// Gives the right to write that only a log or a snapshot has withheld. True if there is
     /// nothing more to do.
     fn permit(&self) -> bool {
@@ -211,9 +199,9 @@ impl Fault<'_> {
     }
 
     /// Looks up the page, and those after it that are present anyway. True if the guest may write
-    /// to them; `None` if this would have to sleep, and may not.
+    /// to them.
     #[inline]
-    fn look_up(&self, pages: &mut HostPages) -> Result<Option<bool>> {
+    fn look_up(&self, pages: &mut HostPages) -> Result<bool> {
         // Not beyond the table of the last level that the page is in.
         let in_table = PageSize::Size2M.offset_mask() & !PageSize::Size4K.offset_mask();
         let to_table_end = (!self.gpa & in_table) >> 12;
@@ -222,21 +210,18 @@ impl Fault<'_> {
         // Writable is better, even for a read: it saves a second fault, and a page that is present
         // and writable for the process needs no copy.
         if !self.slot.read_only() && pages.look_up(self.hva, count, true) {
-            return Ok(Some(true));
+            return Ok(true);
         }
         if !self.write && pages.look_up(self.hva, count, false) {
-            return Ok(Some(false));
-        }
-        if !self.sleep.is_allowed() {
-            return Ok(None);
+            return Ok(false);
         }
         match pages.fetch(self.hva, self.write) {
-            Ok(()) => Ok(Some(self.write)),
+            Ok(()) => Ok(self.write),
             // SAFETY: Faults are handled in a thread of the process.
             Err(error) if error == EFAULT => unsafe {
                 pages
                     .fetch_frame(self.vm.mm(), self.hva, self.write)
-                    .map(|writable| Some(writable && !self.slot.read_only()))
+                    .map(|writable| writable && !self.slot.read_only())
             },
             Err(error) => Err(error),
         }
@@ -244,16 +229,13 @@ impl Fault<'_> {
 
     /// Maps what was found, unless the page, or the slot, is going away.
     #[inline]
-    fn map(&self, cache: &mut TableCache, pages: &HostPages, writable: bool) -> Outcome {
+    fn map(&self, cache: &mut TableCache, pages: &HostPages, writable: bool) -> Result {
         let end = self.hva.wrapping_add((pages.count() as u64) << 12);
         let mmu = self.vm.mmu.lock();
         let stale = !self.vm.is_current_list(&mmu, self.slots)
             || mmu.forbids(self.vm, self.sequence, self.hva, end);
         if stale {
-            return match self.sleep {
-                Sleep::Allowed => Outcome::Stale,
-                Sleep::Forbidden => Outcome::WouldSleep,
-            };
+            return Err(EAGAIN);
         }
         // SAFETY: The lock is held, and nothing was invalidated since the lookup, which found a
         // page.
@@ -283,15 +265,13 @@ impl Fault<'_> {
         let mut tables = LockedTables::new(Some(cache));
         let result = mmu.npt.map_run(&mut tables, mapping, ahead, ahead_rights);
         tables.finish(result.unwrap_or(npt::Flush::All), self.vm.flush());
-        match result {
-            Ok(_) => {
-                if self.write {
-                    self.slot.wrote(self.gpa, self.ring);
-                }
-                Outcome::Mapped
-            }
-            Err(_) => Outcome::HostFault(ENOMEM),
+        if result.is_err() {
+            return Err(ENOMEM);
         }
+        if self.write {
+            self.slot.wrote(self.gpa, self.ring);
+        }
+        Ok(())
     }
 
     /// The largest page that the process has at the same place as the page at `host`, and that fits

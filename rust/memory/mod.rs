@@ -60,7 +60,7 @@ use crate::linux::mm::{self, Srcu, SrcuGuard};
 use crate::linux::Sleep;
 use crate::memory::dirty_log::NewLog;
 use crate::memory::dirty_ring::DirtyRing;
-pub(crate) use crate::memory::fault::{Outcome, VcpuMemory};
+pub(crate) use crate::memory::fault::VcpuMemory;
 use crate::memory::hva_tree::{HvaNode, HvaTree};
 use crate::memory::kept_pages::Keeping;
 use crate::memory::mmu_notifier::Notifier;

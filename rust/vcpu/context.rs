@@ -6,11 +6,11 @@
 
 use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::linux::{self, IrqsOff};
-use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
 use svm::asid;
 use svm::debug_ctl;
 use svm::exit::Exit;
+use svm::requests::Requests;
 use svm::vmcb::{TlbControl, DR6_RESET};
 
 /// Whether the handler changed what [`enter_context`] has put into the CPU.
@@ -43,8 +43,8 @@ pub(crate) fn enter_context(
         linux::flush_predictors();
     }
     let mut flush = TlbControl::Nothing;
-    if vcpu.platform.deferred & deferred::FLUSH != 0 {
-        vcpu.platform.deferred &= !deferred::FLUSH;
+    if vcpu.platform.requests.intersects(Requests::TLB_FLUSH) {
+        vcpu.platform.requests.remove(Requests::TLB_FLUSH);
         match asid::flush_guest(vcpu.platform.vm.features) {
             Some(control) => flush = control,
             None => vcpu.asid = None,
@@ -129,7 +129,7 @@ fn keep_flush(vcpu: &mut LockedVcpu, local: &mut PerCpu) {
         local.asids.restart();
         vcpu.asid = None;
     } else {
-        vcpu.platform.deferred |= deferred::FLUSH;
+        vcpu.platform.requests |= Requests::TLB_FLUSH;
     }
     vcpu.vmcb.set_tlb_control(TlbControl::Nothing);
 }

@@ -18,7 +18,7 @@ pub(crate) mod user_exit;
 
 use crate::host::fpu::GuestFpu;
 use crate::host::{host, resumes, tsc_lost};
-use crate::irq::mailbox::{request, Mailbox};
+use crate::irq::mailbox::Mailbox;
 use crate::linux::Sleep;
 use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
@@ -40,8 +40,10 @@ use kernel::sync::{Arc, ArcBorrow};
 use svm::asid::Asid;
 use svm::cpu::Guest;
 use svm::features::SvmFeatures;
+use svm::requests::Requests;
 use svm::state::{MpState, VcpuState};
 use svm::vmcb::Vmcb;
+use x86::cpuid::Entry;
 
 /// Numbers the vCPUs of this boot.
 static SERIAL: Atomic<u64> = Atomic::new(1);
@@ -71,6 +73,8 @@ pub(crate) struct LockedVcpu {
     pub(crate) vmcb: Pages<Vmcb>,
     pub(crate) state: KBox<VcpuState>,
     pub(crate) platform: VcpuPlatform,
+    /// What CPUID answers.
+    pub(crate) cpuid: KVec<Entry>,
     /// Which vCPU this is, of all that ever were; never 0.
     pub(crate) serial: u64,
     /// Counters.
@@ -121,6 +125,8 @@ impl LockedVcpu {
             vmcb: &mut self.vmcb,
             state: &mut self.state,
             host: self.platform.vm.features,
+            cpuid: &mut self.cpuid,
+            policy: self.platform.vm.config.policy(),
             platform: &mut self.platform,
         }
     }
@@ -187,21 +193,20 @@ impl Vcpu {
                 apic,
                 user_pic: (!vm.irqchip.is_full()).then(UserPic::default),
                 memory: VcpuMemory::new(vm.memory.clone())?,
-                cpuid: KVec::new(),
                 fpu: GuestFpu::new(&host.fpu.layout)?,
-                deferred: 0,
+                requests: Requests::empty(),
                 ext_int: false,
                 unhalted: false,
                 yield_to: None,
                 ended: 0,
                 guest_stopped: false,
                 ipi: None,
-                host_error: None,
                 physical_bits: 36,
                 has_x2apic: false,
                 msr_filter: None,
             },
             serial: SERIAL.fetch_add(1, Relaxed),
+            cpuid: KVec::new(),
             stats: stats.clone(),
             asid: None,
             cpu: u32::MAX,
@@ -236,7 +241,7 @@ impl Vcpu {
         )?;
         vm.vcpus.add(&vcpu)?;
         // A filter that is set from now on finds the mailbox.
-        mailbox.request(request::MSR_FILTER);
+        mailbox.request(Requests::MSR_FILTER);
         if let Some(address) = address {
             vm.vcpu_table.publish_apic(&mailbox, address);
         }

@@ -4,10 +4,10 @@
 
 use crate::host::fpu::GuestFpu;
 use crate::irq::irqchip::Irqchip;
-use crate::irq::mailbox::{request, Interrupt, Mailbox};
+use crate::irq::mailbox::{Interrupt, Mailbox};
 use crate::linux;
 use crate::linux::Sleep;
-use crate::memory::{Outcome, VcpuMemory};
+use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
 use crate::vcpu::apic::{Apic, UserPic};
 use crate::vm::msr_filter::MsrFilter;
@@ -15,45 +15,13 @@ use crate::vm::Vm;
 use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
 use irqchip::{DeliveryMode, Destination, Now};
-use kernel::prelude::*;
 use kernel::sync::Arc;
-use svm::dispatch::{FaultOutcome, Platform, Policy};
-use svm::exit::NestedError;
+use svm::dispatch::Platform;
 use svm::inject::InterruptSource;
+use svm::requests::Requests;
 use x86::cpu::{GuestMemory, MemError};
-use x86::cpuid::{self, Dynamic, Entry};
 use x86::msr::Origin;
 use x86::regs::Exception;
-
-/// Work that a handler leaves to the run loop, which has the whole vCPU at hand. One bit each.
-pub(crate) mod deferred {
-    /// Set the LAPIC's timer anew.
-    pub(crate) const TIMER: u32 = 1 << 0;
-    /// Write the paravirtual clock.
-    pub(crate) const PV_CLOCK: u32 = 1 << 1;
-    /// Write the paravirtual wall clock.
-    pub(crate) const PV_WALL_CLOCK: u32 = 1 << 2;
-    /// Flush the guest's TLB entries before the next VMRUN.
-    pub(crate) const FLUSH: u32 = 1 << 3;
-    /// Tell the VMM's IOAPIC that an interrupt has ended: `ended` in the parts says which.
-    pub(crate) const EOI: u32 = 1 << 4;
-    /// Tell the resamplers whose interrupts have ended.
-    pub(crate) const TELL: u32 = 1 << 5;
-    /// Tell the VMM that its debugger's single step is done.
-    pub(crate) const STEPPED: u32 = 1 << 6;
-    /// Begin to count the time that is stolen from the guest.
-    pub(crate) const STEAL_TIME: u32 = 1 << 7;
-    /// Let another vCPU have this CPU: `yield_to` in the parts, or any.
-    pub(crate) const YIELD: u32 = 1 << 8;
-    /// Bring in the page of the guest's paravirtual EOI.
-    pub(crate) const EOI_PAGE: u32 = 1 << 9;
-    /// Send `ipi` in the parts, as soon as interrupts are on.
-    pub(crate) const IPI: u32 = 1 << 10;
-    /// Write the caches back, for a device that reaches memory past them.
-    pub(crate) const WBINVD: u32 = 1 << 11;
-    /// What KVM_RUN returns for.
-    pub(crate) const FOR_VMM: u32 = EOI | STEPPED;
-}
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`]: what surrounds it, as the
 /// handlers see it.
@@ -73,26 +41,22 @@ pub(crate) struct VcpuPlatform {
     pub(crate) user_pic: Option<UserPic>,
     /// The guest's memory.
     pub(crate) memory: VcpuMemory,
-    /// What CPUID answers.
-    pub(crate) cpuid: KVec<Entry>,
     /// x87, SSE and extended registers, while the guest is not in the CPU.
     pub(crate) fpu: GuestFpu,
-    /// See [`deferred`].
-    pub(crate) deferred: u32,
+    /// What the handlers have put off.
+    pub(crate) requests: Requests,
     /// The PIC's output is up, and this vCPU takes it.
     pub(crate) ext_int: bool,
     /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
     pub(crate) unhalted: bool,
-    /// The APIC ID of `deferred::YIELD`.
+    /// The APIC ID for [`Requests::YIELD`]; without one, any vCPU will do.
     pub(crate) yield_to: Option<u32>,
-    /// The vector of `deferred::EOI`.
+    /// The vector for [`Requests::EOI`].
     pub(crate) ended: u8,
     /// The next update of the clock tells that the guest was stopped.
     pub(crate) guest_stopped: bool,
     /// A message to be sent as soon as interrupts are on.
     pub(crate) ipi: Option<Ipi>,
-    /// Why the guest's memory could not be had.
-    pub(crate) host_error: Option<Error>,
     /// Width of the guest's physical addresses.
     pub(crate) physical_bits: u8,
     /// The guest's CPUID has x2APIC.
@@ -123,7 +87,7 @@ impl VcpuPlatform {
     /// Sends what a handler has put off. Interrupts are on.
     #[cold]
     pub(crate) fn send_ipi(&mut self) {
-        self.deferred &= !deferred::IPI;
+        self.requests.remove(Requests::IPI);
         let vcpu_table = &self.vm.vcpu_table;
         match self.ipi.take() {
             Some(Ipi::To(to, interrupt)) => {
@@ -138,7 +102,7 @@ impl VcpuPlatform {
     #[cold]
     fn send_later(&mut self, ipi: Ipi) {
         self.ipi = Some(ipi);
-        self.deferred |= deferred::IPI;
+        self.requests |= Requests::IPI;
     }
 
     fn irqchip(&self) -> &Irqchip {
@@ -168,11 +132,11 @@ impl VcpuPlatform {
                     self.send_later(Ipi::To(ipi.dest, interrupt));
                 }
             }
-            Effect::Timer => self.deferred |= deferred::TIMER,
+            Effect::Timer => self.requests |= Requests::SET_TIMER,
             Effect::Routing => {
-                self.deferred |= deferred::TIMER;
+                self.requests |= Requests::SET_TIMER;
                 // LINT0 may have been opened or closed to the PIC.
-                self.mailbox.request(request::EXTINT);
+                self.mailbox.request(Requests::EXTINT);
                 if let Some(lapic) = self.apic.kernel() {
                     self.vm
                         .vcpu_table
@@ -190,14 +154,14 @@ impl VcpuPlatform {
             self.note_resample();
         } else if self.irqchip().tells_vmm_of_eoi() {
             self.ended = vector;
-            self.deferred |= deferred::EOI;
+            self.requests |= Requests::EOI;
         }
     }
 
     /// A controller may have ended interrupts that resamplers are to hear of.
     fn note_resample(&mut self) {
         if self.irqchip().has_resample_pending() {
-            self.deferred |= deferred::TELL;
+            self.requests |= Requests::RESAMPLE;
         }
     }
 
@@ -232,10 +196,6 @@ impl GuestMemory for VcpuPlatform {
 }
 
 impl Platform for VcpuPlatform {
-    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
-        cpuid::guest_view(&self.cpuid, function, index, dynamic)
-    }
-
     fn tsc(&self) -> u64 {
         linux::rdtsc()
     }
@@ -286,31 +246,6 @@ impl Platform for VcpuPlatform {
             || self.vm.coalesced.put(false, gpa, data)
     }
 
-    fn nested_fault(&mut self, gpa: u64, error: NestedError) -> FaultOutcome {
-        // With interrupts off the locks of guest memory are out of bounds.
-        if !self.sleep.is_allowed() {
-            return FaultOutcome::WouldSleep;
-        }
-        let write = error.contains(NestedError::WRITE);
-        let present = error.contains(NestedError::PRESENT);
-        match self.memory.fault(gpa, write, present, Sleep::Allowed) {
-            Outcome::Mapped | Outcome::Stale => FaultOutcome::Mapped,
-            Outcome::Mmio => FaultOutcome::Mmio,
-            Outcome::ReadOnly => FaultOutcome::ReadOnlyWrite,
-            Outcome::WouldSleep => FaultOutcome::WouldSleep,
-            // The signal will be seen before the guest faults again.
-            Outcome::HostFault(error) if error == EINTR => FaultOutcome::Mapped,
-            Outcome::HostFault(error) => {
-                self.host_error = Some(error);
-                FaultOutcome::HostFault
-            }
-        }
-    }
-
-    fn policy(&self) -> Policy {
-        self.vm.config.policy()
-    }
-
     #[inline]
     fn msr_denied(&self, index: u32, write: bool) -> bool {
         match &self.msr_filter {
@@ -322,15 +257,6 @@ impl Platform for VcpuPlatform {
     fn flush_predictors(&mut self) -> bool {
         linux::flush_predictors();
         linux::host_has_ibpb()
-    }
-
-    fn show_mwait(&mut self, on: bool) {
-        /// MONITOR and MWAIT, in ECX.
-        const MWAIT: u32 = 1 << 3;
-        let leaves = self.cpuid.iter_mut();
-        for leaf in leaves.filter(|leaf| leaf.function == cpuid::function::FEATURES) {
-            leaf.ecx = (leaf.ecx & !MWAIT) | if on { MWAIT } else { 0 };
-        }
     }
 
     fn apic_base(&self) -> u64 {
@@ -400,22 +326,15 @@ impl Platform for VcpuPlatform {
         self.vm.clock.sync_tsc(value, offset)
     }
 
-    fn tsc_changed(&mut self) {
-        self.deferred |= deferred::TIMER | deferred::PV_CLOCK;
-    }
-
-    fn flush_tlb(&mut self) {
-        self.deferred |= deferred::FLUSH;
+    #[inline]
+    fn request(&mut self, requests: Requests) {
+        self.requests |= requests;
     }
 
     fn wbinvd(&mut self) {
         if self.vm.vfio.is_noncoherent() {
-            self.deferred |= deferred::WBINVD;
+            self.requests |= Requests::WBINVD;
         }
-    }
-
-    fn stepped(&mut self) {
-        self.deferred |= deferred::STEPPED;
     }
 
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
@@ -424,16 +343,12 @@ impl Platform for VcpuPlatform {
 
     fn wake(&mut self, apic_id: u32) {
         let meant = self.vm.vcpu_table.by_apic_id(IdSet::one(apic_id));
-        meant.for_each(|mailbox| mailbox.request(request::UNHALT));
+        meant.for_each(|mailbox| mailbox.request(Requests::UNHALT));
     }
 
     fn yield_to(&mut self, apic_id: u32) {
         self.yield_to = Some(apic_id);
-        self.pause();
-    }
-
-    fn pause(&mut self) {
-        self.deferred |= deferred::YIELD;
+        self.requests |= Requests::YIELD;
     }
 
     fn send_ipis(&mut self, first: u32, bits: u128, message: u32) -> u32 {
@@ -451,18 +366,6 @@ impl Platform for VcpuPlatform {
             self.send_later(Ipi::Set(ids, interrupt));
         }
         count
-    }
-
-    fn pv_wall_clock(&mut self, _value: u64) {
-        self.deferred |= deferred::PV_WALL_CLOCK;
-    }
-
-    fn pv_system_time(&mut self, _value: u64) {
-        self.deferred |= deferred::PV_CLOCK;
-    }
-
-    fn pv_steal_time(&mut self) {
-        self.deferred |= deferred::STEAL_TIME;
     }
 }
 
@@ -507,7 +410,7 @@ impl InterruptSource for VcpuPlatform {
             let vector = self.irqchip().acknowledge_pic();
             if self.irqchip().has_resample_pending() {
                 // It ended at once. The guest is about to run: leave it again.
-                self.deferred |= deferred::TELL;
+                self.requests |= Requests::RESAMPLE;
                 linux::kick_cpu(linux::cpu());
             }
             self.ext_int = self.irqchip().pic_output();

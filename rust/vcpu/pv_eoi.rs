@@ -14,8 +14,8 @@
 
 use crate::linux::Sleep;
 use crate::memory::guest_access::GuestAccess;
-use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
+use svm::requests::Requests;
 use x86::cpu::{GuestMemory, MemError};
 
 /// After a page could not be written, even by waiting for it, so many entries go without a try.
@@ -55,7 +55,7 @@ fn offer_at(vcpu: &mut LockedVcpu, gpa: u64) {
         // Without a page the register remains; next time it may be there.
         match access(vcpu, gpa, Sleep::Forbidden).write_gpa(gpa, &[1]) {
             Ok(()) => vcpu.pv_eoi_offered = true,
-            Err(MemError::WouldSleep) => vcpu.platform.deferred |= deferred::EOI_PAGE,
+            Err(MemError::WouldSleep) => vcpu.platform.requests |= Requests::EOI_PAGE,
             Err(_) => {}
         }
     }

@@ -6,11 +6,11 @@ use crate::host;
 use crate::linux;
 use crate::linux::{IrqsOff, Sleep};
 use crate::uapi::{self, UserArg};
-use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
 use crate::vm::clock::real_ns;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
+use svm::requests::Requests;
 use x86::cpu::GuestMemory;
 use x86::pvclock::{next_version, PvClock, Scale, WallClock};
 
@@ -19,7 +19,7 @@ const SYSTEM_TIME_ON: u64 = 1;
 
 /// Timers and the clock page follow what the VMM has changed.
 pub(crate) fn touch_time(vcpu: &mut LockedVcpu) {
-    vcpu.platform.deferred |= deferred::TIMER | deferred::PV_CLOCK;
+    vcpu.platform.requests |= Requests::SET_TIMER | Requests::PV_CLOCK;
 }
 
 /// KVM_{HAS,GET,SET}_DEVICE_ATTR of a vCPU: its TSC offset.
@@ -76,7 +76,7 @@ pub(crate) fn pause_notice(vcpu: &mut LockedVcpu) -> Result<c_long> {
         return Err(EINVAL);
     }
     vcpu.platform.guest_stopped = true;
-    vcpu.platform.deferred |= deferred::PV_CLOCK;
+    vcpu.platform.requests |= Requests::PV_CLOCK;
     Ok(0)
 }
 

@@ -3,16 +3,15 @@
 //! What others ask of a vCPU, and what its own handlers have put off: done with interrupts on.
 
 use crate::host::host;
-use crate::irq::mailbox::request;
 use crate::linux;
 use crate::vcpu::halt;
-use crate::vcpu::platform::deferred;
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::steal_time;
 use crate::vcpu::LockedVcpu;
 use crate::vm::stats::Count;
 use svm::inject::{self, InterruptSource};
+use svm::requests::Requests;
 use svm::state::MpState;
 use x86::cpuid;
 use x86::regs::Rflags;
@@ -66,51 +65,50 @@ pub(crate) fn process_requests(vcpu: &mut LockedVcpu) {
 /// The same for a VMM that is about to read or set the state. The local APIC's timer waits for
 /// KVM_RUN: its registers are not all in one ioctl, and must not change between two.
 pub(crate) fn process_requests_for_state(vcpu: &mut LockedVcpu) {
-    let requests = vcpu.platform.mailbox.take_requests_but(request::TIMER);
+    let requests = vcpu
+        .platform
+        .mailbox
+        .take_requests_but(Requests::TIMER_EXPIRED);
     serve_these(vcpu, requests);
 }
 
-fn serve_these(vcpu: &mut LockedVcpu, requests: u32) {
-    if requests & request::TLB_FLUSH != 0 {
-        vcpu.platform.deferred |= deferred::FLUSH;
-    }
-    if requests & request::INBOX != 0 {
+fn serve_these(vcpu: &mut LockedVcpu, requests: Requests) {
+    // These are done where the guest's memory, or the CPU, is at hand.
+    vcpu.platform.requests |= requests & (Requests::TLB_FLUSH | Requests::PV_CLOCK);
+    if requests.intersects(Requests::INBOX) {
         let (requests, levels) = vcpu.platform.mailbox.take_interrupts();
         if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             lapic.merge(&requests, &levels);
         }
     }
-    if requests & request::TIMER != 0 {
+    if requests.intersects(Requests::TIMER_EXPIRED) {
         let now = halt::meet_deadline(vcpu);
         if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             if lapic.timer_expired(now) {
                 vcpu.stats.count(Count::Timer);
             }
-            vcpu.platform.deferred |= deferred::TIMER;
+            vcpu.platform.requests |= Requests::SET_TIMER;
         }
     }
-    if requests & request::EXTINT != 0 {
+    if requests.intersects(Requests::EXTINT) {
         let lapic = vcpu.platform.apic.kernel();
         let takes = lapic.is_some_and(|lapic| lapic.accepts_pic_interrupt());
         vcpu.platform.ext_int = takes
             && (vcpu.platform.user_vector().is_some() || vcpu.platform.vm.irqchip.pic_output());
     }
-    if requests & request::NMI != 0 {
+    if requests.intersects(Requests::NMI) {
         vcpu.state.events.raise_nmi();
     }
-    if requests & request::INIT != 0 {
+    if requests.intersects(Requests::INIT) {
         init(vcpu);
     }
-    if requests & request::SIPI != 0 && vcpu.state.mp_state == MpState::InitReceived {
+    if requests.intersects(Requests::SIPI) && vcpu.state.mp_state == MpState::InitReceived {
         vcpu.state
             .start_up(&mut vcpu.vmcb, vcpu.platform.mailbox.sipi_vector());
     }
-    vcpu.platform.unhalted |= requests & request::UNHALT != 0;
-    if requests & request::MSR_FILTER != 0 {
+    vcpu.platform.unhalted |= requests.intersects(Requests::UNHALT);
+    if requests.intersects(Requests::MSR_FILTER) {
         set_msr_filter(vcpu);
-    }
-    if requests & request::CLOCK != 0 {
-        vcpu.platform.deferred |= deferred::PV_CLOCK;
     }
 }
 
@@ -129,7 +127,7 @@ pub(crate) fn set_msr_filter(vcpu: &mut LockedVcpu) {
 
 /// Family, model and stepping, which RDX holds after RESET and INIT.
 fn signature(vcpu: &LockedVcpu) -> u32 {
-    let [eax, ..] = cpuid::lookup(&vcpu.platform.cpuid, cpuid::function::FEATURES, 0);
+    let [eax, ..] = cpuid::lookup(&vcpu.cpuid, cpuid::function::FEATURES, 0);
     eax
 }
 
@@ -150,36 +148,36 @@ fn init(vcpu: &mut LockedVcpu) {
         } else {
             MpState::InitReceived
         };
-        vcpu.platform.deferred |= deferred::TIMER;
-        vcpu.platform.mailbox.request(request::EXTINT);
+        vcpu.platform.requests |= Requests::SET_TIMER;
+        vcpu.platform.mailbox.request(Requests::EXTINT);
     }
-    vcpu.platform.deferred |= deferred::FLUSH;
+    vcpu.platform.requests |= Requests::TLB_FLUSH;
 }
 
 /// Does what the handlers have put off.
 pub(crate) fn process_deferred(vcpu: &mut LockedVcpu) {
-    let work = core::mem::take(&mut vcpu.platform.deferred);
-    // Kept: until the CPU is known, where `load` flushes; and for the VMM.
-    vcpu.platform.deferred |= work & (deferred::FLUSH | deferred::FOR_VMM);
-    if work & deferred::TELL != 0 {
+    let work = core::mem::take(&mut vcpu.platform.requests);
+    // Kept: until the CPU is known, where `enter_context` flushes; and for the VMM.
+    vcpu.platform.requests |= work & (Requests::TLB_FLUSH | Requests::FOR_VMM);
+    if work.intersects(Requests::RESAMPLE) {
         vcpu.platform.vm.irqchip.signal_resamplers();
     }
-    if work & deferred::YIELD != 0 {
+    if work.intersects(Requests::YIELD) {
         halt::yield_cpu(vcpu);
     }
-    if work & deferred::TIMER != 0 {
+    if work.intersects(Requests::SET_TIMER) {
         halt::set_timer(vcpu);
     }
-    if work & (deferred::PV_CLOCK | deferred::PV_WALL_CLOCK) != 0 {
-        pvclock::update(vcpu, work & deferred::PV_WALL_CLOCK != 0);
+    if work.intersects(Requests::PV_CLOCK | Requests::PV_WALL_CLOCK) {
+        pvclock::update(vcpu, work.intersects(Requests::PV_WALL_CLOCK));
     }
-    if work & deferred::WBINVD != 0 {
+    if work.intersects(Requests::WBINVD) {
         linux::wbinvd();
     }
-    if work & deferred::EOI_PAGE != 0 {
+    if work.intersects(Requests::EOI_PAGE) {
         pv_eoi::fetch_page(vcpu);
     }
-    if work & deferred::STEAL_TIME != 0 {
+    if work.intersects(Requests::STEAL_TIME) {
         steal_time::start(vcpu);
     }
 }

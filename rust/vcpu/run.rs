@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   requests, pending work, block on HLT                interrupts on, may sleep
-//!   ┌ window: interrupts off, guest's registers in the CPU
+//!   ┌ interrupts off, guest's registers in the CPU
 //!   │   ┌ inject, VMRUN, take back, decode, dispatch
 //!   │   └ as long as the handler says Resume and nobody asks for anything
 //!   └ host's registers back, interrupts on
@@ -17,7 +17,6 @@ use crate::uapi;
 use crate::vcpu::apic::Apic;
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
-use crate::vcpu::platform::deferred;
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests::{
@@ -29,9 +28,10 @@ use crate::vcpu::LockedVcpu;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::dispatch::{self, Action, UserExit};
-use svm::exit::{Exit, ExitCode};
+use svm::exit::{Exit, ExitCode, NestedError};
 use svm::inject::{self, Entry};
 use svm::io::UserIo;
+use svm::requests::Requests;
 use svm::state::MpState;
 use svm::vmcb::TlbControl;
 use x86::regs::vector;
@@ -44,7 +44,7 @@ pub(crate) fn run(vcpu: &mut LockedVcpu) -> Result<c_long> {
     let old_mask = vcpu.signal_mask.as_ref().map(linux::set_signal_mask);
     let result = run_unmasked(vcpu);
     vcpu.platform.mailbox.runner.clear();
-    if vcpu.platform.deferred & deferred::TELL != 0 {
+    if vcpu.platform.requests.intersects(Requests::RESAMPLE) {
         process_deferred(vcpu);
     }
     if let Some(mask) = &old_mask {
@@ -110,22 +110,30 @@ fn run_unmasked(vcpu: &mut LockedVcpu) -> Result<RunExit> {
         if let Some(leave) = pre_entry(vcpu)? {
             return Ok(leave);
         }
-        let left = window(vcpu);
+        let left = run_irqs_off(vcpu);
         pv_eoi::take_back(vcpu, Sleep::Allowed);
         let action = match left? {
-            None => {
+            Left::Yield => {
                 linux::cond_resched();
                 continue;
             }
-            Some(Action::NeedSleep) => {
-                let exit = Exit::decode(&vcpu.vmcb);
-                dispatch::dispatch(&mut vcpu.guest(Sleep::Allowed), exit)
-            }
-            Some(action) => action,
+            Left::Exit(Exit::NestedFault { gpa, error }) => nested_fault(vcpu, gpa, error),
+            Left::Exit(exit) => dispatch::dispatch(&mut vcpu.guest(Sleep::Allowed), exit),
+            Left::Handled(action) => action,
         };
         if let Some(leave) = apply_action(vcpu, action)? {
             return Ok(leave);
         }
+    }
+}
+
+/// A nested fault is memory's, unless no memory is there for the access: a device.
+fn nested_fault(vcpu: &mut LockedVcpu, gpa: u64, error: NestedError) -> Action {
+    let write = error.contains(NestedError::WRITE);
+    let present = error.contains(NestedError::PRESENT);
+    match vcpu.platform.memory.fault(gpa, write, present) {
+        Ok(()) => Action::Resume,
+        Err(why) => dispatch::nested_fault(&mut vcpu.guest(Sleep::Allowed), gpa, error, why),
     }
 }
 
@@ -160,9 +168,9 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
         if vcpu.platform.memory.keeping.is_exceeded() {
             return Err(ENOSPC);
         }
-        if vcpu.platform.deferred != 0 {
+        if !vcpu.platform.requests.is_empty() {
             process_deferred(vcpu);
-            if vcpu.platform.deferred & deferred::FOR_VMM != 0 {
+            if vcpu.platform.requests.intersects(Requests::FOR_VMM) {
                 return exit_for_deferred(vcpu).map(Some);
             }
         }
@@ -193,28 +201,39 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
 /// What the handlers have put off that is the VMM's.
 #[cold]
 fn exit_for_deferred(vcpu: &mut LockedVcpu) -> Result<RunExit> {
-    if vcpu.platform.deferred & deferred::EOI != 0 {
-        vcpu.platform.deferred &= !deferred::EOI;
+    if vcpu.platform.requests.intersects(Requests::EOI) {
+        vcpu.platform.requests.remove(Requests::EOI);
         vcpu.platform.run_page.set_eoi(vcpu.platform.ended);
     } else {
-        vcpu.platform.deferred &= !deferred::STEPPED;
+        vcpu.platform.requests.remove(Requests::STEPPED);
         to_user(vcpu, UserExit::STEPPED)?;
     }
     Ok(RunExit::ToUser)
 }
 
-/// The guest in the CPU: from here on interrupts are off, until the last exit is decoded. `None` if
-/// another thread had better have the CPU. After [`Action::NeedSleep`] the exit is still in the
-/// VMCB.
-fn window(vcpu: &mut LockedVcpu) -> Result<Option<Action>> {
+/// How the guest was left.
+enum Left {
+    /// Another thread had better have the CPU.
+    Yield,
+    /// The last exit was handled; what follows from it is to be done.
+    Handled(Action),
+    /// The last exit is to be handled where sleeping is allowed.
+    Exit(Exit),
+}
+
+/// Resumes the guest as soon as that is in order.
+const RESUME: Left = Left::Handled(Action::Resume);
+
+/// The guest in the CPU: from here on interrupts are off, until the last exit is decoded.
+fn run_irqs_off(vcpu: &mut LockedVcpu) -> Result<Left> {
     let host = host().ok_or(ENODEV)?;
     // SAFETY: They are on in the thread's own system call.
     let mut irqs = unsafe { IrqsOff::new() };
     vcpu.platform.mailbox.enter(&irqs);
     let result = match host.local(&mut irqs) {
         // The CPU is going offline or down. The thread will be moved, or it dies.
-        Some((local, _)) if !local.is_on() => Ok(None),
-        Some((_, irqs)) if pvclock::is_elsewhere(vcpu, irqs) => Ok(Some(Action::Resume)),
+        Some((local, _)) if !local.is_on() => Ok(Left::Yield),
+        Some((_, irqs)) if pvclock::is_elsewhere(vcpu, irqs) => Ok(RESUME),
         Some((local, irqs)) if !must_leave(vcpu) => {
             host.refresh_hsave(irqs);
             enter_context(vcpu, host, local, irqs);
@@ -225,11 +244,11 @@ fn window(vcpu: &mut LockedVcpu) -> Result<Option<Action>> {
             }
             result
         }
-        _ => Ok(None),
+        _ => Ok(Left::Yield),
     };
     vcpu.platform.mailbox.leave();
     drop(irqs);
-    if vcpu.platform.deferred & deferred::IPI != 0 {
+    if vcpu.platform.requests.intersects(Requests::IPI) {
         vcpu.platform.send_ipi();
     }
     result
@@ -250,7 +269,7 @@ fn must_leave(vcpu: &LockedVcpu) -> bool {
 /// But an event that is injected comes before an interrupt, and a guest can make its delivery raise
 /// the same exception again, for ever: #AC on a misaligned stack, #DB on a stack with a breakpoint.
 /// So interrupts are let in after each exception.
-fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Option<Action>> {
+fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left> {
     let features = vcpu.platform.vm.features;
     let (vmcb, save) = (vcpu.vmcb.phys(), host.host_save(irqs));
     let tracing = linux::tracing();
@@ -261,12 +280,11 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Opti
         if let Some(lapic) = vcpu.platform.apic.kernel() {
             vcpu.vmcb.set_v_tpr(lapic.cr8() as u8);
         }
-        let guest = vcpu.guest(Sleep::Forbidden);
-        let entry = inject::prepare(guest.vmcb, guest.state, guest.platform);
+        let entry = inject::prepare(&mut vcpu.vmcb, &mut vcpu.state, &mut vcpu.platform);
         follow_debug_ctl(vcpu);
         if entry != Entry::Run {
             if entry == Entry::Shutdown {
-                return Ok(Some(Action::User(UserExit::Shutdown)));
+                return Ok(Left::Handled(Action::User(UserExit::Shutdown)));
             }
             // The event in EVENTINJ comes first, then this ends the guest: the NMI that waits is
             // next.
@@ -311,30 +329,30 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Opti
         }
         match exit {
             // They are taken as soon as interrupts are on.
-            Exit::Intr | Exit::Smi | Exit::Init => return Ok(Some(Action::Resume)),
+            Exit::Intr | Exit::Smi | Exit::Init => return Ok(RESUME),
             // Taken already, when GIF was set.
-            Exit::Nmi => return Ok(Some(Action::Resume)),
+            Exit::Nmi => return Ok(RESUME),
             Exit::Exception {
                 vector: vector::MC, ..
             } => {
                 // For when the host's own state is back.
                 vcpu.machine_check = true;
-                return Ok(Some(Action::Resume));
+                return Ok(RESUME);
             }
             // They take locks whose holders may wait for this CPU to take an interrupt.
-            Exit::NestedFault { .. } => return Ok(Some(Action::NeedSleep)),
-            // Many doorbells at once, each with many who wait for it.
-            Exit::Io(io) if io.string => return Ok(Some(Action::NeedSleep)),
+            Exit::NestedFault { .. } => return Ok(Left::Exit(exit)),
+            // Many doorbells at once, each with many waiters.
+            Exit::Io(io) if io.string => return Ok(Left::Exit(exit)),
             // The VMM waits for the window.
-            Exit::Vintr if vcpu.platform.user_window() => return Ok(Some(Action::Resume)),
+            Exit::Vintr if vcpu.platform.user_window() => return Ok(RESUME),
             _ => {}
         }
         if !pv_eoi::take_back(vcpu, Sleep::Forbidden) {
-            return Ok(Some(Action::NeedSleep));
+            return Ok(Left::Exit(exit));
         }
         let action = dispatch::dispatch(&mut vcpu.guest(Sleep::Forbidden), exit);
         if !matches!(action, Action::Resume)
-            || vcpu.platform.deferred != 0
+            || !vcpu.platform.requests.is_empty()
             || vcpu.platform.mailbox.has_requests()
             || context_is_stale(vcpu, host, &exit)
             || vcpu
@@ -345,7 +363,10 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Opti
             || (may_wake(&exit) && linux::work_pending())
             || matches!(exit, Exit::Exception { .. })
         {
-            return Ok(Some(action));
+            return Ok(match action {
+                Action::NeedSleep => Left::Exit(exit),
+                action => Left::Handled(action),
+            });
         }
     }
 }

@@ -10,11 +10,9 @@
 
 use crate::host;
 use crate::host::fpu;
-use crate::irq::mailbox::request;
 use crate::linux::Pages;
 use crate::uapi::run_page::Answer;
 use crate::vcpu::apic::{Apic, UserPic};
-use crate::vcpu::platform::deferred;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::user_exit::set_common;
@@ -24,6 +22,7 @@ use crate::vm::Vm;
 use irqchip::{Ioapic, Pic, Pit};
 use kernel::prelude::*;
 use svm::io::UserIo;
+use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
@@ -31,7 +30,7 @@ use x86::cpuid::Entry;
 /// The small values of [`LockedVcpu`] and its platform.
 #[derive(Clone, Copy)]
 struct Small {
-    deferred: u32,
+    requests: Requests,
     ext_int: bool,
     user_pic: Option<UserPic>,
     unhalted: bool,
@@ -78,7 +77,7 @@ impl VcpuSnapshot {
         state.extend_from_slice(core::slice::from_ref(&*vcpu.state), GFP_KERNEL_ACCOUNT)?;
         let platform = &vcpu.platform;
         let mut cpuid = KVec::new();
-        cpuid.extend_from_slice(&platform.cpuid, GFP_KERNEL_ACCOUNT)?;
+        cpuid.extend_from_slice(&vcpu.cpuid, GFP_KERNEL_ACCOUNT)?;
         Ok(Self {
             serial: vcpu.serial,
             id: vcpu.platform.mailbox.id,
@@ -88,7 +87,7 @@ impl VcpuSnapshot {
             fpu: platform.fpu.area.try_clone()?,
             cpuid,
             small: Small {
-                deferred: platform.deferred,
+                requests: platform.requests,
                 ext_int: platform.ext_int,
                 user_pic: platform.user_pic,
                 unhalted: platform.unhalted,
@@ -116,7 +115,7 @@ impl VcpuSnapshot {
 
     /// Does beforehand what could fail.
     pub(crate) fn prepare(&self, vcpu: &mut LockedVcpu) -> Result {
-        let cpuid = &mut vcpu.platform.cpuid;
+        let cpuid = &mut vcpu.cpuid;
         let more = self.cpuid.len().saturating_sub(cpuid.len());
         Ok(cpuid.reserve(more, GFP_KERNEL_ACCOUNT)?)
     }
@@ -157,7 +156,7 @@ impl VcpuSnapshot {
                 .vcpu_table
                 .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
         }
-        vcpu.platform.mailbox.post(request::EXTINT);
+        vcpu.platform.mailbox.post(Requests::EXTINT);
         vcpu.platform.run_page.put_back(&self.answer);
         set_common(vcpu);
     }
@@ -172,13 +171,14 @@ impl VcpuSnapshot {
         let passed_ns = passed.map_or(0, |passed| passed.ns);
         platform.apic.put_back(&self.apic, passed_ns);
         platform.fpu.area.copy_from(&self.fpu);
-        platform.cpuid.clear();
+        vcpu.cpuid.clear();
         // `prepare` has made room.
-        let _ = platform
+        let _ = vcpu
             .cpuid
             .extend_from_slice(&self.cpuid, GFP_KERNEL_ACCOUNT);
         // The guest's page tables are others, and its timers and clock are to be set.
-        platform.deferred = small.deferred | deferred::FLUSH | deferred::TIMER | deferred::PV_CLOCK;
+        platform.requests =
+            small.requests | Requests::TLB_FLUSH | Requests::SET_TIMER | Requests::PV_CLOCK;
         platform.ext_int = small.ext_int;
         platform.user_pic = small.user_pic;
         platform.unhalted = small.unhalted;
@@ -186,7 +186,7 @@ impl VcpuSnapshot {
         platform.ended = small.ended;
         platform.guest_stopped = small.guest_stopped;
         platform.ipi = None;
-        platform.host_error = None;
+        platform.memory.error = None;
         platform.physical_bits = small.physical_bits;
         platform.has_x2apic = small.has_x2apic;
     }

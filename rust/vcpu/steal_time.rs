@@ -14,8 +14,8 @@
 
 use crate::linux;
 use crate::linux::Sleep;
-use crate::vcpu::platform::deferred;
 use crate::vcpu::LockedVcpu;
+use svm::requests::Requests;
 use x86::cpu::{GuestMemory, MemError};
 
 /// What is known of the vCPU's thread.
@@ -68,7 +68,7 @@ pub(crate) fn after_pause(vcpu: &mut LockedVcpu) {
             if update(vcpu, record, run_delay).is_err() {
                 // It may still say that the vCPU does not run: others may leave their flushes
                 // there.
-                vcpu.platform.deferred |= deferred::FLUSH;
+                vcpu.platform.requests |= Requests::TLB_FLUSH;
             }
         }
     }
@@ -85,7 +85,7 @@ fn update(vcpu: &mut LockedVcpu, record: u64, run_delay: u64) -> Result<(), MemE
     }
     vcpu.steal.pending = false;
     if preempted & VCPU_FLUSH_TLB != 0 {
-        vcpu.platform.deferred |= deferred::FLUSH;
+        vcpu.platform.requests |= Requests::TLB_FLUSH;
     }
     let mut steal = [0; 8];
     let mut version = [0; 4];

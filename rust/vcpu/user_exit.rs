@@ -75,7 +75,7 @@ pub(crate) fn to_user(vcpu: &mut LockedVcpu, exit: UserExit) -> Result {
 /// guest a machine check.
 #[cold]
 fn no_memory(vcpu: &mut LockedVcpu) -> Error {
-    let error = vcpu.platform.host_error.take();
+    let error = vcpu.platform.memory.error.take();
     // An access that failed since may have left its address: what a nested fault says of itself
     // counts.
     let poisoned = vcpu.platform.memory.poisoned.take();

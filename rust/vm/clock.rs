@@ -3,12 +3,12 @@
 //! The clock of a VM, and the TSC that its vCPUs share (Documentation/virt/kvm/api.rst).
 
 use crate::host;
-use crate::irq::mailbox::request;
 use crate::irq::vcpu_table::VcpuTable;
 use crate::linux::{self, IrqLock};
 use crate::uapi::{self, UserArg};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
+use svm::requests::Requests;
 use x86::pvclock::Scale;
 
 /// The clock of a VM and the TSC that its vCPUs share.
@@ -193,7 +193,9 @@ impl VmClock {
             _ => real_ns().saturating_sub(data.realtime),
         };
         self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
-        vcpus.all().for_each(|vcpu| vcpu.request(request::CLOCK));
+        vcpus
+            .all()
+            .for_each(|vcpu| vcpu.request(Requests::PV_CLOCK));
         Ok(0)
     }
 }

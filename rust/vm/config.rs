@@ -3,7 +3,6 @@
 //! What the VMM has chosen for the exits of all vCPUs of a VM: KVM_ENABLE_CAP, and the filter of
 //! MSRs.
 
-use crate::irq::mailbox::request;
 use crate::irq::vcpu_table::VcpuTable;
 use crate::linux;
 use crate::uapi::{self, UserArg};
@@ -14,6 +13,7 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, Mutex};
 use svm::dispatch::Policy;
 use svm::intercept::{Word3, Word4};
+use svm::requests::Requests;
 use svm::vmcb::Vmcb;
 
 /// The longest poll of a halted vCPU, unless the VMM wants another (KVM_CAP_HALT_POLL).
@@ -177,7 +177,7 @@ impl VmConfig {
         let old = core::mem::replace(&mut *self.msr_filter.lock(), filter);
         vcpus
             .all()
-            .for_each(|vcpu| vcpu.request(request::MSR_FILTER));
+            .for_each(|vcpu| vcpu.request(Requests::MSR_FILTER));
         drop(old);
         Ok(0)
     }

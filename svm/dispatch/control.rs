@@ -8,6 +8,7 @@ use super::{Action, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::exit::RegAccess;
 use crate::features::SvmFeatures;
+use crate::requests::Requests;
 use crate::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use x86::cpu::{Cpu, Stop};
 use x86::decode::CodeSize;
@@ -63,7 +64,7 @@ pub fn set_control_regs<P: Platform>(guest: &mut Guest<'_, P>, regs: &ControlReg
     set_guest_cr4(guest.vmcb, guest.state, regs.cr4);
     set_guest_efer(guest.vmcb, guest.state, regs.efer);
     if translation_changed {
-        guest.platform.flush_tlb();
+        guest.platform.request(Requests::TLB_FLUSH);
     }
 }
 
@@ -177,7 +178,7 @@ fn write_cr<P: Platform>(
             let (new, keep_tlb) = write_cr3(&old, value, &guest.state.features)?;
             guest.vmcb.set_cr3(new.cr3);
             if !keep_tlb {
-                guest.platform.flush_tlb();
+                guest.platform.request(Requests::TLB_FLUSH);
             }
             return Ok(Action::Resume);
         }

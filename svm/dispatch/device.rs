@@ -4,13 +4,13 @@
 
 use super::intercepted::intercepted;
 use super::rip::{advance, single_step_trap};
-use super::{Action, FaultOutcome, InternalError, Platform, UserExit};
+use super::{Action, InternalError, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::event::Event;
 use crate::exit::{IoExit, NestedError};
 use crate::io::{Fault, Fragment, Phase, Place};
 use crate::state::Decoded;
-use x86::cpu::{Access, Cpu, Stop};
+use x86::cpu::{Access, Cpu, MemError, Stop};
 use x86::decode::{Insn, Map, MAX_LENGTH};
 use x86::emulate::{code_address, code_size, emulate as execute, fetch};
 use x86::regs::{gpr, Rflags};
@@ -84,37 +84,35 @@ pub(super) fn pending<P: Platform>(guest: &Guest<'_, P>) -> Action {
     }
 }
 
-/// A nested page fault (APM vol. 2, 15.25.6).
-#[inline]
+/// See [`super::nested_fault`].
 pub(super) fn nested_fault<P: Platform>(
     guest: &mut Guest<'_, P>,
     gpa: u64,
     error: NestedError,
+    why: MemError,
 ) -> Result<Action, Stop> {
-    match guest.platform.nested_fault(gpa, error) {
-        FaultOutcome::Mapped => Ok(Action::Resume),
-        FaultOutcome::WouldSleep => Err(Stop::WouldSleep),
-        FaultOutcome::HostFault => Err(Stop::Fault),
-        outcome @ (FaultOutcome::Mmio | FaultOutcome::ReadOnlyWrite) => {
-            let event = guest.vmcb.exit_int_info();
-            if event & Event::VALID != 0 {
-                return Ok(Action::User(UserExit::InternalError(
-                    InternalError::Delivery {
-                        event,
-                        exit_code: guest.vmcb.exit_code(),
-                        info: error.bits(),
-                        gpa,
-                    },
-                )));
-            }
-            let fault = Fault {
-                gpa,
-                write: error.contains(NestedError::WRITE),
-                unbacked: outcome == FaultOutcome::Mmio,
-            };
-            emulate(guest, Some((fault, error)))
-        }
+    match why {
+        MemError::WouldSleep => return Err(Stop::WouldSleep),
+        MemError::Fault => return Err(Stop::Fault),
+        MemError::Unbacked | MemError::ReadOnly => {}
     }
+    let event = guest.vmcb.exit_int_info();
+    if event & Event::VALID != 0 {
+        return Ok(Action::User(UserExit::InternalError(
+            InternalError::Delivery {
+                event,
+                exit_code: guest.vmcb.exit_code(),
+                info: error.bits(),
+                gpa,
+            },
+        )));
+    }
+    let fault = Fault {
+        gpa,
+        write: error.contains(NestedError::WRITE),
+        unbacked: why == MemError::Unbacked,
+    };
+    emulate(guest, Some((fault, error)))
 }
 
 /// Emulates the instruction at RIP, after this nested fault if there was one.

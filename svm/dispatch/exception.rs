@@ -20,10 +20,8 @@ pub(super) fn exception<P: Platform>(
     info2: u64,
 ) -> Result<Action, Stop> {
     let exception = match number {
-        vector::MC => {
-            guest.platform.machine_check();
-            return Ok(Action::Resume);
-        }
+        // The host's, which the run loop has given to it.
+        vector::MC => return Ok(Action::Resume),
         vector::DB if guest.state.events.own_debug => return Ok(Action::Resume),
         vector::DB if guest.state.debug.takes_db() => {
             let dr6 = guest.vmcb.dr6();
@@ -52,7 +50,7 @@ fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
     /// Their last bytes, and only these, differ.
     const VMCALL: u8 = 0xc1;
     const VMMCALL: u8 = 0xd9;
-    if guest.platform.policy().contains(Policy::VMCALL_FAULTS) {
+    if guest.policy.contains(Policy::VMCALL_FAULTS) {
         return Ok(false);
     }
     let fixed = match fetch(guest, &[]) {

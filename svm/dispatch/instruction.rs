@@ -6,9 +6,10 @@ use super::pairing::clock_pairing;
 use super::rip::{advance, next_rip, skip, Opcode};
 use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
+use crate::requests::Requests;
 use crate::state::{guest_cr4, VcpuState};
 use x86::cpu::{Cpu, Stop};
-use x86::cpuid::Dynamic;
+use x86::cpuid::{self, guest_view, lookup, Dynamic};
 use x86::decode::CodeSize;
 use x86::emulate::code_size;
 use x86::features::Feature;
@@ -28,7 +29,7 @@ pub(super) fn cpuid<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Sto
     let function = guest.state.regs.get(gpr::RAX) as u32;
     let index = guest.state.regs.get(gpr::RCX) as u32;
     let dynamic = dynamic(guest, function);
-    let answer = guest.platform.cpuid(function, index, &dynamic);
+    let answer = guest_view(guest.cpuid, function, index, &dynamic);
     for (reg, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX]
         .into_iter()
         .zip(answer)
@@ -75,10 +76,7 @@ fn xsave_sizes<P: Platform>(guest: &Guest<'_, P>) -> (u32, u32) {
         if guest.state.xcr0 >> component & 1 == 0 {
             continue;
         }
-        let [size, offset, flags, _] =
-            guest
-                .platform
-                .cpuid(LEAF_XSAVE, component, &Dynamic::default());
+        let [size, offset, flags, _] = lookup(guest.cpuid, LEAF_XSAVE, component);
         standard = standard.max(offset.wrapping_add(size));
         if flags & ALIGNED != 0 {
             compacted = compacted.wrapping_add(63) & !63;
@@ -97,7 +95,7 @@ pub(super) fn hlt<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop>
 /// PAUSE, once the filter's count is used up (APM vol. 2, 15.14.4).
 pub(super) fn pause<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
     skip(guest, Opcode::PAUSE)?;
-    guest.platform.pause();
+    guest.platform.request(Requests::YIELD);
     Ok(Action::Resume)
 }
 
@@ -159,11 +157,8 @@ pub(super) fn wbinvd<P: Platform>(
 /// MONITOR and MWAIT do nothing, which their definition allows; without the CPUID bit they are
 /// undefined, if the VMM wants that.
 pub(super) fn mwait<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<Action, Stop> {
-    /// Leaf 1, ECX: MONITOR and MWAIT.
-    const MONITOR: u32 = 1 << 3;
-    let [_, _, ecx, _] = guest.platform.cpuid(1, 0, &Dynamic::default());
-    let may_fault = guest.platform.policy().contains(Policy::MWAIT_MAY_FAULT);
-    if ecx & MONITOR == 0 && may_fault {
+    let may_fault = guest.policy.contains(Policy::MWAIT_MAY_FAULT);
+    if may_fault && !cpuid::has_mwait(guest.cpuid) {
         return Err(Exception::UD.into());
     }
     skip(guest, opcode)?;
@@ -280,7 +275,6 @@ fn hypercall<P: Platform>(
             Some(u64::from(sent))
         }
         CLOCK_PAIRING => Some(clock_pairing(guest, first, second)?),
-        KICK_CPU | SCHED_YIELD => None,
-        _ => guest.platform.hypercall(number, arguments),
+        _ => None,
     })
 }

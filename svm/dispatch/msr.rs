@@ -9,7 +9,9 @@ use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
 use crate::debug_ctl;
 use crate::io::Phase;
+use crate::requests::Requests;
 use x86::cpu::{Cpu, Stop};
+use x86::cpuid;
 use x86::features::Feature;
 use x86::msr::{check_pred_cmd, check_vmcb, classify, has_vmcb, MsrClass, Origin, VmcbMsr};
 use x86::regs::{gpr, Efer, Exception};
@@ -53,7 +55,7 @@ fn refused<P: Platform>(
     next: u64,
     reason: Policy,
 ) -> Result<Action, Stop> {
-    if !guest.platform.policy().contains(reason) {
+    if !guest.policy.contains(reason) {
         return Err(Exception::GP0.into());
     }
     let value = if write { guest.state.regs.edx_eax() } else { 0 };
@@ -105,8 +107,7 @@ pub fn read_msr<P: Platform>(
         }
         MsrClass::Vmcb(msr) => Ok(read_vmcb(guest, msr)),
         MsrClass::PlatformInfo
-            if origin == Origin::Guest
-                && guest.platform.policy().contains(Policy::NO_PLATFORM_INFO) =>
+            if origin == Origin::Guest && guest.policy.contains(Policy::NO_PLATFORM_INFO) =>
         {
             Err(Exception::GP0)
         }
@@ -176,21 +177,21 @@ pub fn write_msr<P: Platform>(
             move_tsc(guest, value.wrapping_sub(adjust));
         }
         MsrClass::MiscEnable => show_mwait(guest, value),
-        MsrClass::PvWallClock => guest.platform.pv_wall_clock(value),
-        MsrClass::PvSystemTime => guest.platform.pv_system_time(value),
-        MsrClass::PvStealTime => guest.platform.pv_steal_time(),
+        MsrClass::PvWallClock => guest.platform.request(Requests::PV_WALL_CLOCK),
+        MsrClass::PvSystemTime => guest.platform.request(Requests::PV_CLOCK),
+        MsrClass::PvStealTime => guest.platform.request(Requests::STEAL_TIME),
         _ => {}
     }
     Ok(())
 }
 
+/// CPUID may have to follow MISC_ENABLE's bit for MWAIT.
 #[cold]
 fn show_mwait<P: Platform>(guest: &mut Guest<'_, P>, misc_enable: u64) {
     /// MONITOR and MWAIT, in MISC_ENABLE.
     const MWAIT: u64 = 1 << 18;
-    let policy = guest.platform.policy();
-    if policy.contains(Policy::MISC_ENABLE_HAS_MWAIT) {
-        guest.platform.show_mwait(misc_enable & MWAIT != 0);
+    if guest.policy.contains(Policy::MISC_ENABLE_HAS_MWAIT) {
+        cpuid::show_mwait(guest.cpuid, misc_enable & MWAIT != 0);
     }
 }
 
@@ -226,7 +227,8 @@ fn write_tsc<P: Platform>(guest: &mut Guest<'_, P>, value: u64, origin: Origin) 
 fn move_tsc<P: Platform>(guest: &mut Guest<'_, P>, difference: u64) {
     let offset = guest.vmcb.tsc_offset().wrapping_add(difference);
     guest.vmcb.set_tsc_offset(offset);
-    guest.platform.tsc_changed();
+    let changed = Requests::SET_TIMER | Requests::PV_CLOCK;
+    guest.platform.request(changed);
 }
 
 fn read_vmcb<P: Platform>(guest: &Guest<'_, P>, msr: VmcbMsr) -> u64 {

@@ -14,6 +14,7 @@
 use crate::cpu::Guest;
 use crate::dispatch::Platform;
 use crate::features::SvmFeatures;
+use crate::requests::Requests;
 use crate::state::CodeHint;
 use x86::cpu::{Access, Stop};
 use x86::decode::CodeSize;
@@ -94,7 +95,7 @@ pub(super) const DR6_BS: u64 = 1 << 14;
 /// The #DB behind an instruction that began with TF set (APM vol. 2, 13.1.4).
 pub(super) fn single_step_trap<P: Platform>(guest: &mut Guest<'_, P>) {
     if guest.state.debug.steps() {
-        guest.platform.stepped();
+        guest.platform.request(Requests::STEPPED);
         return;
     }
     guest.state.events.raise(Exception {

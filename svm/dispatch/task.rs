@@ -19,6 +19,7 @@ use super::{Action, Platform};
 use crate::cpu::Guest;
 use crate::event::Event;
 use crate::exit::{TaskSwitch, TaskSwitchSource};
+use crate::requests::Requests;
 use crate::state::{guest_cr0, set_guest_cr0};
 use x86::cpu::{Access, Cpu, Stop};
 use x86::descriptor::{self, Descriptor, BUSY};
@@ -322,7 +323,7 @@ impl<P: Platform> Switch<'_, '_, P> {
         set_guest_cr0(guest.vmcb, guest.state, cr0);
         if let Some(cr3) = cr3 {
             guest.vmcb.set_cr3(cr3);
-            guest.platform.flush_tlb();
+            guest.platform.request(Requests::TLB_FLUSH);
         }
         self.load_segments(selectors, ldt, flags.contains(Rflags::VM))
     }

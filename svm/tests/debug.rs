@@ -12,6 +12,7 @@ use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::intercept::{DrIntercepts, ExceptionIntercepts, Intercepts, Word3};
 use svm::io::UserIo;
+use svm::requests::Requests;
 use svm::vmcb::{DR6_RESET, DR7_RESET};
 use x86::regs::{gpr, vector, Exception, Rflags};
 
@@ -123,7 +124,7 @@ fn an_emulated_step() {
         Action::User(UserExit::Io(UserIo::Mmio { write: true, .. }))
     ));
     assert_eq!(finish_io(&mut machine.guest(), [0; 8]), Action::Resume);
-    assert_eq!(machine.world.steps, 1);
+    assert!(machine.world.requests.contains(Requests::STEPPED));
     assert_eq!(machine.exception(), None);
     assert_eq!(machine.vmcb.rip(), CODE + 2);
 }
@@ -134,7 +135,7 @@ fn the_guests_steps_are_its_own() {
     let mut machine = machine(HARDWARE, &[0x0f, 0xa2]);
     machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::TF);
     machine.exit(ExitCode::CPUID, 0, 0);
-    assert_eq!(machine.world.steps, 0);
+    assert!(!machine.world.requests.contains(Requests::STEPPED));
     assert!(machine.exception().is_some());
     // Its DR6 gets the cause, and the debugger's stays clear.
     machine.prepare();

@@ -7,20 +7,19 @@ mod support;
 
 use proptest::prelude::*;
 use support::{bytes, Machine};
-use svm::dispatch::{
-    finish_io, read_msr, resume_io, set_xcr0, write_msr, Action, FaultOutcome, UserExit,
-};
+use svm::dispatch::{finish_io, read_msr, resume_io, set_xcr0, write_msr, Action, UserExit};
 use svm::features::SvmFeatures;
 use svm::inject::{cancel, ready_for_interrupt};
+use x86::cpu::MemError;
 use x86::msr::Origin;
 
-fn outcome() -> impl Strategy<Value = FaultOutcome> {
+fn outcome() -> impl Strategy<Value = Result<(), MemError>> {
     prop_oneof![
-        Just(FaultOutcome::Mapped),
-        Just(FaultOutcome::Mmio),
-        Just(FaultOutcome::ReadOnlyWrite),
-        Just(FaultOutcome::WouldSleep),
-        Just(FaultOutcome::HostFault),
+        Just(Ok(())),
+        Just(Err(MemError::Unbacked)),
+        Just(Err(MemError::ReadOnly)),
+        Just(Err(MemError::WouldSleep)),
+        Just(Err(MemError::Fault)),
     ]
 }
 
@@ -63,7 +62,7 @@ fn turns(machine: &mut Machine, codes: &[(u64, u64, u64, u64)], answers: u64) {
                 }
                 Action::NeedSleep => {
                     machine.world.would_sleep = false;
-                    machine.world.fault = FaultOutcome::Mmio;
+                    machine.world.fault = Err(MemError::Unbacked);
                     action = if answered {
                         resume_io(&mut machine.guest())
                     } else {

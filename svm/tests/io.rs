@@ -5,10 +5,11 @@
 mod support;
 
 use support::{Machine, CODE, KERNEL_MMIO, KERNEL_PORT, USER_MMIO};
-use svm::dispatch::{finish_io, resume_io, Action, FaultOutcome, UserExit};
+use svm::dispatch::{finish_io, resume_io, Action, UserExit};
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::io::UserIo;
+use x86::cpu::MemError;
 use x86::regs::{gpr, vector, Exception, Rflags, SegAttr, SegReg, Segment};
 
 /// A port that the VMM has.
@@ -470,7 +471,7 @@ fn read_modify_write_of_read_only_memory() {
         machine.world.ram[0x3010] = 1;
         machine.state.regs.set(gpr::RBX, 0x3010);
         machine.world.read_only = true;
-        machine.world.fault = FaultOutcome::ReadOnlyWrite;
+        machine.world.fault = Err(MemError::ReadOnly);
         let info1 = (NestedError::FINAL | NestedError::WRITE | NestedError::PRESENT).bits();
         let action = machine.exit(ExitCode::NPF, info1, 0x3010);
         assert_eq!(action, mmio(0x3010, 4, true, 0x5566_7789));

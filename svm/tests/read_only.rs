@@ -5,11 +5,12 @@
 mod support;
 
 use support::{Machine, CODE, USER_MMIO};
-use svm::dispatch::{Action, FaultOutcome, UserExit};
+use svm::dispatch::{Action, UserExit};
 use svm::event::Event;
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
 use svm::io::UserIo;
+use x86::cpu::MemError;
 use x86::regs::{gpr, vector, Exception, Rflags, SegReg, Segment};
 
 /// The exit of a CPU that would write into page tables in read-only memory: so it does nothing.
@@ -21,7 +22,7 @@ fn walk_exit(machine: &mut Machine) -> Action {
 fn rom(code: &[u8]) -> Machine {
     let mut machine = Machine::long(SvmFeatures::NRIPS).code(code);
     machine.world.read_only = true;
-    machine.world.fault = FaultOutcome::ReadOnlyWrite;
+    machine.world.fault = Err(MemError::ReadOnly);
     // Of another exit.
     machine.vmcb.set_next_rip(0x1234);
     machine

@@ -9,14 +9,15 @@
 )]
 
 use svm::cpu::Guest;
-use svm::dispatch::{dispatch, Action, FaultOutcome, Platform, Policy};
-use svm::exit::{Exit, ExitCode, NestedError};
+use svm::dispatch::{dispatch, nested_fault, Action, Platform, Policy};
+use svm::exit::{Exit, ExitCode};
 use svm::features::SvmFeatures;
 use svm::inject::{after_exit, prepare, Entry, InterruptSource};
+use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::Vmcb;
 use x86::cpu::{ExtendedState, GuestMemory, MemError, X87};
-use x86::cpuid::Dynamic;
+use x86::cpuid::Entry as Leaf;
 use x86::features::{Feature, Features};
 use x86::fxsave;
 use x86::msr::Origin;
@@ -43,20 +44,16 @@ pub struct World {
     pub read_only: bool,
     /// Another CPU writes this byte before the next write near to it.
     pub race: Option<(usize, u8)>,
-    pub fault: FaultOutcome,
-    pub flushes: u32,
+    /// What memory answers to a nested fault.
+    pub fault: Result<(), MemError>,
+    pub requests: Requests,
     pub wbinvds: u32,
-    pub pauses: u32,
-    pub steps: u32,
-    pub machine_checks: u32,
     pub woken: Option<u32>,
     pub yielded: Option<u32>,
     pub ipis: Option<(u32, u128, u32)>,
     pub cr8: Option<(u8, u8)>,
     pub set_tpr: bool,
     pub reads: u32,
-    pub monitor: bool,
-    pub policy: Policy,
     pub msr_denied: bool,
     pub xmm: [u128; 16],
     pub ymm_high: [u128; 16],
@@ -77,20 +74,15 @@ impl Default for World {
             would_sleep: false,
             read_only: false,
             race: None,
-            fault: FaultOutcome::Mmio,
-            flushes: 0,
+            fault: Err(MemError::Unbacked),
+            requests: Requests::empty(),
             wbinvds: 0,
-            pauses: 0,
-            steps: 0,
-            machine_checks: 0,
             woken: None,
             yielded: None,
             ipis: None,
             cr8: None,
             set_tpr: false,
             reads: 0,
-            monitor: false,
-            policy: Policy::empty(),
             msr_denied: false,
             xmm: [0; 16],
             ymm_high: [0; 16],
@@ -171,22 +163,6 @@ impl Platform for World {
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
         self.now
     }
-    fn cpuid(&self, function: u32, index: u32, dynamic: &Dynamic) -> [u32; 4] {
-        match (function, index) {
-            (1, _) => [
-                0x00a2_0f10,
-                0,
-                u32::from(dynamic.osxsave) << 27 | u32::from(self.monitor) << 3,
-                u32::from(dynamic.apic_enabled) << 9,
-            ],
-            // x87, SSE, AVX, PKRU.
-            (0xd, 0) => [0x207, dynamic.xsave_size, 0x988, 0],
-            (0xd, 1) => [0xf, dynamic.xsave_compacted_size, 0, 0],
-            (0xd, 2) => [256, 576, 0, 0],
-            (0xd, 9) => [8, 2432, 2, 0],
-            _ => [function, index, 0xcccc, 0xdddd],
-        }
-    }
     fn tsc(&self) -> u64 {
         self.tsc
     }
@@ -229,16 +205,6 @@ impl Platform for World {
         self.kernel_mmio = u64::from_le_bytes(bytes);
         true
     }
-    fn nested_fault(&mut self, _gpa: u64, _error: NestedError) -> FaultOutcome {
-        if self.would_sleep {
-            FaultOutcome::WouldSleep
-        } else {
-            self.fault
-        }
-    }
-    fn policy(&self) -> Policy {
-        self.policy
-    }
     fn msr_denied(&self, _index: u32, _write: bool) -> bool {
         self.msr_denied
     }
@@ -262,17 +228,11 @@ impl Platform for World {
         self.cr8 = Some((old, new));
         self.set_tpr
     }
-    fn tsc_changed(&mut self) {}
-    fn flush_tlb(&mut self) {
-        self.flushes += 1;
+    fn request(&mut self, requests: Requests) {
+        self.requests |= requests;
     }
     fn wbinvd(&mut self) {
         self.wbinvds += 1;
-    }
-    fn pv_wall_clock(&mut self, _value: u64) {}
-    fn pv_system_time(&mut self, _value: u64) {}
-    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64> {
-        (number == 42).then(|| arguments.iter().sum())
     }
     fn wake(&mut self, apic_id: u32) {
         self.woken = Some(apic_id);
@@ -283,15 +243,6 @@ impl Platform for World {
     fn send_ipis(&mut self, lowest: u32, set: u128, message: u32) -> u32 {
         self.ipis = Some((lowest, set, message));
         set.count_ones()
-    }
-    fn stepped(&mut self) {
-        self.steps += 1;
-    }
-    fn machine_check(&mut self) {
-        self.machine_checks += 1;
-    }
-    fn pause(&mut self) {
-        self.pauses += 1;
     }
 }
 
@@ -387,6 +338,20 @@ pub const EXITINFO2: usize = 0x80;
 pub const EXITINTINFO: usize = 0x88;
 pub const NRIP: usize = 0xc8;
 
+/// What CPUID answers: x87, SSE, AVX and PKRU among others.
+fn cpuid() -> Vec<Leaf> {
+    let features = [0x00a2_0f10, 0, 1 << 26, 1 << 9];
+    vec![
+        Leaf::new(1, features),
+        Leaf::indexed(0xd, 0, [0x207, 0, 0x988, 0]),
+        Leaf::indexed(0xd, 1, [0xf, 1, 0, 0]),
+        Leaf::indexed(0xd, 2, [256, 576, 0, 0]),
+        Leaf::indexed(0xd, 9, [8, 2432, 2, 0]),
+        Leaf::new(0x4000_1234, [0x4000_1234, 0, 0xcccc, 0xdddd]),
+        Leaf::indexed(0x8000_0001, 7, [0x8000_0001, 7, 0xcccc, 0xdddd]),
+    ]
+}
+
 /// One vCPU in its world.
 pub struct Machine {
     pub vmcb: Box<Vmcb>,
@@ -394,6 +359,8 @@ pub struct Machine {
     pub world: World,
     pub line: Line,
     pub host: SvmFeatures,
+    pub cpuid: Vec<Leaf>,
+    pub policy: Policy,
 }
 
 impl Machine {
@@ -419,6 +386,8 @@ impl Machine {
             world: World::default(),
             line: Line::default(),
             host,
+            cpuid: cpuid(),
+            policy: Policy::empty(),
         }
     }
 
@@ -461,6 +430,8 @@ impl Machine {
             state: &mut self.state,
             platform: &mut self.world,
             host: self.host,
+            cpuid: &mut self.cpuid,
+            policy: self.policy,
         }
     }
 
@@ -484,7 +455,17 @@ impl Machine {
     /// The exit is handled.
     pub fn handle(&mut self) -> Action {
         let exit = Exit::decode(&self.vmcb);
-        dispatch(&mut self.guest(), exit)
+        let Exit::NestedFault { gpa, error } = exit else {
+            return dispatch(&mut self.guest(), exit);
+        };
+        let answer = match self.world.would_sleep {
+            true => Err(MemError::WouldSleep),
+            false => self.world.fault,
+        };
+        match answer {
+            Ok(()) => Action::Resume,
+            Err(why) => nested_fault(&mut self.guest(), gpa, error, why),
+        }
     }
 
     pub fn prepare(&mut self) -> Entry {
