@@ -12,10 +12,12 @@ use crate::shape::PageSize;
 use crate::Hpa;
 use bitflags::bitflags;
 
+/// The bits of an entry; the address is in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NptEntry(u64);
+
 bitflags! {
-    /// The bits of an entry; the address is in between.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct NptEntry: u64 {
+    impl NptEntry: u64 {
         /// P: the entry is valid. Without it the CPU looks at no other bit.
         const PRESENT = 1 << 0;
         /// R/W: writes are permitted.
@@ -42,10 +44,12 @@ bitflags! {
     }
 }
 
+/// What a guest may do with a page, besides reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights(u8);
+
 bitflags! {
-    /// What a guest may do with a page, besides reading it.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Rights: u8 {
+    impl Rights: u8 {
         /// Writing.
         const WRITE = 1 << 0;
         /// Instruction fetches.

@@ -12,10 +12,12 @@
 
 use bitflags::bitflags;
 
+/// Groups of VMCB fields that the CPU may keep from the last VMRUN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clean(u32);
+
 bitflags! {
-    /// Groups of VMCB fields that the CPU may keep from the last VMRUN.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Clean: u32 {
+    impl Clean: u32 {
         /// Intercept words, TSC_OFFSET, PAUSE filter.
         const INTERCEPTS = 1 << 0;
         /// IOPM_BASE_PA and MSRPM_BASE_PA.

@@ -17,10 +17,12 @@ use crate::vmcb::{Vmcb, DR6_RESET};
 use bitflags::bitflags;
 use x86::regs::Rflags;
 
+/// `kvm_guest_debug.control`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugControl(u32);
+
 bitflags! {
-    /// `kvm_guest_debug.control`.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct DebugControl: u32 {
+    impl DebugControl: u32 {
         /// Nothing else counts without it.
         const ENABLE = 1 << 0;
         /// Stop behind each instruction.

@@ -30,10 +30,12 @@ use x86::emulate::code_size;
 use x86::msr::Origin;
 use x86::regs::{vector, Exception};
 
+/// What the VMM has chosen for all vCPUs of a VM (`KVM_ENABLE_CAP`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy(u32);
+
 bitflags::bitflags! {
-    /// What the VMM has chosen for all vCPUs of a VM (`KVM_ENABLE_CAP`).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Policy: u32 {
+    impl Policy: u32 {
         /// `KVM_MSR_EXIT_REASON_INVAL`: the VMM answers accesses of MSRs that would be #GP.
         const MSR_INVALID_EXITS = 1 << 0;
         /// `KVM_MSR_EXIT_REASON_UNKNOWN`: and those of MSRs that nobody knows.

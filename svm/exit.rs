@@ -147,10 +147,12 @@ impl IoExit {
     }
 }
 
+/// EXITINFO1 of a nested page fault (APM vol. 2, 15.25.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NestedError(u64);
+
 bitflags! {
-    /// EXITINFO1 of a nested page fault (APM vol. 2, 15.25.6).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct NestedError: u64 {
+    impl NestedError: u64 {
         /// The nested page was present, but did not permit the access.
         const PRESENT = 1 << 0;
         /// A write; always set when the fault came from the guest's page tables.

@@ -4,13 +4,15 @@
 
 use bitflags::bitflags;
 
+/// SVM features of the host CPU that change how a guest is run.
+///
+/// None of them is needed: without them lengths and operands come from the decoder, the TLB is
+/// flushed whole, and every VMCB field is reloaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SvmFeatures(u32);
+
 bitflags! {
-    /// SVM features of the host CPU that change how a guest is run.
-    ///
-    /// None of them is needed: without them lengths and operands come from the decoder, the TLB is
-    /// flushed whole, and every VMCB field is reloaded.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct SvmFeatures: u32 {
+    impl SvmFeatures: u32 {
         /// Nested paging. The module refuses hosts without it.
         const NP = 1 << 0;
         /// LBR virtualization.

@@ -7,11 +7,13 @@
 use crate::features::SvmFeatures;
 use bitflags::bitflags;
 
+/// Reads (bits 0-15) and writes (bits 16-31) of control registers, by number (VMCB 000).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct CrIntercepts(u32);
+
 bitflags! {
-    /// Reads (bits 0-15) and writes (bits 16-31) of control registers, by number (VMCB 000).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct CrIntercepts: u32 {
+    impl CrIntercepts: u32 {
         /// MOV from CR0, SMSW.
         const CR0_READ = 1 << 0;
         /// MOV from CR4.
@@ -26,11 +28,13 @@ bitflags! {
     }
 }
 
+/// Reads (bits 0-15) and writes (bits 16-31) of debug registers, by number (VMCB 004).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct DrIntercepts(u32);
+
 bitflags! {
-    /// Reads (bits 0-15) and writes (bits 16-31) of debug registers, by number (VMCB 004).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct DrIntercepts: u32 {
+    impl DrIntercepts: u32 {
         /// MOV from DR0 to DR3.
         const DR0_3_READ = 0xf;
         /// MOV to DR0 to DR3.
@@ -43,11 +47,13 @@ bitflags! {
     }
 }
 
+/// Exceptions, by vector (VMCB 008, APM vol. 2, 15.12).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct ExceptionIntercepts(u32);
+
 bitflags! {
-    /// Exceptions, by vector (VMCB 008, APM vol. 2, 15.12).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct ExceptionIntercepts: u32 {
+    impl ExceptionIntercepts: u32 {
         /// Debug exception.
         const DB = 1 << 1;
         /// Breakpoint: INT3.
@@ -62,11 +68,13 @@ bitflags! {
     }
 }
 
+/// Intercept word 3 (VMCB 00C).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Word3(u32);
+
 bitflags! {
-    /// Intercept word 3 (VMCB 00C).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct Word3: u32 {
+    impl Word3: u32 {
         const INTR = 1 << 0;
         const NMI = 1 << 1;
         const SMI = 1 << 2;
@@ -104,11 +112,13 @@ bitflags! {
     }
 }
 
+/// Intercept word 4 (VMCB 010).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Word4(u32);
+
 bitflags! {
-    /// Intercept word 4 (VMCB 010).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct Word4: u32 {
+    impl Word4: u32 {
         const VMRUN = 1 << 0;
         const VMMCALL = 1 << 1;
         const VMLOAD = 1 << 2;
@@ -130,11 +140,13 @@ bitflags! {
     }
 }
 
+/// Intercept word 5 (VMCB 014).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Word5(u32);
+
 bitflags! {
-    /// Intercept word 5 (VMCB 014).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct Word5: u32 {
+    impl Word5: u32 {
         const INVLPGB = 1 << 0;
         const INVLPGB_ILLEGAL = 1 << 1;
         const INVPCID = 1 << 2;

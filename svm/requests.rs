@@ -2,11 +2,13 @@
 
 //! What is to be done for a vCPU before its guest is entered again.
 
+/// Work for the run loop, which has the whole vCPU at hand, and interrupts on: what other CPUs
+/// ask of the vCPU, and what its own handlers have put off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests(u32);
+
 bitflags::bitflags! {
-    /// Work for the run loop, which has the whole vCPU at hand, and interrupts on: what other CPUs
-    /// ask of the vCPU, and what its own handlers have put off.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Requests: u32 {
+    impl Requests: u32 {
         /// Flush the guest's TLB entries before the next VMRUN.
         const TLB_FLUSH = 1 << 0;
         /// Look into the inbox of interrupts.

@@ -128,10 +128,12 @@ impl Entry {
     }
 }
 
+/// What the paravirtual leaf `4000_0001` offers in EAX.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PvFeatures(u32);
+
 bitflags! {
-    /// What the paravirtual leaf `4000_0001` offers in EAX.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct PvFeatures: u32 {
+    impl PvFeatures: u32 {
         /// The clock at MSRs 0x11 and 0x12.
         const CLOCKSOURCE = 1 << 0;
         /// Port accesses need no delay.

@@ -61,10 +61,12 @@ pub enum Map {
     ThreeByte3a,
 }
 
+/// The legacy prefixes that were there, without the segment overrides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefixes(u8);
+
 bitflags! {
-    /// The legacy prefixes that were there, without the segment overrides.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Prefixes: u8 {
+    impl Prefixes: u8 {
         /// `66`.
         const OPERAND_SIZE = 1 << 0;
         /// `67`.

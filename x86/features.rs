@@ -10,10 +10,12 @@ use crate::cpuid::bits::*;
 use crate::cpuid::{self, function, Caps, Entry, PvFeatures};
 use crate::regs::{Cr4, Efer};
 
+/// A feature of the guest's CPUID that decides about the validity of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feature(u64);
+
 bitflags! {
-    /// A feature of the guest's CPUID that decides about the validity of something.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Feature: u64 {
+    impl Feature: u64 {
         const MTRR = 1 << 0;
         const MCE = 1 << 1;
         const PAT = 1 << 2;

@@ -101,11 +101,13 @@ impl Segment {
     }
 }
 
+/// Segment attributes in the VMCB's packed form (APM vol. 2, 15.5.1 and figure 4-14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct SegAttr(u16);
+
 bitflags! {
-    /// Segment attributes in the VMCB's packed form (APM vol. 2, 15.5.1 and figure 4-14).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct SegAttr: u16 {
+    impl SegAttr: u16 {
         /// The four type bits.
         const TYPE = 0xf;
         /// Accessed.
@@ -134,10 +136,12 @@ bitflags! {
     }
 }
 
+/// CR0 (APM vol. 2, 3.1.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cr0(u64);
+
 bitflags! {
-    /// CR0 (APM vol. 2, 3.1.1).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Cr0: u64 {
+    impl Cr0: u64 {
         const PE = 1 << 0;
         const MP = 1 << 1;
         const EM = 1 << 2;
@@ -153,10 +157,12 @@ bitflags! {
     }
 }
 
+/// CR4 (APM vol. 2, 3.1.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cr4(u64);
+
 bitflags! {
-    /// CR4 (APM vol. 2, 3.1.3).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Cr4: u64 {
+    impl Cr4: u64 {
         const VME = 1 << 0;
         const PVI = 1 << 1;
         const TSD = 1 << 2;
@@ -181,10 +187,12 @@ bitflags! {
     }
 }
 
+/// EFER (APM vol. 2, 3.1.7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Efer(u64);
+
 bitflags! {
-    /// EFER (APM vol. 2, 3.1.7).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Efer: u64 {
+    impl Efer: u64 {
         const SCE = 1 << 0;
         const LME = 1 << 8;
         const LMA = 1 << 10;
@@ -198,10 +206,12 @@ bitflags! {
     }
 }
 
+/// RFLAGS (APM vol. 2, 3.1.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rflags(u64);
+
 bitflags! {
-    /// RFLAGS (APM vol. 2, 3.1.6).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Rflags: u64 {
+    impl Rflags: u64 {
         const CF = 1 << 0;
         /// Reads as one, always.
         const RESERVED1 = 1 << 1;

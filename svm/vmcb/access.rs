@@ -8,10 +8,12 @@ use crate::intercept::Intercepts;
 use bitflags::bitflags;
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegReg, Segment};
 
+/// The virtual interrupt controls (VMCB 060, APM vol. 2, 15.21).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualInterrupt(u32);
+
 bitflags! {
-    /// The virtual interrupt controls (VMCB 060, APM vol. 2, 15.21).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct VirtualInterrupt: u32 {
+    impl VirtualInterrupt: u32 {
         /// V_TPR: the guest's CR8.
         const V_TPR = 0xf;
         /// A virtual interrupt is pending.

@@ -6,10 +6,12 @@
 
 use bitflags::bitflags;
 
+/// Leaf 1, ECX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf1Ecx(u32);
+
 bitflags! {
-    /// Leaf 1, ECX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf1Ecx: u32 {
+    impl Leaf1Ecx: u32 {
         const SSE3 = 1 << 0;
         const PCLMULQDQ = 1 << 1;
         const MONITOR = 1 << 3;
@@ -34,10 +36,12 @@ bitflags! {
     }
 }
 
+/// Leaf 1, EDX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf1Edx(u32);
+
 bitflags! {
-    /// Leaf 1, EDX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf1Edx: u32 {
+    impl Leaf1Edx: u32 {
         const FPU = 1 << 0;
         const VME = 1 << 1;
         const DE = 1 << 2;
@@ -64,20 +68,24 @@ bitflags! {
     }
 }
 
+/// Leaf 6, EAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf6Eax(u32);
+
 bitflags! {
-    /// Leaf 6, EAX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf6Eax: u32 {
+    impl Leaf6Eax: u32 {
         /// The timer of the local APIC never stops.
         const ARAT = 1 << 2;
         const _ = !0;
     }
 }
 
+/// Leaf 7, subleaf 0, EBX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf7Ebx(u32);
+
 bitflags! {
-    /// Leaf 7, subleaf 0, EBX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf7Ebx: u32 {
+    impl Leaf7Ebx: u32 {
         const FSGSBASE = 1 << 0;
         const TSC_ADJUST = 1 << 1;
         const BMI1 = 1 << 3;
@@ -104,10 +112,12 @@ bitflags! {
     }
 }
 
+/// Leaf 7, subleaf 0, ECX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf7Ecx(u32);
+
 bitflags! {
-    /// Leaf 7, subleaf 0, ECX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf7Ecx: u32 {
+    impl Leaf7Ecx: u32 {
         const AVX512_VBMI = 1 << 1;
         const UMIP = 1 << 2;
         const PKU = 1 << 3;
@@ -128,19 +138,23 @@ bitflags! {
     }
 }
 
+/// Leaf 7, subleaf 0, EDX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf7Edx(u32);
+
 bitflags! {
-    /// Leaf 7, subleaf 0, EDX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf7Edx: u32 {
+    impl Leaf7Edx: u32 {
         const FSRM = 1 << 4;
         const _ = !0;
     }
 }
 
+/// Leaf 7, subleaf 1, EAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf7Sub1Eax(u32);
+
 bitflags! {
-    /// Leaf 7, subleaf 1, EAX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Leaf7Sub1Eax: u32 {
+    impl Leaf7Sub1Eax: u32 {
         const AVX_VNNI = 1 << 4;
         const AVX512_BF16 = 1 << 5;
         const FZRM = 1 << 10;
@@ -150,10 +164,12 @@ bitflags! {
     }
 }
 
+/// Leaf d, subleaf 1, EAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafDSub1Eax(u32);
+
 bitflags! {
-    /// Leaf d, subleaf 1, EAX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct LeafDSub1Eax: u32 {
+    impl LeafDSub1Eax: u32 {
         const XSAVEOPT = 1 << 0;
         const XSAVEC = 1 << 1;
         const XGETBV1 = 1 << 2;
@@ -162,10 +178,12 @@ bitflags! {
     }
 }
 
+/// Leaf 8000_0001, ECX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ext1Ecx(u32);
+
 bitflags! {
-    /// Leaf 8000_0001, ECX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Ext1Ecx: u32 {
+    impl Ext1Ecx: u32 {
         const LAHF_LM = 1 << 0;
         const CMP_LEGACY = 1 << 1;
         const SVM = 1 << 2;
@@ -185,10 +203,12 @@ bitflags! {
     }
 }
 
+/// Leaf 8000_0001, EDX. Bits 0-9, 12-17, 23 and 24 are those of leaf 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ext1Edx(u32);
+
 bitflags! {
-    /// Leaf 8000_0001, EDX. Bits 0-9, 12-17, 23 and 24 are those of leaf 1.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Ext1Edx: u32 {
+    impl Ext1Edx: u32 {
         const APIC = 1 << 9;
         const SYSCALL = 1 << 11;
         const NX = 1 << 20;
@@ -203,19 +223,23 @@ bitflags! {
     }
 }
 
+/// Leaf 8000_0007, EDX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ext7Edx(u32);
+
 bitflags! {
-    /// Leaf 8000_0007, EDX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Ext7Edx: u32 {
+    impl Ext7Edx: u32 {
         const TSC_INVARIANT = 1 << 8;
         const _ = !0;
     }
 }
 
+/// Leaf 8000_0008, EBX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ext8Ebx(u32);
+
 bitflags! {
-    /// Leaf 8000_0008, EBX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Ext8Ebx: u32 {
+    impl Ext8Ebx: u32 {
         const CLZERO = 1 << 0;
         const XSAVE_ERROR_POINTERS = 1 << 2;
         const WBNOINVD = 1 << 9;
@@ -233,10 +257,12 @@ bitflags! {
     }
 }
 
+/// Leaf 8000_0021, EAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ext21Eax(u32);
+
 bitflags! {
-    /// Leaf 8000_0021, EAX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Ext21Eax: u32 {
+    impl Ext21Eax: u32 {
         const NO_NESTED_DATA_BP = 1 << 0;
         const FSGS_BASE_WRMSR_NOT_SERIALIZING = 1 << 1;
         const LFENCE_SERIALIZING = 1 << 2;

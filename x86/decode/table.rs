@@ -46,10 +46,12 @@ pub(super) enum Immediate {
     ByteByte,
 }
 
+/// What else an opcode tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Traits(u8);
+
 bitflags! {
-    /// What else an opcode tells.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(super) struct Traits: u8 {
+    impl Traits: u8 {
         /// There is no such instruction.
         const UNDEFINED = 1 << 0;
         /// There is none in 64-bit mode.
