@@ -290,7 +290,7 @@ pub enum Exit {
 
 impl Exit {
     /// Reads the exit from the VMCB.
-    #[inline]
+    #[inline(never)] // Inlined, the value is taken apart and put together again.
     pub fn decode(vmcb: &Vmcb) -> Self {
         let code = ExitCode(vmcb.exit_code());
         let info1 = vmcb.exit_info1();

@@ -6,6 +6,7 @@
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, NestedState, UserArg};
+use crate::vcpu::apic::PicOwner;
 use crate::vcpu::requests;
 use crate::vcpu::LockedVcpu;
 use crate::vm::option;
@@ -127,13 +128,15 @@ pub(crate) fn translate(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
 /// KVM_INTERRUPT: an interrupt of the VMM's own controller.
 pub(crate) fn interrupt(vcpu: &mut LockedVcpu, interrupt: &uapi::kvm_interrupt) -> Result {
     let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-    let pic = vcpu.platform.user_pic.as_mut().ok_or(ENXIO)?;
+    let PicOwner::User(waiting) = &mut vcpu.platform.pic else {
+        return Err(ENXIO);
+    };
     if vcpu.platform.apic.is_kernel() {
         // The processor takes it as it would from a PIC: through LINT0, when it is ready.
-        if pic.vector.is_some() {
+        if waiting.is_some() {
             return Err(EEXIST);
         }
-        pic.vector = Some(vector);
+        *waiting = Some(vector);
         vcpu.platform.mailbox.request(Requests::EXTINT);
         return Ok(());
     }

@@ -25,13 +25,14 @@ pub(crate) struct UserApic {
     pub(crate) base: u64,
 }
 
-/// What is known here of a PIC of the VMM's.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct UserPic {
-    /// Its interrupt, which waits for the local APIC in the kernel (KVM_INTERRUPT).
-    pub(crate) vector: Option<u8>,
-    /// The VMM waits for an interrupt window (`request_interrupt_window`).
-    pub(crate) window: bool,
+/// Who has the PIC, and with it the IOAPIC.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PicOwner {
+    /// It is in the kernel.
+    Kernel,
+    /// It is the VMM's. Its interrupt, if one waits for the local APIC in the kernel
+    /// (KVM_INTERRUPT).
+    User(Option<u8>),
 }
 
 impl UserApic {

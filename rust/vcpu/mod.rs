@@ -24,7 +24,7 @@ use crate::linux::{HostDebug, KillableMutex, Pages, Timer};
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
-use crate::vcpu::apic::{Apic, UserApic, UserPic};
+use crate::vcpu::apic::{Apic, PicOwner, UserApic};
 use crate::vcpu::halt::HaltPoll;
 use crate::vcpu::platform::VcpuPlatform;
 use crate::vcpu::steal_time::StealTime;
@@ -191,7 +191,11 @@ impl Vcpu {
                 tsc_offset: 0,
                 sleep: Sleep::Forbidden,
                 apic,
-                user_pic: (!vm.irqchip.is_full()).then(UserPic::default),
+                pic: match vm.irqchip.is_full() {
+                    true => PicOwner::Kernel,
+                    false => PicOwner::User(None),
+                },
+                user_window: false,
                 memory: VcpuMemory::new(vm.memory.clone())?,
                 fpu: GuestFpu::new(&host.fpu.layout)?,
                 requests: Requests::empty(),

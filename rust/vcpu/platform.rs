@@ -9,7 +9,7 @@ use crate::linux;
 use crate::linux::Sleep;
 use crate::memory::VcpuMemory;
 use crate::uapi::run_page::RunPage;
-use crate::vcpu::apic::{Apic, UserPic};
+use crate::vcpu::apic::{Apic, PicOwner};
 use crate::vm::msr_filter::MsrFilter;
 use crate::vm::Vm;
 use irqchip::dest::IdSet;
@@ -37,8 +37,10 @@ pub(crate) struct VcpuPlatform {
     pub(crate) sleep: Sleep,
     /// The local APIC.
     pub(crate) apic: Apic,
-    /// The PIC, if it is the VMM's, and so is the IOAPIC.
-    pub(crate) user_pic: Option<UserPic>,
+    /// The PIC.
+    pub(crate) pic: PicOwner,
+    /// The VMM waits for an interrupt window (`request_interrupt_window`).
+    pub(crate) user_window: bool,
     /// The guest's memory.
     pub(crate) memory: VcpuMemory,
     /// x87, SSE and extended registers, while the guest is not in the CPU.
@@ -149,7 +151,7 @@ impl VcpuPlatform {
     /// The IOAPIC hears that an interrupt has ended.
     #[cold]
     fn end_of_interrupt(&mut self, vector: u8) {
-        if self.user_pic.is_none() {
+        if self.pic == PicOwner::Kernel {
             self.irqchip().end_of_interrupt(vector);
             self.note_resample();
         } else if self.irqchip().tells_vmm_of_eoi() {
@@ -372,19 +374,9 @@ impl Platform for VcpuPlatform {
 impl VcpuPlatform {
     /// The interrupt of the VMM's PIC that waits.
     pub(crate) fn user_vector(&self) -> Option<u8> {
-        self.user_pic?.vector
-    }
-
-    /// Whether the VMM waits for an interrupt window.
-    #[inline]
-    pub(crate) fn user_window(&self) -> bool {
-        self.user_pic.is_some_and(|pic| pic.window)
-    }
-
-    /// Notes whether it does.
-    pub(crate) fn set_user_window(&mut self, window: bool) {
-        if let Some(pic) = &mut self.user_pic {
-            pic.window = window;
+        match self.pic {
+            PicOwner::Kernel => None,
+            PicOwner::User(vector) => vector,
         }
     }
 }
@@ -398,14 +390,14 @@ impl InterruptSource for VcpuPlatform {
     #[inline]
     fn has_interrupt(&self) -> bool {
         let lapic = self.apic.kernel();
-        self.user_window()
+        self.user_window
             || lapic.is_some_and(|lapic| self.ext_int || lapic.pending_vector().is_some())
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
         if core::mem::take(&mut self.ext_int) {
-            if let Some(vector) = self.user_pic.as_mut().and_then(|pic| pic.vector.take()) {
-                return Some(vector);
+            if let PicOwner::User(vector @ Some(_)) = &mut self.pic {
+                return vector.take();
             }
             let vector = self.irqchip().acknowledge_pic();
             if self.irqchip().has_resample_pending() {

@@ -14,7 +14,7 @@
 use crate::host::{host, Host};
 use crate::linux::{self, IrqsOff, Sleep};
 use crate::uapi;
-use crate::vcpu::apic::Apic;
+use crate::vcpu::apic::{Apic, PicOwner};
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
 use crate::vcpu::pv_eoi;
@@ -175,9 +175,9 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             }
         }
         let mut window = false;
-        if let Some(pic) = &mut vcpu.platform.user_pic {
+        if vcpu.platform.pic != PicOwner::Kernel {
             // The wish for a window alone does not wake the guest.
-            pic.window = false;
+            vcpu.platform.user_window = false;
             window = wants_user_window(vcpu);
             let nmi = vcpu.state.events.nmi_is_next();
             if window && !nmi && ready_for_user_interrupt(vcpu) {
@@ -188,7 +188,7 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             }
         }
         if is_runnable(vcpu) {
-            vcpu.platform.set_user_window(window);
+            vcpu.platform.user_window = window;
             break;
         }
         if halt::wait(vcpu).is_err() {
@@ -344,7 +344,7 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left
             // Many doorbells at once, each with many waiters.
             Exit::Io(io) if io.string => return Ok(Left::Exit(exit)),
             // The VMM waits for the window.
-            Exit::Vintr if vcpu.platform.user_window() => return Ok(RESUME),
+            Exit::Vintr if vcpu.platform.user_window => return Ok(RESUME),
             _ => {}
         }
         if !pv_eoi::take_back(vcpu, Sleep::Forbidden) {

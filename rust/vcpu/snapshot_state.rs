@@ -12,7 +12,7 @@ use crate::host;
 use crate::host::fpu;
 use crate::linux::Pages;
 use crate::uapi::run_page::Answer;
-use crate::vcpu::apic::{Apic, UserPic};
+use crate::vcpu::apic::{Apic, PicOwner};
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::user_exit::set_common;
@@ -32,7 +32,8 @@ use x86::cpuid::Entry;
 struct Small {
     requests: Requests,
     ext_int: bool,
-    user_pic: Option<UserPic>,
+    pic: PicOwner,
+    user_window: bool,
     unhalted: bool,
     yield_to: Option<u32>,
     ended: u8,
@@ -89,7 +90,8 @@ impl VcpuSnapshot {
             small: Small {
                 requests: platform.requests,
                 ext_int: platform.ext_int,
-                user_pic: platform.user_pic,
+                pic: platform.pic,
+                user_window: platform.user_window,
                 unhalted: platform.unhalted,
                 yield_to: platform.yield_to,
                 ended: platform.ended,
@@ -180,7 +182,8 @@ impl VcpuSnapshot {
         platform.requests =
             small.requests | Requests::TLB_FLUSH | Requests::SET_TIMER | Requests::PV_CLOCK;
         platform.ext_int = small.ext_int;
-        platform.user_pic = small.user_pic;
+        platform.pic = small.pic;
+        platform.user_window = small.user_window;
         platform.unhalted = small.unhalted;
         platform.yield_to = small.yield_to;
         platform.ended = small.ended;

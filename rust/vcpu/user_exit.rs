@@ -7,6 +7,7 @@ use crate::linux::compat::is_poison;
 use crate::linux::mm::report_poison;
 use crate::uapi;
 use crate::uapi::run_page::Common;
+use crate::vcpu::apic::PicOwner;
 use crate::vcpu::requests::ready_for_user_interrupt;
 use crate::vcpu::LockedVcpu;
 use crate::vm::stats::Count;
@@ -134,7 +135,8 @@ fn internal_error(vcpu: &LockedVcpu, error: InternalError) {
 /// What every return of KVM_RUN reports.
 pub(crate) fn set_common(vcpu: &LockedVcpu) {
     vcpu.platform.run_page.set_common(&Common {
-        ready_for_interrupt: vcpu.platform.user_pic.is_none() || ready_for_user_interrupt(vcpu),
+        ready_for_interrupt: vcpu.platform.pic == PicOwner::Kernel
+            || ready_for_user_interrupt(vcpu),
         if_flag: vcpu.vmcb.rflags().contains(Rflags::IF),
         cr8: vcpu.platform.apic.cr8().into(),
         apic_base: vcpu.platform.apic.base(),

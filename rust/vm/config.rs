@@ -7,9 +7,9 @@ use crate::irq::vcpu_table::VcpuTable;
 use crate::linux;
 use crate::uapi::{self, UserArg};
 use crate::vm::msr_filter::MsrFilter;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, Mutex};
 use svm::dispatch::Policy;
 use svm::intercept::{Word3, Word4};
@@ -28,11 +28,11 @@ pub(crate) const QUIRKS: u32 = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
 #[pin_data]
 pub(crate) struct VmConfig {
     /// A [`Policy`].
-    policy: Atomic<u32>,
+    policy: AtomicU32,
     /// Exits that new vCPUs do without: `KVM_X86_DISABLE_EXITS_*`.
-    disabled_exits: Atomic<u32>,
+    disabled_exits: AtomicU32,
     /// How long a halted vCPU looks for work before it sleeps, at most.
-    longest_poll_ns: Atomic<u32>,
+    longest_poll_ns: AtomicU32,
     /// Which MSRs are the VMM's.
     #[pin]
     msr_filter: Mutex<Option<Arc<MsrFilter>>>,
@@ -50,9 +50,9 @@ impl VmConfig {
     /// Nothing is chosen.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            policy: Atomic::new(0),
-            disabled_exits: Atomic::new(0),
-            longest_poll_ns: Atomic::new(LONGEST_POLL_NS),
+            policy: AtomicU32::new(0),
+            disabled_exits: AtomicU32::new(0),
+            longest_poll_ns: AtomicU32::new(LONGEST_POLL_NS),
             msr_filter <- kernel::new_mutex!(None),
         })
     }
@@ -124,19 +124,15 @@ impl VmConfig {
 
     /// What the handlers ask for.
     pub(crate) fn policy(&self) -> Policy {
-        Policy::from_bits_truncate(self.policy.load(Relaxed))
+        Policy::from_bits_retain(self.policy.load(Relaxed))
     }
 
     /// Sets those in `mask`.
     fn choose(&self, mask: Policy, choices: Policy) -> Result<c_long> {
-        let mut old = self.policy.load(Relaxed);
-        loop {
-            let new = (old & !mask.bits()) | choices.bits();
-            match self.policy.cmpxchg(old, new, Relaxed) {
-                Ok(_) => return Ok(0),
-                Err(now) => old = now,
-            }
-        }
+        let chosen = |old: u32| Some((old & !mask.bits()) | choices.bits());
+        // It cannot fail: there is always a new value.
+        let _ = self.policy.fetch_update(Relaxed, Relaxed, chosen);
+        Ok(0)
     }
 
     fn choose_if(&self, on: bool, choice: Policy) -> Result<c_long> {
