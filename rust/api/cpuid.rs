@@ -129,7 +129,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
 
 /// What shows through CPUID now.
 fn dynamic(vcpu: &mut LockedVcpu) -> Dynamic {
-    dispatch::dynamic(&mut vcpu.guest(Sleep::Allowed), cpuid::function::XSTATE)
+    dispatch::dynamic(&vcpu.guest(Sleep::Allowed), cpuid::function::XSTATE)
 }
 
 fn refreshed(entry: &Entry, dynamic: &Dynamic) -> Entry {
