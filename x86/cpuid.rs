@@ -298,14 +298,14 @@ pub fn guest_view(entries: &[Entry], function: u32, index: u32, dynamic: &Dynami
 /// Whether CPUID has MONITOR and MWAIT.
 pub fn has_mwait(entries: &[Entry]) -> bool {
     let [_, _, ecx, _] = lookup(entries, function::FEATURES, 0);
-    ecx & Leaf1Ecx::MONITOR.bits() != 0
+    ecx & Leaf1Ecx::MONITOR != 0
 }
 
 /// CPUID has MONITOR and MWAIT from now on, or has them no longer.
 pub fn show_mwait(entries: &mut [Entry], on: bool) {
     let leaves = entries.iter_mut();
     for leaf in leaves.filter(|leaf| leaf.function == function::FEATURES) {
-        assign(&mut leaf.ecx, Leaf1Ecx::MONITOR.bits(), on);
+        assign(&mut leaf.ecx, Leaf1Ecx::MONITOR, on);
     }
 }
 
@@ -319,19 +319,19 @@ fn with_state(answer: [u32; 4], function: u32, index: u32, dynamic: &Dynamic) ->
     let [eax, mut ebx, mut ecx, mut edx] = answer;
     match (function, index) {
         (function::FEATURES, _) => {
-            let xsave = ecx & Leaf1Ecx::XSAVE.bits() != 0;
-            assign(&mut ecx, Leaf1Ecx::OSXSAVE.bits(), xsave && dynamic.osxsave);
-            restrict(&mut edx, Leaf1Edx::APIC.bits(), dynamic.apic_enabled);
+            let xsave = ecx & Leaf1Ecx::XSAVE != 0;
+            assign(&mut ecx, Leaf1Ecx::OSXSAVE, xsave && dynamic.osxsave);
+            restrict(&mut edx, Leaf1Edx::APIC, dynamic.apic_enabled);
         }
         (function::STRUCTURED_FEATURES, 0) => {
-            let pku = ecx & Leaf7Ecx::PKU.bits() != 0;
-            assign(&mut ecx, Leaf7Ecx::OSPKE.bits(), pku && dynamic.pke);
+            let pku = ecx & Leaf7Ecx::PKU != 0;
+            assign(&mut ecx, Leaf7Ecx::OSPKE, pku && dynamic.pke);
         }
         // All zeros if the guest has no XSAVE.
         (function::XSTATE, 0) if eax != 0 => ebx = dynamic.xsave_size,
         (function::XSTATE, 1) if ebx != 0 => ebx = dynamic.xsave_compacted_size,
         (function::EXTENDED_FEATURES, _) => {
-            restrict(&mut edx, Ext1Edx::APIC.bits(), dynamic.apic_enabled);
+            restrict(&mut edx, Ext1Edx::APIC, dynamic.apic_enabled);
         }
         _ => {}
     }

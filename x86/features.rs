@@ -10,76 +10,70 @@ use crate::cpuid::bits::*;
 use crate::cpuid::{self, function, Caps, Entry, PvFeatures};
 use crate::regs::{Cr4, Efer};
 
-/// A feature of the guest's CPUID that decides about the validity of something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Feature(u64);
+/// The features, each with the bit of CPUID that says so: the one list of them.
+macro_rules! features {
+    (paravirtual { $($pv:ident = $pv_bit:ident)* }
+     $($leaf:ident $(/ $subleaf:literal)?: $register:ident $bits:ident { $($feature:ident)* })*) => {
+        /// Their numbers.
+        #[allow(non_camel_case_types, reason = "the names are the constants'")]
+        enum Number { $($($feature,)*)* $($pv,)* }
 
-bitflags! {
-    impl Feature: u64 {
-        const MTRR = 1 << 0;
-        const MCE = 1 << 1;
-        const PAT = 1 << 2;
-        const APIC = 1 << 3;
-        const SEP = 1 << 4;
-        const PCID = 1 << 5;
-        const X2APIC = 1 << 6;
-        const TSC_DEADLINE = 1 << 7;
-        const XSAVE = 1 << 8;
-        const FSGSBASE = 1 << 9;
-        const TSC_ADJUST = 1 << 10;
-        const SMEP = 1 << 11;
-        const INVPCID = 1 << 12;
-        const SMAP = 1 << 13;
-        const UMIP = 1 << 14;
-        const PKU = 1 << 15;
-        const CET_SS = 1 << 16;
-        const LA57 = 1 << 17;
-        const RDPID = 1 << 18;
-        const SYSCALL = 1 << 19;
-        const NX = 1 << 20;
-        const FFXSR = 1 << 21;
-        const GBPAGES = 1 << 22;
-        const RDTSCP = 1 << 23;
-        const LM = 1 << 24;
-        const SVM = 1 << 25;
-        const TCE = 1 << 26;
-        const PV_CLOCK = 1 << 27;
-        const PV_CLOCK2 = 1 << 28;
-        const XSAVES = 1 << 29;
-        const PV_UNHALT = 1 << 30;
-        const PV_SEND_IPI = 1 << 31;
-        const PV_STEAL_TIME = 1 << 32;
-        const PV_SCHED_YIELD = 1 << 33;
-        const IBPB = 1 << 34;
-        const IBRS = 1 << 35;
-        const STIBP = 1 << 36;
-        const SSBD = 1 << 37;
-        const PSFD = 1 << 38;
-        const AUTOMATIC_IBRS = 1 << 39;
-        const PV_EOI = 1 << 40;
-        const PV_ASYNC_PF = 1 << 41;
-        const PV_ASYNC_PF_VMEXIT = 1 << 42;
-        const PV_ASYNC_PF_INT = 1 << 43;
-        const PV_POLL_CONTROL = 1 << 44;
-        const OSVW = 1 << 45;
-        const PERFCTR_CORE = 1 << 46;
-        const CPUID_USER_DISABLE = 1 << 47;
-        // Instructions that the emulator knows.
-        const AVX = 1 << 48;
-        const AVX2 = 1 << 49;
-        const BMI1 = 1 << 50;
-        const BMI2 = 1 << 51;
-        const ADX = 1 << 52;
-        const ABM = 1 << 53;
-        const MOVBE = 1 << 54;
-        const POPCNT = 1 << 55;
-        const SSE42 = 1 << 56;
-        const SSE2 = 1 << 57;
-        const SSE3 = 1 << 58;
-        const SSE41 = 1 << 59;
-        const SSE4A = 1 << 60;
-        const FXSR = 1 << 61;
+        /// A feature of the guest's CPUID that decides about the validity of something.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Feature(u64);
+
+        bitflags! {
+            impl Feature: u64 {
+                $($(const $feature = 1 << Number::$feature as u32;)*)*
+                $(const $pv = 1 << Number::$pv as u32;)*
+            }
+        }
+
+        /// What one entry says.
+        fn of_entry(entry: &Entry) -> Feature {
+            let mut set = Feature::empty();
+            $(if entry.function == function::$leaf $(&& entry.answers(entry.function, $subleaf))? {
+                $(set.set(Feature::$feature, entry.$register & $bits::$feature != 0);)*
+            })*
+            set
+        }
+
+        /// What the leaf of paravirtual features says.
+        fn of_pv(eax: u32) -> Feature {
+            let mut set = Feature::empty();
+            $(set.set(Feature::$pv, eax & PvFeatures::$pv_bit.bits() != 0);)*
+            set
+        }
+    };
+}
+
+features! {
+    paravirtual {
+        PV_CLOCK = CLOCKSOURCE
+        PV_CLOCK2 = CLOCKSOURCE2
+        PV_UNHALT = UNHALT
+        PV_SEND_IPI = SEND_IPI
+        PV_STEAL_TIME = STEAL_TIME
+        PV_SCHED_YIELD = SCHED_YIELD
+        PV_EOI = EOI
+        PV_ASYNC_PF = ASYNC_PF
+        PV_ASYNC_PF_VMEXIT = ASYNC_PF_VMEXIT
+        PV_ASYNC_PF_INT = ASYNC_PF_INT
+        PV_POLL_CONTROL = POLL_CONTROL
     }
+    FEATURES: edx Leaf1Edx { MTRR MCE PAT APIC SEP FXSR SSE2 }
+    FEATURES: ecx Leaf1Ecx {
+        PCID X2APIC TSC_DEADLINE XSAVE AVX MOVBE POPCNT SSE3 SSE41 SSE42
+    }
+    STRUCTURED_FEATURES / 0: ebx Leaf7Ebx {
+        FSGSBASE TSC_ADJUST SMEP INVPCID SMAP AVX2 BMI1 BMI2 ADX
+    }
+    STRUCTURED_FEATURES / 0: ecx Leaf7Ecx { UMIP PKU CET_SS LA57 RDPID }
+    XSTATE / 1: eax LeafDSub1Eax { XSAVES }
+    EXTENDED_FEATURES: ecx Ext1Ecx { SVM TCE ABM SSE4A OSVW PERFCTR_CORE }
+    EXTENDED_FEATURES: edx Ext1Edx { SYSCALL NX FFXSR GBPAGES RDTSCP LM }
+    ADDRESS_SIZES: ebx Ext8Ebx { IBPB IBRS STIBP SSBD PSFD }
+    EXTENDED_FEATURES_2: eax Ext21Eax { AUTOMATIC_IBRS CPUID_USER_DISABLE }
 }
 
 /// The guest's features, computed once from its CPUID list.
@@ -115,7 +109,7 @@ impl Features {
         let mut add = |entry: Entry| -> Result<(), core::convert::Infallible> {
             features.add(&entry);
             if entry.function == function::PV_FEATURES {
-                features.set |= pv(entry.eax);
+                features.set |= of_pv(entry.eax);
             }
             Ok(())
         };
@@ -132,7 +126,7 @@ impl Features {
         }
         if let Some(signature) = entries.iter().find(|entry| cpuid::is_pv_signature(entry)) {
             let [eax, ..] = cpuid::lookup(entries, signature.function.wrapping_add(1), 0);
-            features.set |= pv(eax);
+            features.set |= of_pv(eax);
         }
         features.set &= offered.set;
         features.xcr0 &= offered.xcr0;
@@ -221,155 +215,13 @@ impl Features {
 
     /// Adds what one entry says.
     fn add(&mut self, entry: &Entry) {
-        match entry.function {
-            function::FEATURES => self.set |= leaf_1(entry),
-            function::STRUCTURED_FEATURES if entry.answers(function::STRUCTURED_FEATURES, 0) => {
-                self.set |= leaf_7(entry);
-            }
-            function::XSTATE if entry.answers(function::XSTATE, 0) => {
-                self.xcr0 = u64::from(entry.edx) << 32 | u64::from(entry.eax);
-            }
-            function::XSTATE if entry.answers(function::XSTATE, 1) => {
-                let eax = LeafDSub1Eax::from_bits_retain(entry.eax);
-                self.set
-                    .set(Feature::XSAVES, eax.contains(LeafDSub1Eax::XSAVES));
-            }
-            function::EXTENDED_FEATURES => self.set |= ext_1(entry),
-            function::EXTENDED_FEATURES_2 => self.set |= ext_21(entry),
-            function::ADDRESS_SIZES => {
-                self.set |= ext_8(entry);
-                let [bits, ..] = entry.eax.to_le_bytes();
-                if bits != 0 {
-                    self.max_phys_bits = bits.clamp(32, 52);
-                }
-            }
-            _ => {}
+        self.set |= of_entry(entry);
+        if entry.answers(function::XSTATE, 0) {
+            self.xcr0 = u64::from(entry.edx) << 32 | u64::from(entry.eax);
+        }
+        let [bits, ..] = entry.eax.to_le_bytes();
+        if entry.function == function::ADDRESS_SIZES && bits != 0 {
+            self.max_phys_bits = bits.clamp(32, 52);
         }
     }
-}
-
-fn collect<const N: usize>(found: [(bool, Feature); N]) -> Feature {
-    let mut set = Feature::empty();
-    for (present, feature) in found {
-        set.set(feature, present);
-    }
-    set
-}
-
-fn leaf_1(entry: &Entry) -> Feature {
-    let ecx = Leaf1Ecx::from_bits_retain(entry.ecx);
-    let edx = Leaf1Edx::from_bits_retain(entry.edx);
-    collect([
-        (edx.contains(Leaf1Edx::MTRR), Feature::MTRR),
-        (edx.contains(Leaf1Edx::MCE), Feature::MCE),
-        (edx.contains(Leaf1Edx::PAT), Feature::PAT),
-        (edx.contains(Leaf1Edx::APIC), Feature::APIC),
-        (edx.contains(Leaf1Edx::SEP), Feature::SEP),
-        (ecx.contains(Leaf1Ecx::PCID), Feature::PCID),
-        (ecx.contains(Leaf1Ecx::X2APIC), Feature::X2APIC),
-        (ecx.contains(Leaf1Ecx::TSC_DEADLINE), Feature::TSC_DEADLINE),
-        (ecx.contains(Leaf1Ecx::XSAVE), Feature::XSAVE),
-        (ecx.contains(Leaf1Ecx::AVX), Feature::AVX),
-        (ecx.contains(Leaf1Ecx::MOVBE), Feature::MOVBE),
-        (ecx.contains(Leaf1Ecx::POPCNT), Feature::POPCNT),
-        (edx.contains(Leaf1Edx::FXSR), Feature::FXSR),
-        (edx.contains(Leaf1Edx::SSE2), Feature::SSE2),
-        (ecx.contains(Leaf1Ecx::SSE3), Feature::SSE3),
-        (ecx.contains(Leaf1Ecx::SSE41), Feature::SSE41),
-        (ecx.contains(Leaf1Ecx::SSE42), Feature::SSE42),
-    ])
-}
-
-fn leaf_7(entry: &Entry) -> Feature {
-    let ebx = Leaf7Ebx::from_bits_retain(entry.ebx);
-    let ecx = Leaf7Ecx::from_bits_retain(entry.ecx);
-    collect([
-        (ebx.contains(Leaf7Ebx::FSGSBASE), Feature::FSGSBASE),
-        (ebx.contains(Leaf7Ebx::TSC_ADJUST), Feature::TSC_ADJUST),
-        (ebx.contains(Leaf7Ebx::SMEP), Feature::SMEP),
-        (ebx.contains(Leaf7Ebx::INVPCID), Feature::INVPCID),
-        (ebx.contains(Leaf7Ebx::SMAP), Feature::SMAP),
-        (ecx.contains(Leaf7Ecx::UMIP), Feature::UMIP),
-        (ecx.contains(Leaf7Ecx::PKU), Feature::PKU),
-        (ecx.contains(Leaf7Ecx::CET_SS), Feature::CET_SS),
-        (ecx.contains(Leaf7Ecx::LA57), Feature::LA57),
-        (ecx.contains(Leaf7Ecx::RDPID), Feature::RDPID),
-        (ebx.contains(Leaf7Ebx::AVX2), Feature::AVX2),
-        (ebx.contains(Leaf7Ebx::BMI1), Feature::BMI1),
-        (ebx.contains(Leaf7Ebx::BMI2), Feature::BMI2),
-        (ebx.contains(Leaf7Ebx::ADX), Feature::ADX),
-    ])
-}
-
-fn ext_1(entry: &Entry) -> Feature {
-    let ecx = Ext1Ecx::from_bits_retain(entry.ecx);
-    let edx = Ext1Edx::from_bits_retain(entry.edx);
-    collect([
-        (ecx.contains(Ext1Ecx::SVM), Feature::SVM),
-        (ecx.contains(Ext1Ecx::TCE), Feature::TCE),
-        (ecx.contains(Ext1Ecx::ABM), Feature::ABM),
-        (ecx.contains(Ext1Ecx::SSE4A), Feature::SSE4A),
-        (ecx.contains(Ext1Ecx::OSVW), Feature::OSVW),
-        (ecx.contains(Ext1Ecx::PERFCTR_CORE), Feature::PERFCTR_CORE),
-        (edx.contains(Ext1Edx::SYSCALL), Feature::SYSCALL),
-        (edx.contains(Ext1Edx::NX), Feature::NX),
-        (edx.contains(Ext1Edx::FFXSR), Feature::FFXSR),
-        (edx.contains(Ext1Edx::GBPAGES), Feature::GBPAGES),
-        (edx.contains(Ext1Edx::RDTSCP), Feature::RDTSCP),
-        (edx.contains(Ext1Edx::LM), Feature::LM),
-    ])
-}
-
-fn ext_8(entry: &Entry) -> Feature {
-    let ebx = Ext8Ebx::from_bits_retain(entry.ebx);
-    collect([
-        (ebx.contains(Ext8Ebx::IBPB), Feature::IBPB),
-        (ebx.contains(Ext8Ebx::IBRS), Feature::IBRS),
-        (ebx.contains(Ext8Ebx::STIBP), Feature::STIBP),
-        (ebx.contains(Ext8Ebx::SSBD), Feature::SSBD),
-        (ebx.contains(Ext8Ebx::PSFD), Feature::PSFD),
-    ])
-}
-
-fn ext_21(entry: &Entry) -> Feature {
-    let eax = Ext21Eax::from_bits_retain(entry.eax);
-    collect([
-        (
-            eax.contains(Ext21Eax::AUTOMATIC_IBRS),
-            Feature::AUTOMATIC_IBRS,
-        ),
-        (
-            eax.contains(Ext21Eax::CPUID_USER_DISABLE),
-            Feature::CPUID_USER_DISABLE,
-        ),
-    ])
-}
-
-fn pv(eax: u32) -> Feature {
-    let pv = PvFeatures::from_bits_truncate(eax);
-    collect([
-        (pv.contains(PvFeatures::CLOCKSOURCE), Feature::PV_CLOCK),
-        (pv.contains(PvFeatures::CLOCKSOURCE2), Feature::PV_CLOCK2),
-        (pv.contains(PvFeatures::UNHALT), Feature::PV_UNHALT),
-        (pv.contains(PvFeatures::SEND_IPI), Feature::PV_SEND_IPI),
-        (pv.contains(PvFeatures::STEAL_TIME), Feature::PV_STEAL_TIME),
-        (
-            pv.contains(PvFeatures::SCHED_YIELD),
-            Feature::PV_SCHED_YIELD,
-        ),
-        (pv.contains(PvFeatures::EOI), Feature::PV_EOI),
-        (pv.contains(PvFeatures::ASYNC_PF), Feature::PV_ASYNC_PF),
-        (
-            pv.contains(PvFeatures::ASYNC_PF_VMEXIT),
-            Feature::PV_ASYNC_PF_VMEXIT,
-        ),
-        (
-            pv.contains(PvFeatures::ASYNC_PF_INT),
-            Feature::PV_ASYNC_PF_INT,
-        ),
-        (
-            pv.contains(PvFeatures::POLL_CONTROL),
-            Feature::PV_POLL_CONTROL,
-        ),
-    ])
 }

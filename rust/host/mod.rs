@@ -105,7 +105,8 @@ pub(crate) struct Host {
     held: Atomic<u32>,
 }
 
-// SAFETY: `PerCpu` is only touched by its own CPU with interrupts off (`local`), everything else is immutable or locked.
+// SAFETY: `PerCpu` is only touched by its own CPU with interrupts off (`local`), everything else is
+// immutable or locked.
 unsafe impl Sync for Host {}
 // SAFETY: Likewise.
 unsafe impl Send for Host {}

@@ -23,8 +23,8 @@ use x86::cpu::MemError;
 pub(crate) struct VcpuMemory {
     vm: Arc<VmMemory>,
     pub(crate) hint: usize,
-    /// What the host's memory answered to the last [`MemError::Fault`] of a nested fault: the process
-    /// has no usable memory there (`EFAULT`, `EHWPOISON`), or there is none for tables (`ENOMEM`).
+    /// Why the last nested fault was [`MemError::Fault`]: the process has no usable memory there
+    /// (`EFAULT`, `EHWPOISON`), or there is none for tables (`ENOMEM`).
     pub(crate) error: Option<Error>,
     /// Where the last access failed, if that was because the host's memory is poisoned.
     pub(crate) poisoned: Cell<Option<u64>>,
@@ -105,15 +105,15 @@ impl VcpuMemory {
         GuestAccess::new(self, sleep)
     }
 
-    /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`: the guest is run again,
-    /// after a look at signals. It faults again if the page was taken away meanwhile.
+    /// A nested page fault (#VMEXIT code NPF; APM vol. 2, 15.25.6) at `gpa`. The guest is then run
+    /// again, after a look at signals: it faults again if the page was taken away meanwhile.
     ///
     /// `present` says that there was a page, which does not permit the access. May sleep.
     ///
     /// # Errors
     ///
-    /// [`MemError::Unbacked`] if no slot is there, [`MemError::ReadOnly`] for a write to a read-only
-    /// one: a device. [`MemError::Fault`] if the process has no memory: see [`Self::error`].
+    /// [`MemError::Unbacked`] if no slot is there, [`MemError::ReadOnly`] for a write to one that
+    /// is read-only: a device. [`MemError::Fault`] if the process has no memory: [`Self::error`].
     pub(crate) fn fault(
         &mut self,
         gpa: u64,

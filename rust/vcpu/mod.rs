@@ -174,7 +174,7 @@ impl Vcpu {
         }
         let target: *const Mailbox = &*mailbox;
         let timer = KBox::pin_init(
-            // SAFETY: The platform holds a reference to the mailbox for longer than the timer lives.
+            // SAFETY: The platform's reference to the mailbox outlives the timer.
             unsafe { Timer::new(target) },
             GFP_KERNEL_ACCOUNT,
         )?;

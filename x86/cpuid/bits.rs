@@ -1,281 +1,243 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The feature bits of CPUID, by leaf and register (APM vol. 3, appendix D and E).
+//! The feature bits of CPUID, by leaf and register (APM vol. 3, appendix D and E), and who may have
+//! them: the one list of both.
+//!
+//! | word | a guest is offered the bit |
+//! |---|---|
+//! | `host` | if the host's CPU has it |
+//! | `ours` | in any case: the hypervisor supplies the feature itself |
+//! | `hidden` | never |
+//!
+//! A condition behind `if` must hold, too.
 
 #![allow(missing_docs, reason = "the names of features are the manual's")]
 
-use bitflags::bitflags;
+use super::Caps;
 
-/// Leaf 1, ECX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf1Ecx(u32);
+/// A register of a leaf: its bits as constants, and what guests are offered of it.
+macro_rules! register {
+    ($caps:ident; $($(#[$doc:meta])* $name:ident {
+        $($(#[$bit_doc:meta])* $feature:ident = $bit:literal: $source:ident $(if $condition:expr)?;)*
+    })*) => { $(
+        $(#[$doc])*
+        pub struct $name;
 
-bitflags! {
-    impl Leaf1Ecx: u32 {
-        const SSE3 = 1 << 0;
-        const PCLMULQDQ = 1 << 1;
-        const MONITOR = 1 << 3;
-        const SSSE3 = 1 << 9;
-        const FMA = 1 << 12;
-        const CMPXCHG16B = 1 << 13;
-        const PCID = 1 << 17;
-        const SSE41 = 1 << 19;
-        const SSE42 = 1 << 20;
-        const X2APIC = 1 << 21;
-        const MOVBE = 1 << 22;
-        const POPCNT = 1 << 23;
-        const TSC_DEADLINE = 1 << 24;
-        const AES = 1 << 25;
-        const XSAVE = 1 << 26;
-        const OSXSAVE = 1 << 27;
-        const AVX = 1 << 28;
-        const F16C = 1 << 29;
-        const RDRAND = 1 << 30;
-        const HYPERVISOR = 1 << 31;
-        const _ = !0;
-    }
+        impl $name {
+            $($(#[$bit_doc])* pub const $feature: u32 = 1 << $bit;)*
+
+            /// What a guest is offered where the host's CPU has `host`.
+            #[allow(unused_mut, unused_variables, reason = "not all have both, or a condition")]
+            pub(super) fn offered(host: u32, $caps: &Caps) -> u32 {
+                let (mut native, mut supplied) = (0, 0);
+                $(if true $(&& $condition)? {
+                    register!($source native supplied |= Self::$feature);
+                })*
+                (host & native) | supplied
+            }
+        }
+    )* };
+    (host $native:ident $supplied:ident |= $bit:expr) => { $native |= $bit };
+    (ours $native:ident $supplied:ident |= $bit:expr) => { $supplied |= $bit };
+    (hidden $native:ident $supplied:ident |= $bit:expr) => {};
 }
 
-/// Leaf 1, EDX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf1Edx(u32);
+register! {
+    caps;
 
-bitflags! {
-    impl Leaf1Edx: u32 {
-        const FPU = 1 << 0;
-        const VME = 1 << 1;
-        const DE = 1 << 2;
-        const PSE = 1 << 3;
-        const TSC = 1 << 4;
-        const MSR = 1 << 5;
-        const PAE = 1 << 6;
-        const MCE = 1 << 7;
-        const CMPXCHG8B = 1 << 8;
-        const APIC = 1 << 9;
-        const SEP = 1 << 11;
-        const MTRR = 1 << 12;
-        const PGE = 1 << 13;
-        const MCA = 1 << 14;
-        const CMOV = 1 << 15;
-        const PAT = 1 << 16;
-        const PSE36 = 1 << 17;
-        const CLFLUSH = 1 << 19;
-        const MMX = 1 << 23;
-        const FXSR = 1 << 24;
-        const SSE = 1 << 25;
-        const SSE2 = 1 << 26;
-        const _ = !0;
+    /// Leaf 1, ECX.
+    Leaf1Ecx {
+        SSE3 = 0: host;
+        PCLMULQDQ = 1: host;
+        MONITOR = 3: hidden;
+        SSSE3 = 9: host;
+        FMA = 12: host if caps.has_avx();
+        CMPXCHG16B = 13: host;
+        PCID = 17: host;
+        SSE41 = 19: host;
+        SSE42 = 20: host;
+        X2APIC = 21: ours if caps.x2apic;
+        MOVBE = 22: host;
+        POPCNT = 23: host;
+        TSC_DEADLINE = 24: ours if caps.tsc_deadline;
+        AES = 25: host;
+        XSAVE = 26: host if caps.has_xsave();
+        OSXSAVE = 27: hidden;
+        AVX = 28: host if caps.has_avx();
+        F16C = 29: host if caps.has_avx();
+        RDRAND = 30: host;
+        HYPERVISOR = 31: ours;
     }
-}
 
-/// Leaf 6, EAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf6Eax(u32);
+    /// Leaf 1, EDX.
+    Leaf1Edx {
+        FPU = 0: host;
+        VME = 1: host;
+        DE = 2: host;
+        PSE = 3: host;
+        TSC = 4: host;
+        MSR = 5: host;
+        PAE = 6: host;
+        MCE = 7: host;
+        CMPXCHG8B = 8: host;
+        APIC = 9: host;
+        SEP = 11: host;
+        MTRR = 12: host;
+        PGE = 13: host;
+        MCA = 14: host;
+        CMOV = 15: host;
+        PAT = 16: host;
+        PSE36 = 17: host;
+        CLFLUSH = 19: host;
+        MMX = 23: host;
+        FXSR = 24: host;
+        SSE = 25: host;
+        SSE2 = 26: host;
+    }
 
-bitflags! {
-    impl Leaf6Eax: u32 {
+    /// Leaf 6, EAX.
+    Leaf6Eax {
         /// The timer of the local APIC never stops.
-        const ARAT = 1 << 2;
-        const _ = !0;
+        ARAT = 2: ours;
     }
-}
 
-/// Leaf 7, subleaf 0, EBX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf7Ebx(u32);
-
-bitflags! {
-    impl Leaf7Ebx: u32 {
-        const FSGSBASE = 1 << 0;
-        const TSC_ADJUST = 1 << 1;
-        const BMI1 = 1 << 3;
-        const AVX2 = 1 << 5;
-        const FDP_EXCEPTION_ONLY = 1 << 6;
-        const SMEP = 1 << 7;
-        const BMI2 = 1 << 8;
-        const ERMS = 1 << 9;
-        const INVPCID = 1 << 10;
-        const ZERO_FCS_FDS = 1 << 13;
-        const AVX512F = 1 << 16;
-        const AVX512DQ = 1 << 17;
-        const RDSEED = 1 << 18;
-        const ADX = 1 << 19;
-        const SMAP = 1 << 20;
-        const AVX512_IFMA = 1 << 21;
-        const CLFLUSHOPT = 1 << 23;
-        const CLWB = 1 << 24;
-        const AVX512CD = 1 << 28;
-        const SHA = 1 << 29;
-        const AVX512BW = 1 << 30;
-        const AVX512VL = 1 << 31;
-        const _ = !0;
+    /// Leaf 7, subleaf 0, EBX.
+    Leaf7Ebx {
+        FSGSBASE = 0: host;
+        TSC_ADJUST = 1: ours if caps.tsc_adjust;
+        BMI1 = 3: host;
+        AVX2 = 5: host if caps.has_avx();
+        FDP_EXCEPTION_ONLY = 6: host;
+        SMEP = 7: host;
+        BMI2 = 8: host;
+        ERMS = 9: host;
+        INVPCID = 10: host;
+        ZERO_FCS_FDS = 13: host;
+        AVX512F = 16: host if caps.has_avx512();
+        AVX512DQ = 17: host if caps.has_avx512();
+        RDSEED = 18: host;
+        ADX = 19: host;
+        SMAP = 20: host;
+        AVX512_IFMA = 21: host if caps.has_avx512();
+        CLFLUSHOPT = 23: host;
+        CLWB = 24: host;
+        AVX512CD = 28: host if caps.has_avx512();
+        SHA = 29: host;
+        AVX512BW = 30: host if caps.has_avx512();
+        AVX512VL = 31: host if caps.has_avx512();
     }
-}
 
-/// Leaf 7, subleaf 0, ECX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf7Ecx(u32);
-
-bitflags! {
-    impl Leaf7Ecx: u32 {
-        const AVX512_VBMI = 1 << 1;
-        const UMIP = 1 << 2;
-        const PKU = 1 << 3;
-        const OSPKE = 1 << 4;
-        const AVX512_VBMI2 = 1 << 6;
-        const CET_SS = 1 << 7;
-        const GFNI = 1 << 8;
-        const VAES = 1 << 9;
-        const VPCLMULQDQ = 1 << 10;
-        const AVX512_VNNI = 1 << 11;
-        const AVX512_BITALG = 1 << 12;
-        const AVX512_VPOPCNTDQ = 1 << 14;
-        const LA57 = 1 << 16;
-        const RDPID = 1 << 22;
-        const MOVDIRI = 1 << 27;
-        const MOVDIR64B = 1 << 28;
-        const _ = !0;
+    /// Leaf 7, subleaf 0, ECX.
+    Leaf7Ecx {
+        AVX512_VBMI = 1: host if caps.has_avx512();
+        UMIP = 2: host;
+        PKU = 3: host if caps.has_pku();
+        OSPKE = 4: hidden;
+        AVX512_VBMI2 = 6: host if caps.has_avx512();
+        CET_SS = 7: hidden;
+        GFNI = 8: host;
+        VAES = 9: host if caps.has_avx();
+        VPCLMULQDQ = 10: host if caps.has_avx();
+        AVX512_VNNI = 11: host if caps.has_avx512();
+        AVX512_BITALG = 12: host if caps.has_avx512();
+        AVX512_VPOPCNTDQ = 14: host if caps.has_avx512();
+        LA57 = 16: host;
+        RDPID = 22: host if caps.tsc_aux;
+        MOVDIRI = 27: host;
+        MOVDIR64B = 28: host;
     }
-}
 
-/// Leaf 7, subleaf 0, EDX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf7Edx(u32);
-
-bitflags! {
-    impl Leaf7Edx: u32 {
-        const FSRM = 1 << 4;
-        const _ = !0;
+    /// Leaf 7, subleaf 0, EDX.
+    Leaf7Edx {
+        FSRM = 4: host;
     }
-}
 
-/// Leaf 7, subleaf 1, EAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf7Sub1Eax(u32);
-
-bitflags! {
-    impl Leaf7Sub1Eax: u32 {
-        const AVX_VNNI = 1 << 4;
-        const AVX512_BF16 = 1 << 5;
-        const FZRM = 1 << 10;
-        const FSRS = 1 << 11;
-        const FSRC = 1 << 12;
-        const _ = !0;
+    /// Leaf 7, subleaf 1, EAX.
+    Leaf7Sub1Eax {
+        AVX_VNNI = 4: host if caps.has_avx();
+        AVX512_BF16 = 5: host if caps.has_avx512();
+        FZRM = 10: host;
+        FSRS = 11: host;
+        FSRC = 12: host;
     }
-}
 
-/// Leaf d, subleaf 1, EAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeafDSub1Eax(u32);
-
-bitflags! {
-    impl LeafDSub1Eax: u32 {
-        const XSAVEOPT = 1 << 0;
-        const XSAVEC = 1 << 1;
-        const XGETBV1 = 1 << 2;
-        const XSAVES = 1 << 3;
-        const _ = !0;
+    /// Leaf d, subleaf 1, EAX.
+    LeafDSub1Eax {
+        XSAVEOPT = 0: host;
+        XSAVEC = 1: host;
+        XGETBV1 = 2: host;
+        XSAVES = 3: host if caps.xsaves;
     }
-}
 
-/// Leaf 8000_0001, ECX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ext1Ecx(u32);
-
-bitflags! {
-    impl Ext1Ecx: u32 {
-        const LAHF_LM = 1 << 0;
-        const CMP_LEGACY = 1 << 1;
-        const SVM = 1 << 2;
-        const CR8_LEGACY = 1 << 4;
-        const ABM = 1 << 5;
-        const SSE4A = 1 << 6;
-        const MISALIGN_SSE = 1 << 7;
-        const PREFETCHW = 1 << 8;
-        const OSVW = 1 << 9;
-        const XOP = 1 << 11;
-        const FMA4 = 1 << 16;
-        const TCE = 1 << 17;
-        const TBM = 1 << 21;
-        const TOPOEXT = 1 << 22;
-        const PERFCTR_CORE = 1 << 23;
-        const _ = !0;
+    /// Leaf 8000_0001, ECX.
+    Ext1Ecx {
+        LAHF_LM = 0: host;
+        CMP_LEGACY = 1: host;
+        SVM = 2: hidden;
+        CR8_LEGACY = 4: host;
+        ABM = 5: host;
+        SSE4A = 6: host;
+        MISALIGN_SSE = 7: host;
+        PREFETCHW = 8: host;
+        OSVW = 9: host;
+        XOP = 11: host if caps.has_avx();
+        FMA4 = 16: host if caps.has_avx();
+        TCE = 17: hidden;
+        TBM = 21: host if caps.has_avx();
+        TOPOEXT = 22: host if caps.topoext;
+        PERFCTR_CORE = 23: host;
     }
-}
 
-/// Leaf 8000_0001, EDX. Bits 0-9, 12-17, 23 and 24 are those of leaf 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ext1Edx(u32);
-
-bitflags! {
-    impl Ext1Edx: u32 {
-        const APIC = 1 << 9;
-        const SYSCALL = 1 << 11;
-        const NX = 1 << 20;
-        const MMX_EXT = 1 << 22;
-        const FFXSR = 1 << 25;
-        const GBPAGES = 1 << 26;
-        const RDTSCP = 1 << 27;
-        const LM = 1 << 29;
-        const NOW3D_EXT = 1 << 30;
-        const NOW3D = 1 << 31;
-        const _ = !0;
+    /// Leaf 8000_0001, EDX. Bits 0-9, 12-17, 23 and 24 are those of leaf 1.
+    Ext1Edx {
+        APIC = 9: hidden;
+        SYSCALL = 11: host;
+        NX = 20: host;
+        MMX_EXT = 22: host;
+        FFXSR = 25: host;
+        GBPAGES = 26: host;
+        RDTSCP = 27: host if caps.tsc_aux;
+        LM = 29: host;
+        NOW3D_EXT = 30: host;
+        NOW3D = 31: host;
     }
-}
 
-/// Leaf 8000_0007, EDX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ext7Edx(u32);
-
-bitflags! {
-    impl Ext7Edx: u32 {
-        const TSC_INVARIANT = 1 << 8;
-        const _ = !0;
+    /// Leaf 8000_0007, EDX.
+    Ext7Edx {
+        TSC_INVARIANT = 8: host if caps.invariant_tsc;
     }
-}
 
-/// Leaf 8000_0008, EBX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ext8Ebx(u32);
-
-bitflags! {
-    impl Ext8Ebx: u32 {
-        const CLZERO = 1 << 0;
-        const XSAVE_ERROR_POINTERS = 1 << 2;
-        const WBNOINVD = 1 << 9;
-        const IBPB = 1 << 12;
-        const IBRS = 1 << 14;
-        const STIBP = 1 << 15;
-        const STIBP_ALWAYS_ON = 1 << 17;
-        const IBRS_SAME_MODE = 1 << 19;
-        const NO_EFER_LMSLE = 1 << 20;
-        const SSBD = 1 << 24;
-        const SSB_NO = 1 << 26;
-        const PSFD = 1 << 28;
-        const IBPB_FLUSHES_RETURNS = 1 << 30;
-        const _ = !0;
+    /// Leaf 8000_0008, EBX.
+    Ext8Ebx {
+        CLZERO = 0: host;
+        XSAVE_ERROR_POINTERS = 2: host if caps.has_xsave();
+        WBNOINVD = 9: host;
+        IBPB = 12: host if caps.ibpb;
+        IBRS = 14: host if caps.spec_ctrl;
+        STIBP = 15: host if caps.spec_ctrl;
+        STIBP_ALWAYS_ON = 17: host if caps.spec_ctrl;
+        IBRS_SAME_MODE = 19: host if caps.spec_ctrl;
+        NO_EFER_LMSLE = 20: host;
+        SSBD = 24: host if caps.spec_ctrl;
+        SSB_NO = 26: host;
+        PSFD = 28: host if caps.spec_ctrl;
+        IBPB_FLUSHES_RETURNS = 30: host if caps.ibpb;
     }
-}
 
-/// Leaf 8000_0021, EAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ext21Eax(u32);
-
-bitflags! {
-    impl Ext21Eax: u32 {
-        const NO_NESTED_DATA_BP = 1 << 0;
-        const FSGS_BASE_WRMSR_NOT_SERIALIZING = 1 << 1;
-        const LFENCE_SERIALIZING = 1 << 2;
-        const VERW_CLEARS_BUFFERS = 1 << 5;
-        const NULL_SELECTOR_CLEARS_BASE = 1 << 6;
-        const AUTOMATIC_IBRS = 1 << 8;
-        const NO_SMM_CTL_MSR = 1 << 9;
-        const FSRS = 1 << 10;
-        const FSRC = 1 << 11;
-        const CPUID_USER_DISABLE = 1 << 17;
-        const IBPB_FLUSHES_TYPES = 1 << 28;
-        const SRSO_NO = 1 << 29;
-        const SRSO_USER_KERNEL_NO = 1 << 30;
-        const _ = !0;
+    /// Leaf 8000_0021, EAX.
+    Ext21Eax {
+        NO_NESTED_DATA_BP = 0: host;
+        FSGS_BASE_WRMSR_NOT_SERIALIZING = 1: host;
+        LFENCE_SERIALIZING = 2: host;
+        VERW_CLEARS_BUFFERS = 5: host;
+        NULL_SELECTOR_CLEARS_BASE = 6: host;
+        AUTOMATIC_IBRS = 8: host;
+        NO_SMM_CTL_MSR = 9: ours;
+        FSRS = 10: host;
+        FSRC = 11: host;
+        CPUID_USER_DISABLE = 17: ours;
+        IBPB_FLUSHES_TYPES = 28: host;
+        SRSO_NO = 29: host;
+        SRSO_USER_KERNEL_NO = 30: host;
     }
 }
