@@ -12,20 +12,3 @@ pub const SIZE: usize = 0x3000;
 pub fn init(map: &mut [u8; SIZE]) {
     map.fill(0xff);
 }
-
-/// Sets whether accesses to `port` exit.
-pub fn set(map: &mut [u8; SIZE], port: u16, exits: bool) {
-    if let Some(byte) = map.get_mut(usize::from(port / 8)) {
-        let bit = 1 << (port % 8);
-        *byte = if exits { *byte | bit } else { *byte & !bit };
-    }
-}
-
-/// Whether an access to `size` ports from `port` on exits.
-pub fn exits(map: &[u8; SIZE], port: u16, size: u8) -> bool {
-    (0..usize::from(size)).any(|n| {
-        let port = usize::from(port) + n;
-        map.get(port / 8)
-            .is_none_or(|byte| byte >> (port % 8) & 1 != 0)
-    })
-}

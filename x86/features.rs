@@ -15,7 +15,11 @@ macro_rules! features {
     (paravirtual { $($pv:ident = $pv_bit:ident)* }
      $($leaf:ident $(/ $subleaf:literal)?: $register:ident $bits:ident { $($feature:ident)* })*) => {
         /// Their numbers.
-        #[allow(non_camel_case_types, reason = "the names are the constants'")]
+        #[allow(
+            non_camel_case_types,
+            clippy::upper_case_acronyms,
+            reason = "the names are the constants'"
+        )]
         enum Number { $($($feature,)*)* $($pv,)* }
 
         /// A feature of the guest's CPUID that decides about the validity of something.

@@ -35,45 +35,98 @@ pub enum Origin {
     Host,
 }
 
-/// An MSR that the VMCB's save area holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmcbMsr {
-    /// EFER.
-    Efer,
-    /// The page attribute table, G_PAT in the VMCB.
-    Pat,
-    /// STAR.
-    Star,
-    /// LSTAR.
-    Lstar,
-    /// CSTAR.
-    Cstar,
-    /// SFMASK.
-    Sfmask,
-    /// FS.base.
-    FsBase,
-    /// GS.base.
-    GsBase,
-    /// KernelGSBase.
-    KernelGsBase,
-    /// SYSENTER_CS.
-    SysenterCs,
-    /// SYSENTER_ESP.
-    SysenterEsp,
-    /// SYSENTER_EIP.
-    SysenterEip,
-    /// DebugCtl.
+/// What an MSR of the VMCB may hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    /// Anything.
+    Any,
+    /// The CPU has the low 32 bits only, and drops the others.
+    Low,
+    /// A canonical address.
+    Canonical,
+    /// Eight memory types.
+    MemoryTypes,
+    /// The bits of DebugCtl.
     DebugCtl,
-    /// LastBranchFromIP.
-    LastBranchFrom,
-    /// LastBranchToIP.
-    LastBranchTo,
-    /// LastIntFromIP.
-    LastExceptionFrom,
-    /// LastIntToIP.
-    LastExceptionTo,
-    /// SPEC_CTRL.
+    /// Bits of SPEC_CTRL that the guest's CPUID offers. The CPU would refuse others at VMRUN, so a
+    /// VMM cannot set them, either.
     SpecCtrl,
+    /// The record of branches, which the CPU writes; a VMM restores it.
+    Record,
+}
+
+/// The MSRs that the VMCB's save area holds: the one list of them.
+macro_rules! vmcb_msrs {
+    ($($(#[$doc:meta])* $msr:ident $index:ident $values:ident $(if $needs:ident)? $(, $direct:ident)?;)*) => {
+        /// An MSR that the VMCB's save area holds.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum VmcbMsr { $($(#[$doc])* $msr,)* }
+
+        impl VmcbMsr {
+            /// The one of this number.
+            const fn of(index: u32) -> Option<Self> {
+                match index {
+                    $(index::$index => Some(Self::$msr),)*
+                    _ => None,
+                }
+            }
+
+            /// What it may hold.
+            const fn values(self) -> Values {
+                match self { $(Self::$msr => Values::$values,)* }
+            }
+
+            /// What the guest's CPUID must offer; nothing for most.
+            const fn needs(self) -> Feature {
+                match self { $(Self::$msr => Feature::empty()$(.union(Feature::$needs))?,)* }
+            }
+        }
+
+        /// The numbers of those that a guest accesses without an exit: VMLOAD and VMSAVE switch
+        /// them.
+        pub const DIRECT_MSRS: &[u32] = &[$($(vmcb_msrs!($direct $index),)?)*];
+    };
+    (direct $index:ident) => { index::$index };
+}
+
+vmcb_msrs! {
+    /// EFER, which [`crate::sregs`] judges.
+    Efer EFER Any;
+    /// The page attribute table, G_PAT in the VMCB. Not direct: QEMU keeps no guest PAT, so that
+    /// the host's own would change.
+    Pat PAT MemoryTypes;
+    /// STAR.
+    Star STAR Any if SYSCALL, direct;
+    /// LSTAR.
+    Lstar LSTAR Canonical if LM, direct;
+    /// CSTAR.
+    Cstar CSTAR Canonical if LM, direct;
+    /// SFMASK: SYSCALL masks RFLAGS in 32 bits (APM vol. 2, 6.1.1).
+    Sfmask SFMASK Low if LM, direct;
+    /// FS.base.
+    FsBase FS_BASE Canonical if LM, direct;
+    /// GS.base.
+    GsBase GS_BASE Canonical if LM, direct;
+    /// KernelGSBase.
+    KernelGsBase KERNEL_GS_BASE Canonical if LM, direct;
+    /// SYSENTER_CS.
+    SysenterCs SYSENTER_CS Any, direct;
+    /// SYSENTER_ESP: AMD has no SYSENTER in 64-bit mode, and 32 bits (APM vol. 2, 6.1.2).
+    SysenterEsp SYSENTER_ESP Low, direct;
+    /// SYSENTER_EIP: likewise.
+    SysenterEip SYSENTER_EIP Low, direct;
+    /// DebugCtl.
+    DebugCtl DEBUG_CTL DebugCtl;
+    /// LastBranchFromIP.
+    LastBranchFrom LAST_BRANCH_FROM Record;
+    /// LastBranchToIP.
+    LastBranchTo LAST_BRANCH_TO Record;
+    /// LastIntFromIP.
+    LastExceptionFrom LAST_EXCEPTION_FROM Record;
+    /// LastIntToIP.
+    LastExceptionTo LAST_EXCEPTION_TO Record;
+    /// SPEC_CTRL.
+    SpecCtrl SPEC_CTRL SpecCtrl;
 }
 
 /// Which part of the hypervisor answers for an MSR.
@@ -111,26 +164,10 @@ pub enum MsrClass {
 
 /// Says who answers for MSR `index`.
 pub fn classify(index: u32) -> MsrClass {
-    use MsrClass::{File, Vmcb};
+    if let Some(msr) = VmcbMsr::of(index) {
+        return MsrClass::Vmcb(msr);
+    }
     match index {
-        index::EFER => Vmcb(VmcbMsr::Efer),
-        index::STAR => Vmcb(VmcbMsr::Star),
-        index::LSTAR => Vmcb(VmcbMsr::Lstar),
-        index::CSTAR => Vmcb(VmcbMsr::Cstar),
-        index::SFMASK => Vmcb(VmcbMsr::Sfmask),
-        index::FS_BASE => Vmcb(VmcbMsr::FsBase),
-        index::GS_BASE => Vmcb(VmcbMsr::GsBase),
-        index::KERNEL_GS_BASE => Vmcb(VmcbMsr::KernelGsBase),
-        index::SYSENTER_CS => Vmcb(VmcbMsr::SysenterCs),
-        index::SYSENTER_ESP => Vmcb(VmcbMsr::SysenterEsp),
-        index::SYSENTER_EIP => Vmcb(VmcbMsr::SysenterEip),
-        index::PAT => Vmcb(VmcbMsr::Pat),
-        index::DEBUG_CTL => Vmcb(VmcbMsr::DebugCtl),
-        index::LAST_BRANCH_FROM => Vmcb(VmcbMsr::LastBranchFrom),
-        index::LAST_BRANCH_TO => Vmcb(VmcbMsr::LastBranchTo),
-        index::LAST_EXCEPTION_FROM => Vmcb(VmcbMsr::LastExceptionFrom),
-        index::LAST_EXCEPTION_TO => Vmcb(VmcbMsr::LastExceptionTo),
-        index::SPEC_CTRL => Vmcb(VmcbMsr::SpecCtrl),
         index::PRED_CMD => MsrClass::PredCmd,
         index::TSC => MsrClass::Tsc,
         index::TSC_ADJUST => MsrClass::TscAdjust,
@@ -142,7 +179,7 @@ pub fn classify(index: u32) -> MsrClass {
         index::PV_WALL_CLOCK | index::PV_WALL_CLOCK_OLD => MsrClass::PvWallClock,
         index::PV_SYSTEM_TIME | index::PV_SYSTEM_TIME_OLD => MsrClass::PvSystemTime,
         index::PV_STEAL_TIME => MsrClass::PvStealTime,
-        _ if file::holds(index) => File,
+        _ if file::holds(index) => MsrClass::File,
         _ => MsrClass::Unknown,
     }
 }
@@ -150,15 +187,8 @@ pub fn classify(index: u32) -> MsrClass {
 /// True if a guest with these features has the MSR: else its RDMSR and WRMSR are #GP.
 pub fn has_vmcb(msr: VmcbMsr, features: &Features) -> bool {
     match msr {
-        VmcbMsr::Star => features.has(Feature::SYSCALL),
-        VmcbMsr::Lstar
-        | VmcbMsr::Cstar
-        | VmcbMsr::Sfmask
-        | VmcbMsr::FsBase
-        | VmcbMsr::GsBase
-        | VmcbMsr::KernelGsBase => features.has(Feature::LM),
         VmcbMsr::SpecCtrl => features.spec_ctrl() != 0,
-        _ => true,
+        _ => features.has(msr.needs()),
     }
 }
 
@@ -179,33 +209,16 @@ pub fn check_vmcb(
     if origin == Origin::Guest && !has_vmcb(msr, features) {
         return Err(Exception::GP0);
     }
-    let valid = match msr {
-        VmcbMsr::Lstar
-        | VmcbMsr::Cstar
-        | VmcbMsr::FsBase
-        | VmcbMsr::GsBase
-        | VmcbMsr::KernelGsBase => is_canonical(value, features.linear_bits()),
-        VmcbMsr::Pat => is_valid_pat(value),
-        VmcbMsr::DebugCtl => value & !DEBUG_CTL_VALID == 0,
-        // The CPU would refuse other bits at VMRUN, so a VMM cannot set them, either.
-        VmcbMsr::SpecCtrl => value & !features.spec_ctrl() == 0,
-        // The guest cannot write the record of branches; a VMM restores it.
-        VmcbMsr::LastBranchFrom
-        | VmcbMsr::LastBranchTo
-        | VmcbMsr::LastExceptionFrom
-        | VmcbMsr::LastExceptionTo => origin == Origin::Host,
-        _ => true,
+    let valid = match msr.values() {
+        Values::Any => true,
+        Values::Low => return Ok(value & u64::from(u32::MAX)),
+        Values::Canonical => is_canonical(value, features.linear_bits()),
+        Values::MemoryTypes => is_valid_pat(value),
+        Values::DebugCtl => value & !DEBUG_CTL_VALID == 0,
+        Values::SpecCtrl => value & !features.spec_ctrl() == 0,
+        Values::Record => origin == Origin::Host,
     };
-    if !valid {
-        return Err(Exception::GP0);
-    }
-    Ok(match msr {
-        // AMD has no SYSENTER in 64-bit mode, and 32 bits of these (APM vol. 2, 6.1.2).
-        VmcbMsr::SysenterEsp | VmcbMsr::SysenterEip => value & u64::from(u32::MAX),
-        // SYSCALL masks RFLAGS in 32 bits (APM vol. 2, 6.1.1).
-        VmcbMsr::Sfmask => value & u64::from(u32::MAX),
-        _ => value,
-    })
+    valid.then_some(value).ok_or(Exception::GP0)
 }
 
 /// Checks a write to PRED_CMD and answers whether predictors are to be flushed (IBPB, APM vol. 2,

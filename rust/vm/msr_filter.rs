@@ -12,6 +12,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use svm::msrpm;
 use x86::msr::index::{X2APIC_FIRST, X2APIC_LAST};
+use x86::msr::DIRECT_MSRS;
 
 /// A filter; immutable.
 pub(crate) struct MsrFilter {
@@ -60,7 +61,7 @@ impl MsrFilter {
             ranges,
             map,
         };
-        for msr in msrpm::PASSED_THROUGH {
+        for &msr in DIRECT_MSRS {
             let (read, write) = (filter.denies(msr, false), filter.denies(msr, true));
             msrpm::set(&mut filter.map, msr, read, write);
         }

@@ -231,62 +231,56 @@ fn move_tsc<P: Platform>(guest: &mut Guest<'_, P>, difference: u64) {
     guest.platform.request(changed);
 }
 
-fn read_vmcb<P: Platform>(guest: &Guest<'_, P>, msr: VmcbMsr) -> u64 {
-    let vmcb = &guest.vmcb;
-    match msr {
-        VmcbMsr::Efer => guest.efer().bits(),
-        VmcbMsr::Pat => vmcb.g_pat(),
-        VmcbMsr::Star => vmcb.star(),
-        VmcbMsr::Lstar => vmcb.lstar(),
-        VmcbMsr::Cstar => vmcb.cstar(),
-        VmcbMsr::Sfmask => vmcb.sfmask(),
-        VmcbMsr::FsBase => vmcb.fs_base(),
-        VmcbMsr::GsBase => vmcb.gs_base(),
-        VmcbMsr::KernelGsBase => vmcb.kernel_gs_base(),
-        VmcbMsr::SysenterCs => vmcb.sysenter_cs(),
-        VmcbMsr::SysenterEsp => vmcb.sysenter_esp(),
-        VmcbMsr::SysenterEip => vmcb.sysenter_eip(),
-        VmcbMsr::DebugCtl => vmcb.dbgctl(),
-        VmcbMsr::LastBranchFrom => vmcb.br_from(),
-        VmcbMsr::LastBranchTo => vmcb.br_to(),
-        VmcbMsr::LastExceptionFrom => vmcb.last_excp_from(),
-        VmcbMsr::LastExceptionTo => vmcb.last_excp_to(),
-        VmcbMsr::SpecCtrl => vmcb.spec_ctrl(),
-    }
+/// The fields of the VMCB that are MSRs, with their getters and setters. EFER and DebugCtl have
+/// more to them.
+macro_rules! fields {
+    ($($msr:ident $get:ident $set:ident;)*) => {
+        fn read_vmcb<P: Platform>(guest: &Guest<'_, P>, msr: VmcbMsr) -> u64 {
+            match msr {
+                VmcbMsr::Efer => guest.efer().bits(),
+                VmcbMsr::DebugCtl => guest.vmcb.dbgctl(),
+                $(VmcbMsr::$msr => guest.vmcb.$get(),)*
+            }
+        }
+
+        fn write_vmcb<P: Platform>(
+            guest: &mut Guest<'_, P>,
+            msr: VmcbMsr,
+            value: u64,
+            origin: Origin,
+        ) -> Result<(), Exception> {
+            if msr == VmcbMsr::Efer {
+                return write_efer_msr(guest, value, origin);
+            }
+            let value = check_vmcb(msr, value, origin, &guest.state.features)?;
+            let vmcb = &mut *guest.vmcb;
+            match msr {
+                VmcbMsr::Efer => {}
+                VmcbMsr::DebugCtl => debug_ctl::set(vmcb, &guest.state.debug, guest.host, value),
+                $(VmcbMsr::$msr => vmcb.$set(value),)*
+            }
+            Ok(())
+        }
+    };
 }
 
-fn write_vmcb<P: Platform>(
-    guest: &mut Guest<'_, P>,
-    msr: VmcbMsr,
-    value: u64,
-    origin: Origin,
-) -> Result<(), Exception> {
-    if msr == VmcbMsr::Efer {
-        return write_efer_msr(guest, value, origin);
-    }
-    let value = check_vmcb(msr, value, origin, &guest.state.features)?;
-    let vmcb = &mut *guest.vmcb;
-    match msr {
-        VmcbMsr::Efer => {}
-        VmcbMsr::Pat => vmcb.set_g_pat(value),
-        VmcbMsr::Star => vmcb.set_star(value),
-        VmcbMsr::Lstar => vmcb.set_lstar(value),
-        VmcbMsr::Cstar => vmcb.set_cstar(value),
-        VmcbMsr::Sfmask => vmcb.set_sfmask(value),
-        VmcbMsr::FsBase => vmcb.set_fs_base(value),
-        VmcbMsr::GsBase => vmcb.set_gs_base(value),
-        VmcbMsr::KernelGsBase => vmcb.set_kernel_gs_base(value),
-        VmcbMsr::SysenterCs => vmcb.set_sysenter_cs(value),
-        VmcbMsr::SysenterEsp => vmcb.set_sysenter_esp(value),
-        VmcbMsr::SysenterEip => vmcb.set_sysenter_eip(value),
-        VmcbMsr::DebugCtl => debug_ctl::set(vmcb, &guest.state.debug, guest.host, value),
-        VmcbMsr::LastBranchFrom => vmcb.set_br_from(value),
-        VmcbMsr::LastBranchTo => vmcb.set_br_to(value),
-        VmcbMsr::LastExceptionFrom => vmcb.set_last_excp_from(value),
-        VmcbMsr::LastExceptionTo => vmcb.set_last_excp_to(value),
-        VmcbMsr::SpecCtrl => vmcb.set_spec_ctrl(value),
-    }
-    Ok(())
+fields! {
+    Pat g_pat set_g_pat;
+    Star star set_star;
+    Lstar lstar set_lstar;
+    Cstar cstar set_cstar;
+    Sfmask sfmask set_sfmask;
+    FsBase fs_base set_fs_base;
+    GsBase gs_base set_gs_base;
+    KernelGsBase kernel_gs_base set_kernel_gs_base;
+    SysenterCs sysenter_cs set_sysenter_cs;
+    SysenterEsp sysenter_esp set_sysenter_esp;
+    SysenterEip sysenter_eip set_sysenter_eip;
+    LastBranchFrom br_from set_br_from;
+    LastBranchTo br_to set_br_to;
+    LastExceptionFrom last_excp_from set_last_excp_from;
+    LastExceptionTo last_excp_to set_last_excp_to;
+    SpecCtrl spec_ctrl set_spec_ctrl;
 }
 
 /// A guest's write obeys its CPUID. A VMM may restore more; LMA stays what paging has made it.
