@@ -21,22 +21,22 @@ use x86::regs::{vector, Cr4, Exception};
 /// Dispatches on the number.
 pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     match cmd {
-        uapi::PACIFICA_GET_VCPU_EVENTS => arg.write(&get_events(vcpu)),
-        uapi::PACIFICA_SET_VCPU_EVENTS => set_events(vcpu, &arg.read()?),
-        uapi::PACIFICA_GET_DEBUGREGS => arg.write(&uapi::kvm_debugregs {
+        uapi::KVM_GET_VCPU_EVENTS => arg.write(&get_events(vcpu)),
+        uapi::KVM_SET_VCPU_EVENTS => set_events(vcpu, &arg.read()?),
+        uapi::KVM_GET_DEBUGREGS => arg.write(&uapi::kvm_debugregs {
             db: vcpu.state.db,
             dr6: vcpu.state.debug.dr6(&vcpu.vmcb),
             dr7: vcpu.state.debug.dr7(&vcpu.vmcb),
             ..Default::default()
         }),
-        uapi::PACIFICA_SET_DEBUGREGS => set_debugregs(vcpu, &arg.read()?),
-        uapi::PACIFICA_SET_GUEST_DEBUG => set_guest_debug(vcpu, &arg.read()?),
-        uapi::PACIFICA_X86_SETUP_MCE => setup_mce(vcpu, arg.read()?),
-        uapi::PACIFICA_X86_SET_MCE => set_mce(vcpu, &arg.read()?),
-        uapi::PACIFICA_GET_LAPIC => get_lapic(vcpu, arg),
-        uapi::PACIFICA_SET_LAPIC => set_lapic(vcpu, arg),
+        uapi::KVM_SET_DEBUGREGS => set_debugregs(vcpu, &arg.read()?),
+        uapi::KVM_SET_GUEST_DEBUG => set_guest_debug(vcpu, &arg.read()?),
+        uapi::KVM_X86_SETUP_MCE => setup_mce(vcpu, arg.read()?),
+        uapi::KVM_X86_SET_MCE => set_mce(vcpu, &arg.read()?),
+        uapi::KVM_GET_LAPIC => get_lapic(vcpu, arg),
+        uapi::KVM_SET_LAPIC => set_lapic(vcpu, arg),
         // Where TPR accesses that are reported would leave their value; none are reported.
-        uapi::PACIFICA_SET_VAPIC_ADDR => {
+        uapi::KVM_SET_VAPIC_ADDR => {
             vcpu.platform.apic.kernel().ok_or(EINVAL)?;
             arg.read::<u64>().map(|_| ())
         }

@@ -23,7 +23,7 @@ use kernel::sync::Arc;
 /// `PACIFICA_FORK`: a VM of this state on the caller's address space, and its descriptor.
 pub(crate) fn fork(state: &State, arg: UserArg) -> Result<c_long> {
     let fork: uapi::pacifica_fork = arg.read()?;
-    let time = u64::from(uapi::PACIFICA_FORK_FLAG_TIME);
+    let time = u64::from(uapi::PACIFICA_FORK_TIME);
     if fork.flags & !time != 0 || fork.reserved != [0; 3] {
         return Err(EINVAL);
     }

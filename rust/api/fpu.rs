@@ -15,15 +15,15 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     let host = &host().ok_or(ENODEV)?.fpu;
     let area = &mut vcpu.platform.fpu.area;
     match cmd {
-        uapi::PACIFICA_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
-        uapi::PACIFICA_SET_FPU => {
+        uapi::KVM_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
+        uapi::KVM_SET_FPU => {
             let area = area.bytes_mut();
             fxsave::set_fpu(area, &from_abi(&arg.read()?), host.mxcsr_mask);
             xsave::mark(area, xsave::LEGACY);
             Ok(())
         }
         // All that there is fits into the old size of the image.
-        uapi::PACIFICA_GET_XSAVE | uapi::PACIFICA_GET_XSAVE2 => {
+        uapi::KVM_GET_XSAVE | uapi::KVM_GET_XSAVE2 => {
             // Not on the kernel's stack.
             let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
             let shown = vcpu.state.features.xcr0;
@@ -31,7 +31,7 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
                 .export(area.bytes(), vcpu.state.pkru, shown, &mut image);
             arg.write_bytes(&image)
         }
-        uapi::PACIFICA_SET_XSAVE => {
+        uapi::KVM_SET_XSAVE => {
             let mut image = KVec::from_elem(0, IMAGE_SIZE, GFP_KERNEL)?;
             arg.read_bytes(&mut image)?;
             vcpu.state.pkru = host
@@ -40,7 +40,7 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
                 .ok_or(EINVAL)?;
             Ok(())
         }
-        uapi::PACIFICA_GET_XCRS => {
+        uapi::KVM_GET_XCRS => {
             let mut xcrs = uapi::kvm_xcrs {
                 nr_xcrs: 1,
                 ..Default::default()
@@ -48,7 +48,7 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
             xcrs.xcrs[0].value = vcpu.state.xcr0;
             arg.write(&xcrs)
         }
-        uapi::PACIFICA_SET_XCRS => set_xcrs(vcpu, &arg.read()?),
+        uapi::KVM_SET_XCRS => set_xcrs(vcpu, &arg.read()?),
         _ => Err(ENOTTY),
     }
 }

@@ -16,30 +16,30 @@ use kernel::prelude::*;
 /// Dispatches on the number.
 pub(crate) fn ioctl(irqchip: &Irqchip, cmd: u32, arg: UserArg) -> Result<c_long> {
     match cmd {
-        uapi::PACIFICA_CREATE_PIT2 => create_pit(irqchip, arg),
-        uapi::PACIFICA_GET_IRQCHIP
-        | uapi::PACIFICA_SET_IRQCHIP
-        | uapi::PACIFICA_GET_PIT2
-        | uapi::PACIFICA_SET_PIT2
-        | uapi::PACIFICA_REINJECT_CONTROL
+        uapi::KVM_CREATE_PIT2 => create_pit(irqchip, arg),
+        uapi::KVM_GET_IRQCHIP
+        | uapi::KVM_SET_IRQCHIP
+        | uapi::KVM_GET_PIT2
+        | uapi::KVM_SET_PIT2
+        | uapi::KVM_REINJECT_CONTROL
             if !irqchip.is_full() =>
         {
             Err(ENXIO)
         }
         _ if !irqchip.has_lapics() => match cmd {
-            uapi::PACIFICA_IRQ_LINE | uapi::PACIFICA_IRQ_LINE_STATUS => Err(ENXIO),
-            uapi::PACIFICA_SET_GSI_ROUTING | uapi::PACIFICA_SIGNAL_MSI => Err(EINVAL),
+            uapi::KVM_IRQ_LINE | uapi::KVM_IRQ_LINE_STATUS => Err(ENXIO),
+            uapi::KVM_SET_GSI_ROUTING | uapi::KVM_SIGNAL_MSI => Err(EINVAL),
             _ => Err(ENOTTY),
         },
-        uapi::PACIFICA_IRQ_LINE => irq_line(irqchip, arg, false),
-        uapi::PACIFICA_IRQ_LINE_STATUS => irq_line(irqchip, arg, true),
-        uapi::PACIFICA_GET_IRQCHIP => get_irqchip(irqchip, arg),
-        uapi::PACIFICA_SET_IRQCHIP => set_irqchip(irqchip, arg),
-        uapi::PACIFICA_GET_PIT2 => get_pit(irqchip, arg),
-        uapi::PACIFICA_SET_PIT2 => set_pit(irqchip, arg),
-        uapi::PACIFICA_REINJECT_CONTROL => reinject_control(irqchip, arg),
-        uapi::PACIFICA_SET_GSI_ROUTING => set_routing(irqchip, arg),
-        uapi::PACIFICA_SIGNAL_MSI => signal_msi(irqchip, arg),
+        uapi::KVM_IRQ_LINE => irq_line(irqchip, arg, false),
+        uapi::KVM_IRQ_LINE_STATUS => irq_line(irqchip, arg, true),
+        uapi::KVM_GET_IRQCHIP => get_irqchip(irqchip, arg),
+        uapi::KVM_SET_IRQCHIP => set_irqchip(irqchip, arg),
+        uapi::KVM_GET_PIT2 => get_pit(irqchip, arg),
+        uapi::KVM_SET_PIT2 => set_pit(irqchip, arg),
+        uapi::KVM_REINJECT_CONTROL => reinject_control(irqchip, arg),
+        uapi::KVM_SET_GSI_ROUTING => set_routing(irqchip, arg),
+        uapi::KVM_SIGNAL_MSI => signal_msi(irqchip, arg),
         _ => Err(ENOTTY),
     }
 }
@@ -221,7 +221,7 @@ fn reinject_control(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
 
 /// Flags of KVM_CAP_X2APIC_API that there are.
 pub(crate) const X2APIC_API: u32 =
-    uapi::PACIFICA_X2APIC_WIDE_IDS | uapi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
+    uapi::KVM_X2APIC_API_USE_32BIT_IDS | uapi::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
 
 /// KVM_ENABLE_CAP, as far as it concerns interrupts. `vcpus`: how many there are already.
 pub(crate) fn enable(

@@ -38,7 +38,7 @@ pub(crate) struct State {
 }
 
 /// `PACIFICA_KEEP_ONCE`.
-const ONCE: u64 = uapi::PACIFICA_KEEP_FLAG_ONCE as u64;
+const ONCE: u64 = uapi::PACIFICA_KEEP_ONCE as u64;
 
 /// A snapshot. Its file holds the only reference.
 pub(crate) struct Snapshot {
@@ -72,7 +72,7 @@ pub(crate) fn check_feature(feature: usize) -> c_long {
 /// `PACIFICA_CREATE_SNAPSHOT`. Nothing else decides about vCPUs and devices of the VM meanwhile.
 pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: UserArg) -> Result<c_long> {
     let config: uapi::pacifica_create_snapshot = arg.read()?;
-    let state_only = u64::from(uapi::PACIFICA_SNAPSHOT_FLAG_STATE);
+    let state_only = u64::from(uapi::PACIFICA_SNAPSHOT_STATE);
     let keeps = config.flags & state_only == 0;
     let nonsense = config.flags & !state_only != 0 || (!keeps && config.limit != 0);
     if nonsense || config.reserved != [0; 6] {
@@ -110,10 +110,10 @@ pub(crate) fn create(vm: ArcBorrow<'_, Vm>, setup: &Setup, arg: UserArg) -> Resu
 fn is_own(cmd: u32) -> bool {
     matches!(
         cmd,
-        uapi::PACIFICA_NR_RESET
-            | uapi::PACIFICA_NR_KEEP_PAGES
-            | uapi::PACIFICA_NR_SET_KEEP_LIMIT
-            | uapi::PACIFICA_NR_GET_KEPT
+        uapi::PACIFICA_RESET
+            | uapi::PACIFICA_KEEP_PAGES
+            | uapi::PACIFICA_SET_KEEP_LIMIT
+            | uapi::PACIFICA_GET_KEPT
     )
 }
 
@@ -136,7 +136,7 @@ impl Snapshot {
     fn reset(&self, memory: &Memory, arg: UserArg) -> Result {
         let vm = &memory.vm;
         let mut reset: uapi::pacifica_reset = arg.read()?;
-        let time = u64::from(uapi::PACIFICA_RESET_FLAG_TIME);
+        let time = u64::from(uapi::PACIFICA_RESET_TIME);
         if reset.flags & !time != 0 || reset.reserved != [0; 2] {
             return Err(EINVAL);
         }
@@ -190,7 +190,7 @@ impl Snapshot {
 
 impl FileObject for Snapshot {
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: UserArg) -> Result<c_long> {
-        if cmd == uapi::PACIFICA_NR_FORK {
+        if cmd == uapi::PACIFICA_FORK {
             return fork::fork(&this.state, arg);
         }
         let Some(memory) = &this.memory else {
@@ -202,16 +202,16 @@ impl FileObject for Snapshot {
         }
         let keeping = &vm.memory.keeping;
         match cmd {
-            uapi::PACIFICA_NR_RESET => this.reset(memory, arg)?,
-            uapi::PACIFICA_NR_KEEP_PAGES => {
+            uapi::PACIFICA_RESET => this.reset(memory, arg)?,
+            uapi::PACIFICA_KEEP_PAGES => {
                 // Not while a reset goes on.
                 let _stopping = vm.vcpus.stopping.lock()?;
                 // It is one that is left, but the uppermost keeps.
                 keeping.bytes(id)?;
                 Self::keep(memory, arg)?;
             }
-            uapi::PACIFICA_NR_SET_KEEP_LIMIT => keeping.set_limit(id, arg.read()?)?,
-            uapi::PACIFICA_NR_GET_KEPT => arg.write(&keeping.bytes(id)?)?,
+            uapi::PACIFICA_SET_KEEP_LIMIT => keeping.set_limit(id, arg.read()?)?,
+            uapi::PACIFICA_GET_KEPT => arg.write(&keeping.bytes(id)?)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

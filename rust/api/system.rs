@@ -26,28 +26,26 @@ use x86::msr::{feature, FEATURE_MSRS, SAVED_MSRS};
 /// Dispatches on the number. Any process that may open the node.
 pub(crate) fn ioctl(cmd: u32, arg: UserArg) -> Result<c_long> {
     match cmd {
-        uapi::PACIFICA_GET_API_VERSION if arg.0 == 0 => Ok(uapi::KVM_API_VERSION as c_long),
+        uapi::KVM_GET_API_VERSION if arg.0 == 0 => Ok(uapi::KVM_API_VERSION as c_long),
         // There is one type of machine.
-        uapi::PACIFICA_CREATE_VM if arg.0 == 0 => vm::create(),
-        uapi::PACIFICA_GET_API_VERSION | uapi::PACIFICA_CREATE_VM => Err(EINVAL),
-        uapi::PACIFICA_CHECK_EXTENSION => Ok(check_extension(arg.0)),
-        uapi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
-        uapi::PACIFICA_GET_VCPU_MMAP_SIZE => {
+        uapi::KVM_CREATE_VM if arg.0 == 0 => vm::create(),
+        uapi::KVM_GET_API_VERSION | uapi::KVM_CREATE_VM => Err(EINVAL),
+        uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg.0)),
+        uapi::PACIFICA_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
+        uapi::KVM_GET_VCPU_MMAP_SIZE => {
             if arg.0 == 0 {
                 Ok((run_page::PAGES * 4096) as c_long)
             } else {
                 Err(EINVAL)
             }
         }
-        uapi::PACIFICA_GET_SUPPORTED_CPUID => cpuid::get_supported(arg),
-        uapi::PACIFICA_GET_EMULATED_CPUID => cpuid::get_emulated(arg),
-        uapi::PACIFICA_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
-        uapi::PACIFICA_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
-        uapi::PACIFICA_GET_MSRS => get_feature_msrs(arg),
-        uapi::PACIFICA_HAS_DEVICE_ATTR | uapi::PACIFICA_GET_DEVICE_ATTR => attribute(cmd, arg),
-        uapi::PACIFICA_X86_GET_MCE_CAP_SUPPORTED => {
-            arg.write(&x86::msr::Mce::CAP_SUPPORTED).map(|()| 0)
-        }
+        uapi::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(arg),
+        uapi::KVM_GET_EMULATED_CPUID => cpuid::get_emulated(arg),
+        uapi::KVM_GET_MSR_INDEX_LIST => msr_list(arg, SAVED_MSRS),
+        uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => msr_list(arg, FEATURE_MSRS),
+        uapi::KVM_GET_MSRS => get_feature_msrs(arg),
+        uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR => attribute(cmd, arg),
+        uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => arg.write(&x86::msr::Mce::CAP_SUPPORTED).map(|()| 0),
         _ => Err(ENOTTY),
     }
 }
@@ -146,7 +144,7 @@ fn attribute(cmd: u32, arg: UserArg) -> Result<c_long> {
     if attr.group != 0 || attr.attr != u64::from(uapi::KVM_X86_XCOMP_GUEST_SUPP) {
         return Err(ENXIO);
     }
-    if cmd == uapi::PACIFICA_GET_DEVICE_ATTR {
+    if cmd == uapi::KVM_GET_DEVICE_ATTR {
         let host = host().ok_or(ENODEV)?;
         UserArg(attr.addr as usize).write(&host.fpu.layout.components)?;
     }

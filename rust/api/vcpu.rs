@@ -46,11 +46,11 @@ impl Vcpu {
         if vcpu.resumes != resumes() {
             pvclock::after_suspend(vcpu);
         }
-        if cmd != uapi::PACIFICA_RUN {
+        if cmd != uapi::KVM_RUN {
             self.vm.irqchip.broadcasts.finish();
         }
         match cmd {
-            uapi::PACIFICA_RUN => {
+            uapi::KVM_RUN => {
                 if arg.0 != 0 {
                     return Err(EINVAL);
                 }
@@ -59,8 +59,8 @@ impl Vcpu {
                 sync_regs::show(vcpu);
                 result
             }
-            uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vcpu(self),
-            uapi::PACIFICA_KVMCLOCK_CTRL => pvclock::pause_notice(vcpu),
+            uapi::KVM_GET_STATS_FD => StatsFd::of_vcpu(self),
+            uapi::KVM_KVMCLOCK_CTRL => pvclock::pause_notice(vcpu),
             _ => ioctl(vcpu, cmd, arg),
         }
     }
@@ -104,29 +104,29 @@ impl FileObject for Vcpu {
 fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
     if matches!(
         cmd,
-        uapi::PACIFICA_GET_VCPU_EVENTS
-            | uapi::PACIFICA_GET_SREGS
-            | uapi::PACIFICA_GET_SREGS2
-            | uapi::PACIFICA_GET_DEBUGREGS
+        uapi::KVM_GET_VCPU_EVENTS
+            | uapi::KVM_GET_SREGS
+            | uapi::KVM_GET_SREGS2
+            | uapi::KVM_GET_DEBUGREGS
     ) {
         regs::settle(vcpu);
     } else if vcpu.platform.mailbox.has_requests() {
         requests::process_requests_for_state(vcpu);
     }
     match cmd {
-        uapi::PACIFICA_GET_REGS => arg.write(&regs::get_regs(vcpu))?,
-        uapi::PACIFICA_SET_REGS => regs::set_regs(vcpu, &arg.read()?),
-        uapi::PACIFICA_GET_SREGS => arg.write(&sregs::get(vcpu))?,
-        uapi::PACIFICA_SET_SREGS => sregs::set(vcpu, &arg.read()?)?,
-        uapi::PACIFICA_GET_SREGS2 => arg.write(&sregs::get2(vcpu))?,
-        uapi::PACIFICA_SET_SREGS2 => sregs::set2(vcpu, &arg.read()?)?,
-        uapi::PACIFICA_TRANSLATE => regs::translate(vcpu, arg)?,
-        uapi::PACIFICA_INTERRUPT => regs::interrupt(vcpu, &arg.read()?)?,
-        uapi::PACIFICA_NMI => vcpu.state.events.raise_nmi(),
-        uapi::PACIFICA_GET_MSRS => return regs::get_msrs(vcpu, arg),
-        uapi::PACIFICA_SET_MSRS => return regs::set_msrs(vcpu, arg),
-        uapi::PACIFICA_SET_SIGNAL_MASK => regs::set_signal_mask(vcpu, arg)?,
-        uapi::PACIFICA_GET_MP_STATE => {
+        uapi::KVM_GET_REGS => arg.write(&regs::get_regs(vcpu))?,
+        uapi::KVM_SET_REGS => regs::set_regs(vcpu, &arg.read()?),
+        uapi::KVM_GET_SREGS => arg.write(&sregs::get(vcpu))?,
+        uapi::KVM_SET_SREGS => sregs::set(vcpu, &arg.read()?)?,
+        uapi::KVM_GET_SREGS2 => arg.write(&sregs::get2(vcpu))?,
+        uapi::KVM_SET_SREGS2 => sregs::set2(vcpu, &arg.read()?)?,
+        uapi::KVM_TRANSLATE => regs::translate(vcpu, arg)?,
+        uapi::KVM_INTERRUPT => regs::interrupt(vcpu, &arg.read()?)?,
+        uapi::KVM_NMI => vcpu.state.events.raise_nmi(),
+        uapi::KVM_GET_MSRS => return regs::get_msrs(vcpu, arg),
+        uapi::KVM_SET_MSRS => return regs::set_msrs(vcpu, arg),
+        uapi::KVM_SET_SIGNAL_MASK => regs::set_signal_mask(vcpu, arg)?,
+        uapi::KVM_GET_MP_STATE => {
             arg.write(&uapi::kvm_mp_state {
                 mp_state: match vcpu.state.mp_state {
                     // It wakes at the next KVM_RUN, wherever that is.
@@ -135,37 +135,37 @@ fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
                 } as u32,
             })?;
         }
-        uapi::PACIFICA_SET_MP_STATE => regs::set_mp_state(vcpu, &arg.read()?)?,
-        uapi::PACIFICA_GET_TSC_KHZ => return Ok(linux::tsc_khz() as c_long),
+        uapi::KVM_SET_MP_STATE => regs::set_mp_state(vcpu, &arg.read()?)?,
+        uapi::KVM_GET_TSC_KHZ => return Ok(linux::tsc_khz() as c_long),
         // The TSC runs at the host's rate, always.
-        uapi::PACIFICA_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
-        uapi::PACIFICA_SET_TSC_KHZ => {}
-        uapi::PACIFICA_GET_FPU
-        | uapi::PACIFICA_SET_FPU
-        | uapi::PACIFICA_GET_XSAVE
-        | uapi::PACIFICA_GET_XSAVE2
-        | uapi::PACIFICA_SET_XSAVE
-        | uapi::PACIFICA_GET_XCRS
-        | uapi::PACIFICA_SET_XCRS => fpu::ioctl(vcpu, cmd, arg)?,
-        uapi::PACIFICA_GET_VCPU_EVENTS
-        | uapi::PACIFICA_SET_VCPU_EVENTS
-        | uapi::PACIFICA_GET_DEBUGREGS
-        | uapi::PACIFICA_SET_DEBUGREGS
-        | uapi::PACIFICA_SET_GUEST_DEBUG
-        | uapi::PACIFICA_X86_SETUP_MCE
-        | uapi::PACIFICA_X86_SET_MCE
-        | uapi::PACIFICA_GET_LAPIC
-        | uapi::PACIFICA_SET_LAPIC
-        | uapi::PACIFICA_SET_VAPIC_ADDR => events::ioctl(vcpu, cmd, arg)?,
-        uapi::PACIFICA_HAS_DEVICE_ATTR
-        | uapi::PACIFICA_GET_DEVICE_ATTR
-        | uapi::PACIFICA_SET_DEVICE_ATTR => pvclock::attribute(vcpu, cmd, arg)?,
-        uapi::PACIFICA_PRE_FAULT_MEMORY => prefault::ioctl(vcpu, arg)?,
-        uapi::PACIFICA_SET_CPUID2 => cpuid::set(vcpu, arg)?,
-        uapi::PACIFICA_GET_CPUID2 => cpuid::get(vcpu, arg)?,
-        uapi::PACIFICA_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,
-        uapi::PACIFICA_GET_NESTED_STATE => regs::get_nested_state(arg)?,
-        uapi::PACIFICA_SET_NESTED_STATE => regs::set_nested_state(&arg.read()?)?,
+        uapi::KVM_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
+        uapi::KVM_SET_TSC_KHZ => {}
+        uapi::KVM_GET_FPU
+        | uapi::KVM_SET_FPU
+        | uapi::KVM_GET_XSAVE
+        | uapi::KVM_GET_XSAVE2
+        | uapi::KVM_SET_XSAVE
+        | uapi::KVM_GET_XCRS
+        | uapi::KVM_SET_XCRS => fpu::ioctl(vcpu, cmd, arg)?,
+        uapi::KVM_GET_VCPU_EVENTS
+        | uapi::KVM_SET_VCPU_EVENTS
+        | uapi::KVM_GET_DEBUGREGS
+        | uapi::KVM_SET_DEBUGREGS
+        | uapi::KVM_SET_GUEST_DEBUG
+        | uapi::KVM_X86_SETUP_MCE
+        | uapi::KVM_X86_SET_MCE
+        | uapi::KVM_GET_LAPIC
+        | uapi::KVM_SET_LAPIC
+        | uapi::KVM_SET_VAPIC_ADDR => events::ioctl(vcpu, cmd, arg)?,
+        uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_SET_DEVICE_ATTR => {
+            pvclock::attribute(vcpu, cmd, arg)?
+        }
+        uapi::KVM_PRE_FAULT_MEMORY => prefault::ioctl(vcpu, arg)?,
+        uapi::KVM_SET_CPUID2 => cpuid::set(vcpu, arg)?,
+        uapi::KVM_GET_CPUID2 => cpuid::get(vcpu, arg)?,
+        uapi::KVM_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,
+        uapi::KVM_GET_NESTED_STATE => regs::get_nested_state(arg)?,
+        uapi::KVM_SET_NESTED_STATE => regs::set_nested_state(&arg.read()?)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)

@@ -171,21 +171,21 @@ impl FileObject for Vm {
             return Err(EIO);
         }
         match cmd {
-            uapi::PACIFICA_CREATE_DEVICE => {
+            uapi::KVM_CREATE_DEVICE => {
                 let _setup = this.setup.lock();
                 match this.memory.keeping.is_on() {
                     true => Err(EBUSY),
                     false => vfio::create(this, arg),
                 }
             }
-            uapi::PACIFICA_NR_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
-            uapi::PACIFICA_NR_CREATE_SNAPSHOT => {
+            uapi::PACIFICA_CHECK_FEATURE => Ok(snapshot::check_feature(arg.0)),
+            uapi::PACIFICA_CREATE_SNAPSHOT => {
                 let setup = this.setup.lock();
                 snapshot::create(this, &setup, arg)
             }
-            uapi::PACIFICA_CREATE_VCPU => Self::create_vcpu(this, arg.0),
-            uapi::PACIFICA_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
-            uapi::PACIFICA_SET_USER_MEMORY_REGION => {
+            uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg.0),
+            uapi::KVM_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
+            uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = arg.read()?;
                 this.set_memory(Region {
                     slot: region.slot,
@@ -195,7 +195,7 @@ impl FileObject for Vm {
                     hva: region.userspace_addr,
                 })
             }
-            uapi::PACIFICA_SET_USER_MEMORY_REGION2 => {
+            uapi::KVM_SET_USER_MEMORY_REGION2 => {
                 let region: uapi::kvm_userspace_memory_region2 = arg.read()?;
                 this.set_memory(Region {
                     slot: region.slot,
@@ -206,33 +206,33 @@ impl FileObject for Vm {
                 })
             }
             // The least that KVM takes. It limits shadow pages, and there are none.
-            uapi::PACIFICA_SET_NR_MMU_PAGES if arg.0 < 64 => Err(EINVAL),
-            uapi::PACIFICA_SET_NR_MMU_PAGES => Ok(0),
-            uapi::PACIFICA_GET_DIRTY_LOG => this.dirty_log(arg),
-            uapi::PACIFICA_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
-            uapi::PACIFICA_RESET_DIRTY_RINGS => this.memory.reset_rings().map(|n| n as c_long),
+            uapi::KVM_SET_NR_MMU_PAGES if arg.0 < 64 => Err(EINVAL),
+            uapi::KVM_SET_NR_MMU_PAGES => Ok(0),
+            uapi::KVM_GET_DIRTY_LOG => this.dirty_log(arg),
+            uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
+            uapi::KVM_RESET_DIRTY_RINGS => this.memory.reset_rings().map(|n| n as c_long),
             // Intel CPUs need them; there is nothing to remember here.
-            uapi::PACIFICA_SET_TSS_ADDR => Ok(0),
-            uapi::PACIFICA_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {
+            uapi::KVM_SET_TSS_ADDR => Ok(0),
+            uapi::KVM_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {
                 Ok(_) if this.vcpu_table.count() != 0 => Err(EINVAL),
                 result => result.map(|_| 0),
             },
-            uapi::PACIFICA_SET_BOOT_CPU_ID => this.set_boot_cpu(arg.0),
-            uapi::PACIFICA_ENABLE_CAP => this.enable_cap(arg),
-            uapi::PACIFICA_GET_CLOCK => this.clock.get(arg),
-            uapi::PACIFICA_SET_CLOCK => this.clock.set(arg, &this.vcpu_table),
-            uapi::PACIFICA_IRQFD => this.eventfds.irqfd(&this.irqchip, arg),
-            uapi::PACIFICA_IOEVENTFD => this.eventfds.ioeventfd(arg),
-            uapi::PACIFICA_GET_TSC_KHZ => Ok(linux::tsc_khz() as c_long),
-            uapi::PACIFICA_SET_TSC_KHZ => match this.vcpu_table.count() {
+            uapi::KVM_SET_BOOT_CPU_ID => this.set_boot_cpu(arg.0),
+            uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
+            uapi::KVM_GET_CLOCK => this.clock.get(arg),
+            uapi::KVM_SET_CLOCK => this.clock.set(arg, &this.vcpu_table),
+            uapi::KVM_IRQFD => this.eventfds.irqfd(&this.irqchip, arg),
+            uapi::KVM_IOEVENTFD => this.eventfds.ioeventfd(arg),
+            uapi::KVM_GET_TSC_KHZ => Ok(linux::tsc_khz() as c_long),
+            uapi::KVM_SET_TSC_KHZ => match this.vcpu_table.count() {
                 0 if clock::is_own_rate(arg.0) => Ok(0),
                 _ => Err(EINVAL),
             },
-            uapi::PACIFICA_X86_SET_MSR_FILTER => this.config.set_msr_filter(arg, &this.vcpu_table),
-            uapi::PACIFICA_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
-            uapi::PACIFICA_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),
-            uapi::PACIFICA_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),
-            uapi::PACIFICA_CREATE_IRQCHIP => {
+            uapi::KVM_X86_SET_MSR_FILTER => this.config.set_msr_filter(arg, &this.vcpu_table),
+            uapi::KVM_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
+            uapi::KVM_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),
+            uapi::KVM_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),
+            uapi::KVM_CREATE_IRQCHIP => {
                 let _setup = this.setup.lock();
                 if this.vcpu_table.count() != 0 {
                     return Err(EINVAL);

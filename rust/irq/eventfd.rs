@@ -206,10 +206,10 @@ impl Eventfds {
     /// KVM_IOEVENTFD.
     pub(crate) fn ioeventfd(&self, arg: UserArg) -> Result<c_long> {
         let args: uapi::kvm_ioeventfd = arg.read()?;
-        let known = uapi::PACIFICA_IOEVENTFD_DATAMATCH
-            | uapi::PACIFICA_IOEVENTFD_PIO
-            | uapi::PACIFICA_IOEVENTFD_DEASSIGN;
-        let matches_data = args.flags & uapi::PACIFICA_IOEVENTFD_DATAMATCH != 0;
+        let known = uapi::KVM_IOEVENTFD_FLAG_DATAMATCH
+            | uapi::KVM_IOEVENTFD_FLAG_PIO
+            | uapi::KVM_IOEVENTFD_FLAG_DEASSIGN;
+        let matches_data = args.flags & uapi::KVM_IOEVENTFD_FLAG_DATAMATCH != 0;
         if args.flags & !known != 0
             || !matches!(args.len, 0 | 1 | 2 | 4 | 8)
             || args.addr.checked_add(u64::from(args.len)).is_none()
@@ -219,12 +219,12 @@ impl Eventfds {
         }
         let doorbell = Doorbell {
             eventfd: Eventfd::get(args.fd as u32)?,
-            is_port: args.flags & uapi::PACIFICA_IOEVENTFD_PIO != 0,
+            is_port: args.flags & uapi::KVM_IOEVENTFD_FLAG_PIO != 0,
             address: args.addr,
             length: args.len,
             data: matches_data.then_some(args.datamatch),
         };
-        if args.flags & uapi::PACIFICA_IOEVENTFD_DEASSIGN != 0 {
+        if args.flags & uapi::KVM_IOEVENTFD_FLAG_DEASSIGN != 0 {
             self.remove(&doorbell)
         } else {
             self.add(doorbell)

@@ -248,7 +248,7 @@ impl Irqchip {
 
     /// Whether the interface carries APIC IDs of 32 bits.
     pub(crate) fn has_wide_ids(&self) -> bool {
-        self.x2apic_api.load(Relaxed) & uapi::PACIFICA_X2APIC_WIDE_IDS != 0
+        self.x2apic_api.load(Relaxed) & uapi::KVM_X2APIC_API_USE_32BIT_IDS != 0
     }
 
     /// How long a cycle of the LAPICs' bus takes.
@@ -368,7 +368,7 @@ impl Irqchip {
             vector: message.vector,
             level: message.level,
         };
-        let no_quirk = uapi::PACIFICA_X2APIC_NO_BROADCAST_QUIRK;
+        let no_quirk = uapi::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         let wide_broadcast = self.x2apic_api.load(Relaxed) & no_quirk != 0;
         (message.destination(wide_broadcast), interrupt)
     }

@@ -100,7 +100,7 @@ impl DirtyRing {
             addr_of_mut!((*entry).slot).write_volatile(slot);
             addr_of_mut!((*entry).offset).write_volatile(page);
             AtomicU32::from_ptr(addr_of_mut!((*entry).flags))
-                .store(uapi::PACIFICA_DIRTY_GFN_DIRTY, Release);
+                .store(uapi::KVM_DIRTY_GFN_F_DIRTY, Release);
         }
         self.newest.0.store(slot, Relaxed);
         self.newest.1.store(page, Relaxed);
@@ -118,7 +118,7 @@ impl DirtyRing {
             // SAFETY: An entry of the ring.
             let flags = unsafe { AtomicU32::from_ptr(addr_of_mut!((*entry).flags)) };
             // A locked access: who harvests the entry after it sees what was written before it.
-            let is = uapi::PACIFICA_DIRTY_GFN_DIRTY;
+            let is = uapi::KVM_DIRTY_GFN_F_DIRTY;
             flags.compare_exchange(is, is, SeqCst, SeqCst).is_ok()
         })
     }
@@ -133,7 +133,7 @@ impl DirtyRing {
         // SAFETY: An entry of the ring; it is accessed by single accesses, as the VMM does.
         let taken = unsafe {
             let flags = AtomicU32::from_ptr(addr_of_mut!((*entry).flags));
-            if flags.load(Acquire) & uapi::PACIFICA_DIRTY_GFN_RESET == 0 {
+            if flags.load(Acquire) & uapi::KVM_DIRTY_GFN_F_RESET == 0 {
                 return None;
             }
             let slot = addr_of!((*entry).slot).read_volatile();

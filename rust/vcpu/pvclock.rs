@@ -30,8 +30,8 @@ pub(crate) fn attribute(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result
     }
     let value = UserArg(attr.addr as usize);
     match cmd {
-        uapi::PACIFICA_GET_DEVICE_ATTR => value.write(&vcpu.vmcb.tsc_offset())?,
-        uapi::PACIFICA_SET_DEVICE_ATTR => {
+        uapi::KVM_GET_DEVICE_ATTR => value.write(&vcpu.vmcb.tsc_offset())?,
+        uapi::KVM_SET_DEVICE_ATTR => {
             let offset = value.read()?;
             vcpu.platform.vm.clock.set_tsc_offset(offset);
             vcpu.vmcb.set_tsc_offset(offset);

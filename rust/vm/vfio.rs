@@ -114,13 +114,10 @@ impl FileObject for Vfio {
         if !this.vm.memory.is_current() {
             return Err(EIO);
         }
-        if cmd == uapi::PACIFICA_GET_DEVICE_ATTR {
+        if cmd == uapi::KVM_GET_DEVICE_ATTR {
             return Err(EPERM);
         }
-        if !matches!(
-            cmd,
-            uapi::PACIFICA_SET_DEVICE_ATTR | uapi::PACIFICA_HAS_DEVICE_ATTR
-        ) {
+        if !matches!(cmd, uapi::KVM_SET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR) {
             return Err(ENOTTY);
         }
         let attr: uapi::kvm_device_attr = arg.read()?;
@@ -130,7 +127,7 @@ impl FileObject for Vfio {
             Ok(uapi::KVM_DEV_VFIO_FILE_DEL) => false,
             _ => return Err(ENXIO),
         };
-        if cmd == uapi::PACIFICA_SET_DEVICE_ATTR {
+        if cmd == uapi::KVM_SET_DEVICE_ATTR {
             let fd = UserArg(attr.addr as usize).read::<u32>()? as i32;
             match add {
                 true => this.add(fd)?,
