@@ -81,11 +81,7 @@ fn give(arg: UserArg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c
     let header: uapi::kvm_cpuid2 = arg.read()?;
     let room = header.nent.min(MAX_ENTRIES) as usize;
     let mut entries = KVec::with_capacity(room, GFP_KERNEL)?;
-    list(&mut |entry| {
-        entries
-            .push_within_capacity(to_abi(&entry))
-            .map_err(|_| E2BIG)
-    })?;
+    list(&mut |entry| entries.push_within_capacity(entry).map_err(|_| E2BIG))?;
     arg.after::<uapi::kvm_cpuid2>().write_array(&entries)?;
     arg.write(&(entries.len() as u32))?;
     Ok(0)
@@ -97,12 +93,11 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     if header.nent > MAX_ENTRIES {
         return Err(E2BIG);
     }
-    let list = arg
+    let mut entries = arg
         .after::<uapi::kvm_cpuid2>()
-        .read_array::<uapi::kvm_cpuid_entry2>(header.nent as usize)?;
-    let mut entries = KVec::with_capacity(list.len(), GFP_KERNEL_ACCOUNT)?;
-    for entry in list.iter() {
-        entries.push(from_abi(entry), GFP_KERNEL_ACCOUNT)?;
+        .read_array::<Entry>(header.nent as usize)?;
+    for entry in entries.iter_mut() {
+        entry.padding = Entry::default().padding;
     }
     // A guest whose HLT does not exit cannot be woken by the hypercall.
     if vcpu.platform.vm.config.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
@@ -148,36 +143,10 @@ pub(crate) fn get(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
         return Err(E2BIG);
     }
     for (i, entry) in entries.iter().enumerate() {
-        let size = core::mem::size_of::<uapi::kvm_cpuid_entry2>();
+        let size = core::mem::size_of::<Entry>();
         arg.after::<uapi::kvm_cpuid2>()
             .offset(i * size)
-            .write(&to_abi(&refreshed(entry, &dynamic)))?;
+            .write(&refreshed(entry, &dynamic))?;
     }
     arg.write(&count)
-}
-
-fn to_abi(entry: &Entry) -> uapi::kvm_cpuid_entry2 {
-    uapi::kvm_cpuid_entry2 {
-        function: entry.function,
-        index: entry.index,
-        flags: entry.flags,
-        eax: entry.eax,
-        ebx: entry.ebx,
-        ecx: entry.ecx,
-        edx: entry.edx,
-        padding: [0; 3],
-    }
-}
-
-fn from_abi(entry: &uapi::kvm_cpuid_entry2) -> Entry {
-    Entry {
-        function: entry.function,
-        index: entry.index,
-        flags: entry.flags,
-        eax: entry.eax,
-        ebx: entry.ebx,
-        ecx: entry.ecx,
-        edx: entry.edx,
-        padding: [0; 3],
-    }
 }

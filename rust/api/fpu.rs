@@ -7,7 +7,7 @@ use crate::uapi::{self, UserArg};
 use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use svm::dispatch::set_xcr0;
-use x86::fxsave::{self, Fpu};
+use x86::fxsave;
 use x86::xsave::{self, IMAGE_SIZE};
 
 /// GET/SET of FPU, XSAVE and XCRS.
@@ -15,10 +15,10 @@ pub(crate) fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result {
     let host = &host().ok_or(ENODEV)?.fpu;
     let area = &mut vcpu.platform.fpu.area;
     match cmd {
-        uapi::KVM_GET_FPU => arg.write(&to_abi(&fxsave::to_fpu(area.bytes()))),
+        uapi::KVM_GET_FPU => arg.write(&fxsave::to_fpu(area.bytes())),
         uapi::KVM_SET_FPU => {
             let area = area.bytes_mut();
-            fxsave::set_fpu(area, &from_abi(&arg.read()?), host.mxcsr_mask);
+            fxsave::set_fpu(area, &arg.read()?, host.mxcsr_mask);
             xsave::mark(area, xsave::LEGACY);
             Ok(())
         }
@@ -61,37 +61,5 @@ fn set_xcrs(vcpu: &mut LockedVcpu, xcrs: &uapi::kvm_xcrs) -> Result {
     match xcrs.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0) {
         Some(xcr) => set_xcr0(&mut vcpu.state, xcr.value).map_err(|_| EINVAL),
         None => Ok(()),
-    }
-}
-
-fn to_abi(fpu: &Fpu) -> uapi::kvm_fpu {
-    uapi::kvm_fpu {
-        fpr: fpu.fpr,
-        fcw: fpu.fcw,
-        fsw: fpu.fsw,
-        ftwx: fpu.ftwx,
-        pad1: 0,
-        last_opcode: fpu.last_opcode,
-        last_ip: fpu.last_ip,
-        last_dp: fpu.last_dp,
-        xmm: fpu.xmm,
-        mxcsr: fpu.mxcsr,
-        pad2: 0,
-    }
-}
-
-fn from_abi(fpu: &uapi::kvm_fpu) -> Fpu {
-    Fpu {
-        fpr: fpu.fpr,
-        fcw: fpu.fcw,
-        fsw: fpu.fsw,
-        ftwx: fpu.ftwx,
-        pad1: 0,
-        last_opcode: fpu.last_opcode,
-        last_ip: fpu.last_ip,
-        last_dp: fpu.last_dp,
-        xmm: fpu.xmm,
-        mxcsr: fpu.mxcsr,
-        pad2: 0,
     }
 }

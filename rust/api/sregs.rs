@@ -63,33 +63,24 @@ fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
     cr0.contains(Cr0::PG) && cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA)
 }
 
+/// One of the two structures, with what both have.
+macro_rules! with_fields_of {
+    ($other:ident, $type:ident) => {
+        with_fields_of!($other, $type: cs ds es fs gs ss tr ldt gdt idt cr0 cr2 cr3 cr4 cr8 efer
+            apic_base)
+    };
+    ($other:ident, $type:ident: $($field:ident)*) => {
+        uapi::$type { $($field: $other.$field,)* ..Default::default() }
+    };
+}
+
 /// KVM_GET_SREGS2: with the four page-directory-pointer entries of PAE mode. Under nested paging
 /// the CPU reads them from memory (APM vol. 2, 15.25.10), and so do we.
 pub(crate) fn get2(vcpu: &mut LockedVcpu) -> uapi::kvm_sregs2 {
     /// Where CR3 has the table in PAE mode (APM vol. 2, figure 5-9).
     const TABLE: u64 = 0xffff_ffe0;
     let old = get(vcpu);
-    let mut sregs = uapi::kvm_sregs2 {
-        cs: old.cs,
-        ds: old.ds,
-        es: old.es,
-        fs: old.fs,
-        gs: old.gs,
-        ss: old.ss,
-        tr: old.tr,
-        ldt: old.ldt,
-        gdt: old.gdt,
-        idt: old.idt,
-        cr0: old.cr0,
-        cr2: old.cr2,
-        cr3: old.cr3,
-        cr4: old.cr4,
-        cr8: old.cr8,
-        efer: old.efer,
-        apic_base: old.apic_base,
-        flags: 0,
-        pdptrs: [0; 4],
-    };
+    let mut sregs = with_fields_of!(old, kvm_sregs2);
     let vmcb = &vcpu.vmcb;
     if !is_pae(vmcb.cr0(), vmcb.cr4(), vmcb.efer()) {
         return sregs;
@@ -121,27 +112,8 @@ pub(crate) fn set2(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs2) -> Result {
     if unknown != 0 || (has_entries && !pae) {
         return Err(EINVAL);
     }
-    let old = uapi::kvm_sregs {
-        cs: new.cs,
-        ds: new.ds,
-        es: new.es,
-        fs: new.fs,
-        gs: new.gs,
-        ss: new.ss,
-        tr: new.tr,
-        ldt: new.ldt,
-        gdt: new.gdt,
-        idt: new.idt,
-        cr0: new.cr0,
-        cr2: new.cr2,
-        cr3: new.cr3,
-        cr4: new.cr4,
-        cr8: new.cr8,
-        efer: new.efer,
-        apic_base: new.apic_base,
-        // There is no place for a queued interrupt: it stays.
-        interrupt_bitmap: [0; 4],
-    };
+    // There is no place for a queued interrupt: it stays.
+    let old = with_fields_of!(new, kvm_sregs);
     set(vcpu, &old)
 }
 

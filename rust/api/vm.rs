@@ -160,6 +160,21 @@ impl Vm {
     }
 }
 
+/// Reads a region; the second form of the structure begins as the first, and has nothing more that
+/// counts.
+macro_rules! region {
+    ($type:ident, $arg:ident) => {{
+        let region: uapi::$type = $arg.read()?;
+        Region {
+            slot: region.slot,
+            flags: region.flags,
+            gpa: region.guest_phys_addr,
+            size: region.memory_size,
+            hva: region.userspace_addr,
+        }
+    }};
+}
+
 impl FileObject for Vm {
     fn release(this: ArcBorrow<'_, Self>) {
         // No caller can ask for their descriptors any more, and they hold references to the VM.
@@ -186,24 +201,10 @@ impl FileObject for Vm {
             uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg.0),
             uapi::KVM_CHECK_EXTENSION => Ok(this.check_extension(arg.0)),
             uapi::KVM_SET_USER_MEMORY_REGION => {
-                let region: uapi::kvm_userspace_memory_region = arg.read()?;
-                this.set_memory(Region {
-                    slot: region.slot,
-                    flags: region.flags,
-                    gpa: region.guest_phys_addr,
-                    size: region.memory_size,
-                    hva: region.userspace_addr,
-                })
+                this.set_memory(region!(kvm_userspace_memory_region, arg))
             }
             uapi::KVM_SET_USER_MEMORY_REGION2 => {
-                let region: uapi::kvm_userspace_memory_region2 = arg.read()?;
-                this.set_memory(Region {
-                    slot: region.slot,
-                    flags: region.flags,
-                    gpa: region.guest_phys_addr,
-                    size: region.memory_size,
-                    hva: region.userspace_addr,
-                })
+                this.set_memory(region!(kvm_userspace_memory_region2, arg))
             }
             // The least that KVM takes. It limits shadow pages, and there are none.
             uapi::KVM_SET_NR_MMU_PAGES if arg.0 < 64 => Err(EINVAL),

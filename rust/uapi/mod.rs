@@ -12,6 +12,8 @@ use core::mem::{size_of, MaybeUninit};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 pub(crate) use kvm_abi::*;
+use x86::cpuid::Entry;
+use x86::fxsave::Fpu;
 
 /// Plain data of the interface: every bit pattern is a value.
 ///
@@ -48,7 +50,6 @@ abi!(
     kvm_regs,
     kvm_sregs,
     kvm_sregs2,
-    kvm_fpu,
     kvm_lapic_state,
     kvm_irqchip,
     kvm_irq_level,
@@ -71,7 +72,6 @@ abi!(
     kvm_msr_list,
     kvm_signal_mask,
     kvm_cpuid2,
-    kvm_cpuid_entry2,
     kvm_mp_state,
     kvm_vcpu_events,
     kvm_debugregs,
@@ -87,7 +87,13 @@ abi!(
     pacifica_keep_pages,
     pacifica_fork,
     NestedState,
+    Entry,
+    Fpu,
 );
+
+// Both are laid out as the kernel's, field by field.
+const _: () = assert!(size_of::<Entry>() == size_of::<kvm_cpuid_entry2>());
+const _: () = assert!(size_of::<Fpu>() == size_of::<kvm_fpu>());
 
 /// The argument of an ioctl: an address in user space.
 #[derive(Clone, Copy)]
