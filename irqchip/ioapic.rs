@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Whatever can send takes a callback, which delivers the message and tells whether any local APIC
-//! took it. A level-triggered message that nobody took leaves remote IRR clear: no EOI will come.
+//! took it. A level-triggered message that no LAPIC took leaves remote IRR clear: no EOI will come.
 
 use crate::lines::{Delivery, Lines, Source};
 use crate::message::{DeliveryMode, Message};
@@ -182,7 +182,7 @@ impl Ioapic {
         }
     }
 
-    /// Sends the message of `pin`, if its entry allows; whether somebody took it. The caller has
+    /// Sends the message of `pin`, if its entry allows; whether a LAPIC took it. The caller has
     /// found that there is something to send.
     fn service(&mut self, index: usize, send: &mut impl FnMut(Message) -> bool) -> bool {
         let Some(entry) = self.table.get_mut(index) else {
@@ -193,7 +193,7 @@ impl Ioapic {
         if entry.is_masked() || entry.remote_irr() || paused {
             return false;
         }
-        // An edge is sent once, whether somebody takes it or not.
+        // An edge is sent once, whether a LAPIC takes it or not.
         self.sent |= bit;
         self.waiting &= !bit;
         let taken = send(entry.message());

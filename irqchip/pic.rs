@@ -81,7 +81,7 @@ struct Chip {
     elcr: u8,
     /// The inputs that can be level-triggered.
     elcr_mask: u8,
-    /// Inputs whose interrupt has ended since somebody asked.
+    /// Inputs whose interrupt has ended since the last question.
     ended: u8,
     storms: Storms<8>,
 }

@@ -3,7 +3,7 @@
 //! The 8254 interval timer of a PC, and port 61h, which gates its channel 2.
 //!
 //! A count is not kept: it follows from the time at which it was loaded. So nothing has to run
-//! while nobody looks, and a period that is noticed late does not shift the ones after it.
+//! unless it is read, and a period that is noticed late does not shift the ones after it.
 
 mod channel;
 mod clock;

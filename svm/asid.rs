@@ -42,7 +42,7 @@ impl AsidPool {
     const FIRST: u32 = 1;
 
     /// A pool of the ASIDs 1 to `count - 1`, as CPUID Fn8000_000A_EBX counts them. The first
-    /// assignment flushes all: somebody else may have used AMD-V before.
+    /// assignment flushes all: another hypervisor may have used AMD-V before.
     pub const fn new(count: u32) -> Self {
         let max = if count > 1 { count - 1 } else { 1 };
         Self {

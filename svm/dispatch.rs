@@ -38,7 +38,7 @@ bitflags::bitflags! {
     impl Policy: u32 {
         /// `KVM_MSR_EXIT_REASON_INVAL`: the VMM answers accesses of MSRs that would be #GP.
         const MSR_INVALID_EXITS = 1 << 0;
-        /// `KVM_MSR_EXIT_REASON_UNKNOWN`: and those of MSRs that nobody knows.
+        /// `KVM_MSR_EXIT_REASON_UNKNOWN`: and those of MSRs that are not known.
         const MSR_UNKNOWN_EXITS = 1 << 1;
         /// `KVM_MSR_EXIT_REASON_FILTER`: and those that its filter denies.
         const MSR_FILTER_EXITS = 1 << 2;

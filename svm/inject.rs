@@ -330,7 +330,7 @@ fn end_step(vmcb: &mut Vmcb, events: &mut Events, step: Step) {
 
 /// The breakpoint conditions in DR6 that mean nothing, because DR7 enables no such breakpoint: a
 /// CPU may show them all the same (APM vol. 2, 13.1.1.3), and a guest without breakpoints has those
-/// addresses in DR0 to DR3 that somebody else has left there.
+/// addresses in DR0 to DR3 that another program has left there.
 fn unused_breakpoints(dr7: u64) -> u64 {
     (0..4)
         .filter(|number| dr7 >> (2 * number) & 0b11 == 0)
@@ -376,8 +376,8 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
         ExitCode(vmcb.exit_code()),
         ExitCode::INVALID | ExitCode::INVALID_32
     ) {
-        // Nothing ran. On some hosts the save area holds the host's registers now, which are
-        // nobody's business.
+        // Nothing ran. On some hosts the save area holds the host's registers now, which the
+        // guest must not see.
         state.events.given = Given::Nothing;
         state.events.step = None;
         vmcb.reset_registers();

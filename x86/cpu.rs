@@ -17,7 +17,7 @@ use crate::regs::{Efer, Exception, Rflags, SegReg, Segment};
 /// Why guest-physical memory could not be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemError {
-    /// No memory slot is there: the address belongs to a device, or to nobody.
+    /// No memory slot is there: the address is a device's, or none's.
     Unbacked,
     /// The slot is read-only, and this was a write.
     ReadOnly,

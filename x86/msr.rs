@@ -158,7 +158,7 @@ pub enum MsrClass {
     PvSystemTime,
     /// The address of the record of stolen time, and its enable bit: likewise.
     PvStealTime,
-    /// Nobody: #GP to the guest, an error to the VMM.
+    /// Not known: #GP to the guest, an error to the VMM.
     Unknown,
 }
 

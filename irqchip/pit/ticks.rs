@@ -9,7 +9,7 @@
 
 use crate::lines::Delivery;
 
-/// An interrupt that has not ended after so many further ticks never will: whoever took it is gone.
+/// An interrupt that has not ended after so many further ticks never will: its guest is gone.
 const LOST: u32 = 1000;
 
 /// The ticks of channel 0.

@@ -159,7 +159,7 @@ fn set_debugregs(vcpu: &mut LockedVcpu, new: &uapi::kvm_debugregs) -> Result {
 fn set_guest_debug(vcpu: &mut LockedVcpu, new: &uapi::kvm_guest_debug) -> Result {
     let control = DebugControl::from_bits(new.control).ok_or(EINVAL)?;
     let [a, b, c, d, .., dr7] = new.arch.debugreg;
-    // Nobody reads the registers otherwise.
+    // Otherwise the registers are not read.
     if control.contains(DebugControl::USE_HW_BP) && dr7 >> 32 != 0 {
         return Err(EINVAL);
     }

@@ -338,11 +338,11 @@ fn say_who_has_svm() {
 pub(crate) struct SvmUser(());
 
 impl SvmUser {
-    /// Takes SVM on all CPUs, if nobody of ours has yet.
+    /// Takes SVM on all CPUs, if no other VM has yet.
     ///
     /// # Errors
     ///
-    /// `EBUSY` if somebody else, KVM most likely, has it.
+    /// `EBUSY` if another user, KVM most likely, has it.
     pub(crate) fn get() -> Result<Self> {
         host().ok_or(ENODEV)?.get()?;
         Ok(Self(()))
@@ -434,7 +434,7 @@ fn cpu_on(irqs: &mut IrqsOff) -> Result {
     if efer & EFER_SVME != 0 {
         return Err(EBUSY);
     }
-    // SAFETY: SVM is there (`detect`), nobody has it, and turning it on changes nothing else.
+    // SAFETY: SVM is there (`detect`) and free, and turning it on changes nothing else.
     unsafe { linux::wrmsr(MSR_EFER, efer | EFER_SVME) }?;
     // SAFETY: The page is this CPU's, and lives as long as SVM is on.
     unsafe { linux::wrmsr(MSR_VM_HSAVE_PA, cpu.hsave.phys()) }?;

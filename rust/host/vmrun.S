@@ -77,7 +77,7 @@
 	testl	$SWITCH_PKRU, SWITCH_WHAT(%rbx)
 	jz	12f
 	xor	%ecx, %ecx
-	rdpkru				/* refused: anybody's, and the caller does not look */
+	rdpkru				/* refused: any value, and the caller does not look */
 	mov	%eax, SWITCH_GUEST_PKRU(%rbx)
 	cmp	SWITCH_HOST_PKRU(%rbx), %eax
 	je	12f

@@ -19,7 +19,7 @@ use kernel::sync::Arc;
 /// GSI of the PIT.
 const PIT_GSI: u32 = 0;
 
-/// Somebody who holds a level-triggered line until he hears that the interrupt has ended.
+/// An owner of a level-triggered line, who holds it until he hears that the interrupt has ended.
 pub(crate) struct Resampler {
     gsi: u32,
     eventfd: Eventfd,
@@ -44,7 +44,7 @@ impl Irqchip {
         self.resamplers.append(resampler)
     }
 
-    /// Removes a resampler. The line falls if nobody else could let it fall.
+    /// Removes a resampler. The line falls if no other resampler could let it fall.
     pub(crate) fn remove_resampler(&self, resampler: &Arc<Resampler>) {
         let last = {
             let mut list = self.resamplers.lock();
@@ -151,7 +151,7 @@ impl Irqchip {
             };
             let vector = devices.ioapic.vector(pin);
             let word = &self.ends[usize::from(vector >> 6)];
-            // Nobody else changes it: the devices are locked.
+            // It cannot change: the devices are locked.
             word.store(word.load(Relaxed) | 1 << (vector & 63), Relaxed);
         }
     }
@@ -173,7 +173,7 @@ impl Irqchip {
     #[cold]
     pub(crate) fn signal_resamplers(&self) {
         self.resample_pending.xchg(0, Full);
-        // Ends that come meanwhile have somebody else who tells of them.
+        // Ends that come meanwhile have another caller who tells of them.
         let count = self.resamplers.lock().len();
         for _ in 0..count {
             let resampler = {

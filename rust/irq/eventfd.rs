@@ -37,7 +37,7 @@ impl TimerCallback for Irqfd {
 }
 
 impl EventfdTarget for Irqfd {
-    /// Nobody will write it again: the line falls, and nobody wants to hear of ends.
+    /// Its last writer is gone: the line falls, and ends are not told any more.
     fn closed(&self) {
         if let Some(resampler) = &self.resampler {
             self.irqchip.remove_resampler(resampler);
@@ -261,7 +261,7 @@ impl Eventfds {
         })
     }
 
-    /// Replaces the list by one that `make` fills. When it returns, nobody rings one that left.
+    /// Replaces the list by one that `make` fills. When it returns, one that left is not rung.
     fn change_doorbells(
         &self,
         make: impl FnOnce(&Doorbells, &mut Doorbells) -> Result,

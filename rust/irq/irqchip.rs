@@ -348,7 +348,7 @@ impl Irqchip {
         self.vcpu_table.deliver(&to, None, &interrupt, &mut kicks)
     }
 
-    /// Sends a message while the devices are held, or leaves it to the worker; whether somebody
+    /// Sends a message while the devices are held, or leaves it to the worker; whether a vCPU
     /// takes it.
     fn bring<'a>(&'a self, kicks: &mut PendingKicks<'a>, message: Message) -> bool {
         let (to, interrupt) = self.addressed(message);
@@ -406,7 +406,7 @@ impl Irqchip {
         self.set_gsi_locked(&mut held, gsi, Source::EVENTFD, false);
     }
 
-    /// The same as [`Self::set_gsi`], for whoever has the devices.
+    /// [`Self::set_gsi`], for a caller that has the devices.
     pub(crate) fn set_gsi_locked<'a>(
         &'a self,
         held: &mut IrqchipGuard<'a>,

@@ -74,7 +74,7 @@ impl Mailbox {
         self.kick();
     }
 
-    /// Asks, for somebody who kicks later. Any context.
+    /// Asks; the caller kicks later. Any context.
     pub(crate) fn post(&self, request: Requests) {
         self.requests.fetch_or(request.bits(), SeqCst);
     }
@@ -101,7 +101,7 @@ impl Mailbox {
         self.mode.load(Relaxed).checked_sub(1)
     }
 
-    /// A message for this vCPU, but for one that is arbitrated; whoever brings it kicks later. Any
+    /// A message for this vCPU, but for one that is arbitrated; the sender kicks later. Any
     /// context.
     pub(crate) fn receive(&self, ipi: &Interrupt) {
         self.post(match ipi.mode {

@@ -231,7 +231,7 @@ impl VcpuTable {
         candidates.is_some_and(|ids| ids.bits.count_ones() <= 1)
     }
 
-    /// Sends a message if it wakes few, and if few must be looked at to find them; whether somebody
+    /// Sends a message if it wakes few, and if few must be looked at to find them; whether a vCPU
     /// takes it. `None` if it is for many. Any context.
     pub(crate) fn deliver_to_few<'a>(
         &'a self,
@@ -258,15 +258,15 @@ impl VcpuTable {
             || (count <= SURVEY && (ipi.mode == DeliveryMode::LowestPriority || takers() <= FEW))
     }
 
-    /// Whether somebody takes a message, as far as the first can tell that are looked at: if none
-    /// of these does, and there are more, somebody may.
+    /// Whether a vCPU takes a message, as far as the first can tell that are looked at: if none
+    /// of these does, and there are more, one may.
     pub(crate) fn may_be_taken(&self, to: &Destination, ipi: &Interrupt) -> bool {
         let mut found = self.find(self.candidates(to, None));
         let mut first = found.by_ref().take(SURVEY);
         first.any(|one| takes(one, to, None, ipi)) || found.next().is_some()
     }
 
-    /// Sends a message to those it is for; whether somebody takes it. Interrupts are on.
+    /// Sends a message to those it is for; whether a vCPU takes it. Interrupts are on.
     pub(crate) fn deliver<'a>(
         &'a self,
         to: &Destination,
@@ -321,7 +321,7 @@ impl VcpuTable {
         }
     }
 
-    /// Nobody to be kicked yet.
+    /// An empty list of kicks.
     pub(crate) fn kicks(&self) -> PendingKicks<'_> {
         PendingKicks {
             table: self,

@@ -118,11 +118,11 @@ impl<T: EventfdTarget> EventfdWaiter<T> {
     ) -> c_int {
         // SAFETY: Only entries inside an `EventfdWaiter<T>` have this function, at that field.
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(entry), Self, entry) };
-        // SAFETY: The queue's lock is held by whoever wakes us.
+        // SAFETY: The waker holds the queue's lock.
         match unsafe { pacifica_eventfd_take(this.eventfd.0.as_ptr(), key) } {
             EVENTFD_WRITTEN => {
                 this.target.expire();
-                // What was written is read: nobody else need wake for it.
+                // What was written is read: no other waiter need wake for it.
                 return 1;
             }
             EVENTFD_CLOSED => {
@@ -139,7 +139,7 @@ impl<T: EventfdTarget> EventfdWaiter<T> {
         self.eventfd.is_same(eventfd)
     }
 
-    /// Whether nobody can write the eventfd any more.
+    /// Whether the eventfd has no writers any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Relaxed) != 0
     }

@@ -195,7 +195,7 @@ u64 pacifica_run_delay(void)
 #endif
 }
 
-/* Whether this thread may go on looking for something: nobody else has work for this CPU. */
+/* Whether this thread may go on looking for something: no other has work for this CPU. */
 bool pacifica_may_poll(void)
 {
 	cpu_relax();
@@ -746,7 +746,7 @@ void *pacifica_debugfs_file(void *dir, const char *name, void *stats)
 	return debugfs_create_file(name, 0400, dir, stats, &pacifica_stats_fops);
 }
 
-/* Returns when nobody reads it any more. */
+/* Returns when its readers are done. */
 void pacifica_debugfs_remove(void *entry)
 {
 	debugfs_remove(entry);
@@ -770,7 +770,7 @@ static void pacifica_poll_queue(struct file *file, wait_queue_head_t *queue, pol
 /*
  * Has `call` called, with interrupts off, whenever the eventfd of this descriptor is written;
  * 1 if it was written already. -EBADF if the descriptor has become another file meanwhile;
- * -EBUSY if somebody else, be it another VM, has the eventfd for an interrupt line.
+ * -EBUSY if another waiter, be it another VM, has the eventfd for an interrupt line.
  */
 int pacifica_eventfd_wait(int fd, struct eventfd_ctx *ctx, wait_queue_entry_t *entry,
 			  wait_queue_func_t call)

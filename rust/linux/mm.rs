@@ -260,7 +260,7 @@ impl PinnedDrop for Srcu {
     }
 }
 
-/// Proof that somebody reads. Stays on the thread that made it.
+/// Proof of a reader. Stays on the thread that made it.
 pub(crate) struct SrcuGuard<'a> {
     srcu: &'a Srcu,
     index: c_int,

@@ -287,7 +287,7 @@ pub(crate) unsafe fn enter_guest_switching(
     }
 }
 
-/// Makes a safe function of a C function that anybody may call at any time.
+/// Makes a safe function of a C function that may be called at any time.
 macro_rules! safe {
     ($($(#[$doc:meta])* $name:ident = $c:ident($($arg:ident: $t:ty),*) $(-> $ret:ty)?;)*) => {
         $($(#[$doc])*
@@ -316,7 +316,7 @@ safe! {
     cond_resched = pacifica_yield();
     /// For how many nanoseconds this thread has been waiting for a CPU, in all its life.
     run_delay = pacifica_run_delay() -> u64;
-    /// Whether this thread may go on looking for something: nobody else has work for this CPU.
+    /// Whether this thread may go on looking for something: no other has work for this CPU.
     may_poll = pacifica_may_poll() -> bool;
     /// How many CPUs the host has now.
     online_cpus = pacifica_online_cpus() -> u32;
@@ -348,7 +348,7 @@ safe! {
     syscore_register = pacifica_syscore_register();
     /// Takes the hooks out.
     syscore_unregister = pacifica_syscore_unregister();
-    /// Whether somebody listens to a tracepoint.
+    /// Whether a tracepoint has listeners.
     tracing = pacifica_tracing() -> bool;
     /// The tracepoint `pacifica_exit`.
     trace_exit = pacifica_trace_exit(

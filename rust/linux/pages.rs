@@ -89,7 +89,7 @@ impl<T> Drop for Pages<T> {
     fn drop(&mut self) {
         let pages = core::mem::size_of::<T>().div_ceil(4096);
         let order = pages.next_power_of_two().trailing_zeros();
-        // SAFETY: `new` allocated them with the same order, and nobody uses them any more.
+        // SAFETY: `new` allocated them with the same order, and their owner goes.
         unsafe { pacifica_free_pages(self.0.as_ptr().cast(), order) };
     }
 }

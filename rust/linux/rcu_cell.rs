@@ -12,7 +12,7 @@ use kernel::sync::rcu;
 ///
 /// # Invariants
 ///
-/// The pointer came from a box, which this owns. One that was replaced lives until nobody reads it.
+/// The pointer came from a box, which this owns. A replaced one lives as long as its readers.
 pub(crate) struct RcuCell<T: Send + Sync>(AtomicPtr<T>);
 
 impl<T: Send + Sync> RcuCell<T> {
@@ -34,13 +34,13 @@ impl<T: Send + Sync> RcuCell<T> {
         }
     }
 
-    /// Publishes another value, and waits until nobody reads the old one. May sleep.
+    /// Publishes another value, and waits for the readers of the old one. May sleep.
     pub(crate) fn replace(&self, new: KBox<T>) {
         // INVARIANT: The new one comes from a box.
         let old = self.0.swap(KBox::into_raw(new), AcqRel);
         // SAFETY: No preconditions but that we may sleep.
         unsafe { bindings::synchronize_rcu_expedited() };
-        // SAFETY: By the invariant; nobody finds it any more, and those who had are done.
+        // SAFETY: By the invariant; new readers do not find it, and the old ones are done.
         drop(unsafe { KBox::from_raw(old) });
     }
 }

@@ -9,7 +9,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed, Ordering::Release};
 use kernel::sync::LockClassKey;
 
-/// A value behind a mutex that may be held for long: whoever waits for it can be killed.
+/// A value behind a mutex that may be held for long: its waiters can be killed.
 #[pin_data]
 pub(crate) struct KillableMutex<T> {
     #[pin]
@@ -39,7 +39,7 @@ impl<T> KillableMutex<T> {
         Ok(KillableGuard { lock: self })
     }
 
-    /// Takes the mutex if nobody has it. While `outer` is held, one thread may hold any number of
+    /// Takes the mutex if it is free. While `outer` is held, one thread may hold any number of
     /// those that it takes by this.
     pub(crate) fn try_lock_inside<O>(
         &self,
@@ -48,7 +48,7 @@ impl<T> KillableMutex<T> {
         // SAFETY: Both locks were initialised, and the second is held.
         let taken =
             unsafe { pacifica_mutex_trylock_inside(self.lock.get(), outer.lock.lock.get()) };
-        // Not `then_some`: a guard that was made for nothing would release somebody else's mutex.
+        // Not `then_some`: a guard that was made for nothing would release another thread's mutex.
         taken.then(|| KillableGuard { lock: self })
     }
 }
@@ -178,7 +178,7 @@ unsafe impl Sync for RcuWait {}
 unsafe impl Send for RcuWait {}
 
 impl RcuWait {
-    /// Nobody sleeps.
+    /// A place without a sleeper.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             task: Opaque::new(bindings::rcuwait::default()),
@@ -217,7 +217,7 @@ impl YieldTarget {
         self.0.store(unsafe { pacifica_current() }, Relaxed);
     }
 
-    /// It is none. Whoever has called `set` calls this before he ends.
+    /// It is none any more. The thread that has called `set` calls this before it ends.
     #[inline]
     pub(crate) fn clear(&self) {
         self.0.store(core::ptr::null_mut(), Release);

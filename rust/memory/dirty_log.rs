@@ -50,7 +50,7 @@ pub(crate) enum NewLog {
     Ring,
 }
 
-/// A bitmap that anybody may set bits in, at any time.
+/// A bitmap that any CPU may set bits in, at any time.
 pub(crate) struct DirtyLog {
     /// The atomics are `core`'s, which are an instruction where the kernel's are a call.
     words: KVVec<AtomicU64>,

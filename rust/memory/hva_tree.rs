@@ -98,7 +98,7 @@ impl HvaTree {
     /// It must be in the tree.
     unsafe fn take(&mut self, node: NonNull<interval_tree_node>) -> KBox<HvaNode> {
         // SAFETY: As promised by the caller; so by the invariant it is the beginning of a backing
-        // from a box, which nobody else has from now on.
+        // from a box, which has no other owner from now on.
         unsafe {
             bindings::interval_tree_remove(node.as_ptr(), &mut self.tree);
             KBox::from_raw(node.cast().as_ptr())

@@ -23,7 +23,7 @@
 //! # Locks, in the order in which they are taken
 //!
 //! 1. `change` (mutex): one change of slots, or one reading of a dirty log, at a time. Sleeps.
-//! 2. `readers` (SRCU): whoever uses a snapshot of the slots reads under it; may sleep inside,
+//! 2. `readers` (SRCU): users of a snapshot of the slots read under it; may sleep inside,
 //!    where the process' page faults take `mmap_lock`. A change waits for those before it.
 //! 3. `mmu` (spinlock): the nested tables, the state of invalidations, and which snapshot is
 //!    current. Nothing under it sleeps. It is taken with interrupts on, always: who waits for it
@@ -39,7 +39,7 @@
 //!   are those of the current snapshot, and of the slot that has left it, but not yet the tables.
 //! - So a fault looks the page up, takes `mmu`, and maps it only if the snapshot is still the
 //!   current one, and no invalidation of the page is under way or ended since before the lookup.
-//! - What is taken out of the tables is flushed before `mmu` is released. So nobody else can find
+//! - What is taken out of the tables is flushed before `mmu` is released. So no other CPU can find
 //!   an entry gone while a CPU still uses it. A right that a log withholds is flushed later, before
 //!   the VMM hears that it is.
 //! - A page that the guest may write to is dirty in the eyes of the host.
@@ -184,7 +184,7 @@ impl VmMemory {
             keeping <- Keeping::new(),
         });
         let memory = Arc::pin_init(init, GFP_KERNEL_ACCOUNT).inspect_err(|_| {
-            // SAFETY: Nobody has seen the empty snapshot and the root.
+            // SAFETY: The empty snapshot and the root have no other user.
             unsafe {
                 drop(KBox::from_raw(slots));
                 let mut tables = LockedTables::new(None);
@@ -203,7 +203,7 @@ impl VmMemory {
         self.ncr3
     }
 
-    /// True if the current thread runs on the address space of the VM. Whoever calls
+    /// True if the current thread runs on the address space of the VM. A caller of
     /// [`set_region`](Self::set_region), or anything of a `VcpuMemory`, must have checked it
     /// (`EIO`).
     pub(crate) fn is_current(&self) -> bool {
@@ -212,7 +212,7 @@ impl VmMemory {
 
     /// `KVM_SET_USER_MEMORY_REGION`, with KVM's rules and errnos. May sleep.
     ///
-    /// When it returns, nobody uses what was there before.
+    /// When it returns, what was there before has no user.
     pub(crate) fn set_region(&self, region: &Region) -> Result {
         let mut ids = self.change.lock();
         // SAFETY: Only changes free a snapshot, and they are behind the mutex.
@@ -463,7 +463,7 @@ impl PinnedDrop for VmMemory {
             // SAFETY: `new` registered it, and `mm` is still referenced.
             unsafe { self.notifier.unregister(self.mm.as_raw()) };
         }
-        // SAFETY: The snapshot came from a box, and nobody reads it any more.
+        // SAFETY: The snapshot came from a box, and has no readers any more.
         let slots = unsafe { KBox::from_raw(self.slots.load(Relaxed)) };
         let ranges = slots.iter().flat_map(|slot| chunks(slot.gpas()));
         let npt = self.mmu.lock().npt;

@@ -26,7 +26,7 @@ const ROOM: usize = 6;
 ///
 /// # Invariants
 ///
-/// It is a page of the kernel's linear mapping that nobody else uses.
+/// It is a page of the kernel's linear mapping that has no other user.
 struct TablePage(NonNull<u64>);
 
 impl TablePage {
@@ -51,7 +51,7 @@ impl TablePage {
     ///
     /// # Safety
     ///
-    /// `table` must come from [`into_hpa`](Self::into_hpa), and must not be used by anybody.
+    /// `table` must come from [`into_hpa`](Self::into_hpa), and must not be in use.
     unsafe fn from_hpa(table: Hpa) -> Self {
         // SAFETY: A page of the linear mapping is not at address 0.
         Self(unsafe { NonNull::new_unchecked(entry_pointer(table, 0)) })
@@ -165,7 +165,7 @@ impl<'a> LockedTables<'a> {
             // SAFETY: `free` put the table on the list, and wrote the link into it.
             let next = unsafe { entry_pointer(table, 0).read_volatile() };
             self.freed = (next != 0).then_some(Hpa(next));
-            // SAFETY: It came from `alloc`; as promised by the caller nobody uses it.
+            // SAFETY: It came from `alloc`; as promised by the caller it is not in use.
             drop(unsafe { TablePage::from_hpa(table) });
         }
     }

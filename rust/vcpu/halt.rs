@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   HLT ── polls, up to `poll_ns` ── sleeps ─────────► host's timer ── wakes ── deadline: interrupt
-//!          only while nobody else wants the CPU          └──── `early_ns` ────────┘
+//!          only while no other wants the CPU             └──── `early_ns` ────────┘
 //! ```
 //!
 //! Both times are learnt. A wait that polling a little longer would have met makes the next poll
@@ -130,7 +130,7 @@ pub(crate) fn meet_deadline(vcpu: &mut LockedVcpu) -> Now {
     };
     let wait = until(deadline, now);
     let early = vcpu.pace.early_ns;
-    // Otherwise the deadline was moved meanwhile, or somebody else had the CPU.
+    // Otherwise the deadline was moved meanwhile, or another thread had the CPU.
     if (-TOO_LATE_NS..=early).contains(&wait) {
         vcpu.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
         while until(deadline, now) > 0 {

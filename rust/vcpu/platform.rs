@@ -49,7 +49,7 @@ pub(crate) struct VcpuPlatform {
     pub(crate) requests: Requests,
     /// The PIC's output is up, and this vCPU takes it.
     pub(crate) ext_int: bool,
-    /// Somebody has said that the guest need not stay halted (KVM_HC_KICK_CPU).
+    /// Another vCPU has said that the guest need not stay halted (KVM_HC_KICK_CPU).
     pub(crate) unhalted: bool,
     /// The APIC ID for [`Requests::YIELD`]; without one, any vCPU will do.
     pub(crate) yield_to: Option<u32>,

@@ -6,7 +6,7 @@
 //!   requests, pending work, block on HLT                interrupts on, may sleep
 //!   ┌ interrupts off, guest's registers in the CPU
 //!   │   ┌ inject, VMRUN, take back, decode, dispatch
-//!   │   └ as long as the handler says Resume and nobody asks for anything
+//!   │   └ as long as the handler says Resume and no request waits
 //!   └ host's registers back, interrupts on
 //!   what the handler could not do without sleeping, or the VMM has to do
 //! ```
@@ -149,7 +149,7 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
                 return Ok(Some(RunExit::Interrupted));
             }
         }
-        // Also of a pause that nobody announced: the kernel may be a preemptible one.
+        // Also of a pause that was not announced: the kernel may be a preemptible one.
         steal_time::after_pause(vcpu);
         if vcpu.platform.mailbox.has_requests() {
             process_requests(vcpu);
@@ -262,8 +262,8 @@ fn must_leave(vcpu: &LockedVcpu) -> bool {
 
 /// Enters the guest as often as its exits can be handled right here.
 ///
-/// Whoever wants this thread from another CPU sends an interrupt, which ends the guest as soon as
-/// it is entered. So only what the handlers themselves may have caused is looked at: requests to
+/// A CPU that wants this thread sends it an interrupt, which ends the guest as soon as it is
+/// entered. So only what the handlers themselves may have caused is looked at: requests to
 /// this vCPU, and threads that they woke on this CPU.
 ///
 /// But an event that is injected comes before an interrupt, and a guest can make its delivery raise

@@ -49,7 +49,7 @@ pub(crate) fn start(vcpu: &mut LockedVcpu) {
     after_pause(vcpu);
 }
 
-/// Somebody else gets the CPU, perhaps.
+/// Sets the preempted flag, before another thread may get the CPU.
 #[inline]
 pub(crate) fn before_pause(vcpu: &mut LockedVcpu) {
     if let Some(record) = vcpu.state.msrs.pv_steal_gpa() {
@@ -59,7 +59,7 @@ pub(crate) fn before_pause(vcpu: &mut LockedVcpu) {
     }
 }
 
-/// The thread runs, and the guest will soon.
+/// Clears the preempted flag, and accounts the time that was stolen.
 #[inline]
 pub(crate) fn after_pause(vcpu: &mut LockedVcpu) {
     if let Some(record) = vcpu.state.msrs.pv_steal_gpa() {

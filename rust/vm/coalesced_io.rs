@@ -119,7 +119,7 @@ impl Coalesced {
             && self.append(is_port, address, data)
     }
 
-    /// Appends an entry; `false` if there is no room. Whoever calls has the lock.
+    /// Appends an entry; `false` if there is no room. The caller has the lock.
     fn append(&self, is_port: bool, address: u64, data: &[u8]) -> bool {
         let ring: *mut kvm_coalesced_mmio_ring = self.ring.as_ptr().cast();
         // SAFETY: The page is ours and holds a ring; volatile, since user space writes it, too.

@@ -168,7 +168,7 @@ impl VmStats {
 
 /// The file `pacifica/NAME` in debugfs, for as long as this lives.
 pub(crate) struct StatsFile {
-    /// First, so that nobody reads the counters when they go.
+    /// First, so that the counters have no reader when they go.
     _entry: DebugfsEntry,
     _stats: Arc<VmStats>,
 }
@@ -191,7 +191,7 @@ impl StatsFile {
 unsafe extern "C" fn pacifica_stats_show(file: *mut bindings::seq_file, _: *mut c_void) -> c_int {
     // SAFETY: The file is open, and was opened with a `VmStats` that outlives its entry.
     let stats = unsafe { &*(*file).private.cast::<VmStats>() };
-    // SAFETY: The caller's file, which nobody else uses during the call.
+    // SAFETY: The caller's file, which is its own during the call.
     let file = unsafe { SeqFile::from_raw(file) };
     for (id, stats) in stats.vcpus.lock().iter() {
         stats.show(*id, file);

@@ -94,7 +94,7 @@ fn add_base(mode: CodeSize, register: SegReg, base: u64, offset: u64) -> u64 {
 
 /// The linear address of `size` bytes at `offset` in a segment, if they may be accessed.
 ///
-/// Bytes that go around the end of the linear address space are left to nobody: `Unhandled`.
+/// Bytes that go around the end of the linear address space are not emulated: `Unhandled`.
 pub(super) fn segment_address<C: Cpu>(
     cpu: &C,
     mode: CodeSize,

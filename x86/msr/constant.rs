@@ -26,7 +26,7 @@ use Constant::{Fixed, ReadOnly, VmmOnly, WriteIgnored, WriteOnly};
 
 /// Kept from the P5, where these tell of a machine check: none.
 const P5_MC: Constant = ReadOnly(0);
-/// Pentium 4: 100 MHz, and a core that runs at once the bus frequency, so that nobody divides by 0.
+/// Pentium 4: 100 MHz, and a core that runs at once the bus frequency: no guest divides by 0.
 const EBC_FREQUENCY: u64 = 1 << 24;
 /// The second level's cache of a Pentium III: on.
 const BBL_CR_CTL3: u64 = 0xbe70_2111;
@@ -72,7 +72,7 @@ fn constant(index: u32) -> Option<Constant> {
         index::CLK_CTL => WriteIgnored(CLK_CTL),
         index::INT_PENDING | index::MMIO_CFG_BASE => Fixed(0),
         index::SMM_ADDR | index::SMM_MASK => Fixed(0),
-        // SVM is not offered, and nobody has locked it.
+        // SVM is not offered, and firmware has not locked it.
         index::VM_CR => Fixed(0),
         index::IGNNE => WriteOnly,
         index::IC_CFG | index::DC_CFG | index::TW_CFG => WriteIgnored(0),

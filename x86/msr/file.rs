@@ -172,8 +172,8 @@ impl MsrFile {
         self.osvw_status = status & !OSVW_OF_HOST;
     }
 
-    /// INIT leaves what real CPUs have. But what is written into the guest's memory ends: whoever
-    /// starts the CPU next has other uses for it.
+    /// INIT leaves what real CPUs have. But what is written into the guest's memory ends: the
+    /// kernel that starts the CPU next has other uses for it.
     pub fn init(&mut self) {
         self.pv_system_time = 0;
         self.pv_steal_time = 0;
