@@ -62,8 +62,6 @@ pub struct Message {
     pub level: bool,
 }
 
-/// MSI address bits 31:20 (PCI local bus specification 3.0, 6.8; Intel SDM vol. 3, 11.11.1).
-const MSI_ADDRESS_BASE: u64 = 0xfee;
 const MSI_DEST_LOGICAL: u64 = 1 << 2;
 /// Redirection hint: one of the destinations is enough.
 const MSI_REDIRECT: u64 = 1 << 3;
@@ -91,11 +89,6 @@ impl Message {
             logical: address & MSI_DEST_LOGICAL != 0,
             level: data & MSI_DATA_LEVEL != 0,
         }
-    }
-
-    /// Whether a write of a device to `address` is a message at all.
-    pub const fn is_msi_address(address: u64) -> bool {
-        (address >> 20) & 0xfff == MSI_ADDRESS_BASE
     }
 
     /// Whether `address` is legal for the extended format: bits 39:32 must be zero.

@@ -61,12 +61,6 @@ impl Npt {
         span(self.levels.wrapping_add(1))
     }
 
-    /// The most tables that one [`map`](Npt::map) or [`split`](Npt::split) takes: one at each
-    /// level below the root.
-    pub fn most_tables(&self) -> usize {
-        usize::from(self.levels).saturating_sub(1)
-    }
-
     /// The page that `gpa` is in.
     pub fn look_up<T: Tables>(&self, tables: &T, gpa: u64) -> Option<Mapping> {
         let (place, entry) = self.find(tables, gpa)?;

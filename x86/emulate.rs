@@ -103,22 +103,6 @@ pub fn fetch<C: Cpu>(cpu: &mut C, known: &[u8]) -> Result<Insn, Stop> {
     }
 }
 
-/// The length of the instruction at CS:RIP, which the CPU has intercepted and which therefore has
-/// this opcode. Only if there are prefixes is it decoded.
-pub fn fetch_length<C: Cpu>(cpu: &mut C, opcode: &[u8]) -> Result<u8, Stop> {
-    let mode = code_size(cpu);
-    let (linear, room) = address::code_address(cpu, mode, cpu.rip())?;
-    let mut bytes = [0; 3];
-    let length = opcode.len().min(room);
-    if let Some(part) = bytes.get_mut(..length) {
-        cpu.read(linear, part, Access::Fetch)?;
-        if part == opcode {
-            return Ok(length as u8);
-        }
-    }
-    fetch(cpu, &[]).map(|insn| insn.length)
-}
-
 /// Executes one instruction, or one iteration of a repeated one, and advances RIP behind it.
 ///
 /// RIP stays at a REP instruction until its last iteration. It also stays, and nothing else

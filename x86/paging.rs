@@ -116,16 +116,6 @@ fn walk_and_mark<M: GuestMemory>(
     Err(WalkError::Mem(MemError::WouldSleep))
 }
 
-/// Translates as [`walk`] does, with the same faults, but changes nothing in the guest.
-pub fn probe<M: GuestMemory>(
-    mem: &mut M,
-    state: &PagingState,
-    linear: u64,
-    access: Access,
-) -> Result<Translation, WalkError> {
-    Ok(checked(mem, state, linear, access, &mut Untraced)?.translation)
-}
-
 /// Translates without regard to permissions, and changes nothing: for `KVM_TRANSLATE` and
 /// debuggers.
 ///

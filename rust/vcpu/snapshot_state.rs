@@ -103,10 +103,7 @@ impl VcpuSnapshot {
                 last_tsc: vcpu.last_tsc,
                 sipi_vector: vcpu.platform.mailbox.sipi_vector(),
             },
-            answer: vcpu
-                .platform
-                .run_page
-                .answer(port_bytes(&vcpu.state))?,
+            answer: vcpu.platform.run_page.answer(port_bytes(&vcpu.state))?,
         })
     }
 

@@ -7,11 +7,10 @@ mod support;
 use proptest::prelude::*;
 use support::{poke, EXITCODE, EXITINFO1, EXITINFO2};
 use svm::exit::{Exit, ExitCode, IoExit, NestedError, RegAccess, TaskSwitch, TaskSwitchSource};
-use svm::vmcb::Vmcb;
 use x86::regs::SegReg;
 
 fn decode(code: u64, info1: u64, info2: u64) -> Exit {
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     poke(&mut vmcb, EXITCODE, code);
     poke(&mut vmcb, EXITINFO1, info1);
     poke(&mut vmcb, EXITINFO2, info2);

@@ -15,12 +15,12 @@ use x86::regs::{Cr0, Cr4, Efer, Rflags, SegAttr, SegReg, Segment};
 /// Writes a field by its setter, and finds it at its offset and its clean bits gone.
 fn check(offset: usize, size: usize, clean: Clean, set: impl FnOnce(&mut Vmcb, u64)) {
     const VALUE: u64 = 0xf1e2_d3c4_b5a6_9788;
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     vmcb.set_clean();
     let all = vmcb.clean();
     set(&mut vmcb, VALUE);
     assert_eq!(vmcb.clean(), all & !clean, "clean bits of {offset:x}");
-    let mut copy = Box::new(Vmcb::zeroed());
+    let mut copy = support::zeroed_vmcb();
     copy.copy_from(&vmcb);
     let image = bytes(&mut vmcb);
     assert!(image == bytes(&mut copy), "the copy of field {offset:x}");
@@ -113,7 +113,7 @@ fn segments_are_where_the_manual_says() {
         (SegReg::Tr, 0x490, Clean::empty()),
     ];
     for (reg, offset, clean) in places {
-        let mut vmcb = Box::new(Vmcb::zeroed());
+        let mut vmcb = support::zeroed_vmcb();
         vmcb.set_clean();
         let all = vmcb.clean();
         vmcb.set_segment(reg, segment);
@@ -121,7 +121,7 @@ fn segments_are_where_the_manual_says() {
         assert_eq!(vmcb.clean(), all & !clean);
         assert_eq!(bytes(&mut vmcb)[offset..offset + 16], image, "{reg:?}");
     }
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     vmcb.set_gdtr(segment);
     vmcb.set_idtr(segment);
     assert_eq!(bytes(&mut vmcb)[0x460..0x470], image);
@@ -140,7 +140,7 @@ fn intercept_words_are_in_order() {
 
 #[test]
 fn reset_is_what_the_manual_says() {
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     bytes(&mut vmcb)[0x400..].fill(0xa5);
     vmcb.set_clean();
     vmcb.reset(SvmFeatures::PAUSE_FILTER);
@@ -167,7 +167,7 @@ fn reset_is_what_the_manual_says() {
 
 #[test]
 fn small_accessors() {
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     vmcb.set_v_tpr(0x1f);
     assert_eq!(vmcb.v_tpr(), 0xf);
     assert_eq!(peek(&mut vmcb, 0x60), 0xf);

@@ -2,7 +2,8 @@
 
 //! Segment registers as a VMM reads them, whatever the CPU keeps of their attributes.
 
-use svm::vmcb::Vmcb;
+mod support;
+
 use x86::regs::{SegAttr, SegReg, Segment};
 
 const ALL: [SegReg; 8] = [
@@ -17,7 +18,7 @@ const ALL: [SegReg; 8] = [
 ];
 
 fn shown(reg: SegReg, attributes: u16, limit: u32, cpl: u8) -> u16 {
-    let mut vmcb = Box::new(Vmcb::zeroed());
+    let mut vmcb = support::zeroed_vmcb();
     vmcb.set_cpl(cpl);
     vmcb.set_segment(
         reg,

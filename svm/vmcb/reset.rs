@@ -3,12 +3,10 @@
 //! The VMCB of a virtual CPU that comes out of RESET or INIT.
 
 use super::access::NP_ENABLE;
-use super::{Control, Save, VirtualInterrupt, Vmcb};
+use super::{VirtualInterrupt, Vmcb};
 use crate::clean::Clean;
 use crate::features::SvmFeatures;
-use crate::intercept::{
-    CrIntercepts, DrIntercepts, ExceptionIntercepts, Intercepts, Word3, Word4, Word5,
-};
+use crate::intercept::Intercepts;
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegAttr, SegReg, Segment};
 
 /// PAT after RESET (APM vol. 2, 7.8.2).
@@ -42,16 +40,6 @@ fn reset_segment(selector: u16, base: u64, attributes: SegAttr) -> Segment {
 }
 
 impl Vmcb {
-    /// A VMCB of zeros, on which VMRUN fails.
-    pub const fn zeroed() -> Self {
-        Self {
-            control: Control::ZERO,
-            _110: [0; 0x2f0],
-            save: Save::ZERO,
-            _6e8: [0; 0x918],
-        }
-    }
-
     /// The baseline of the control area, and registers as after RESET.
     ///
     /// The owner still sets [`Self::set_iopm_base`], [`Self::set_msrpm_base`], [`Self::set_ncr3`],
@@ -130,111 +118,4 @@ impl Vmcb {
         self.set_interrupt_shadow(false);
         self.touch(Clean::all());
     }
-}
-
-impl Control {
-    const ZERO: Self = Self {
-        intercepts: Intercepts {
-            cr: CrIntercepts::empty(),
-            dr: DrIntercepts::empty(),
-            exceptions: ExceptionIntercepts::empty(),
-            word3: Word3::empty(),
-            word4: Word4::empty(),
-            word5: Word5::empty(),
-        },
-        _018: [0; 0x24],
-        pause_filter_threshold: 0,
-        pause_filter_count: 0,
-        iopm_base: 0,
-        msrpm_base: 0,
-        tsc_offset: 0,
-        asid: 0,
-        tlb_control: 0,
-        erap_control: 0,
-        _05e: [0; 2],
-        int_control: 0,
-        int_vector: 0,
-        int_state: 0,
-        exit_code: 0,
-        exit_info1: 0,
-        exit_info2: 0,
-        exit_int_info: 0,
-        np_control: 0,
-        avic_bar: 0,
-        ghcb: 0,
-        event_inj: 0,
-        ncr3: 0,
-        virt_ext: 0,
-        clean: 0,
-        _0c4: 0,
-        next_rip: 0,
-        insn_len: 0,
-        insn_bytes: [0; 15],
-        avic_backing_page: 0,
-        _0e8: 0,
-        avic_logical_table: 0,
-        avic_physical_table: 0,
-        _100: 0,
-        vmsa: 0,
-    };
-}
-
-/// A segment of zeros.
-const NULL: Segment = Segment {
-    selector: 0,
-    attributes: SegAttr::empty(),
-    limit: 0,
-    base: 0,
-};
-
-impl Save {
-    const ZERO: Self = Self {
-        es: NULL,
-        cs: NULL,
-        ss: NULL,
-        ds: NULL,
-        fs: NULL,
-        gs: NULL,
-        gdtr: NULL,
-        ldtr: NULL,
-        idtr: NULL,
-        tr: NULL,
-        _4a0: [0; 0x2a],
-        vmpl: 0,
-        cpl: 0,
-        _4cc: [0; 4],
-        efer: 0,
-        _4d8: [0; 0x70],
-        cr4: 0,
-        cr3: 0,
-        cr0: 0,
-        dr7: 0,
-        dr6: 0,
-        rflags: 0,
-        rip: 0,
-        _580: [0; 0x58],
-        rsp: 0,
-        s_cet: 0,
-        ssp: 0,
-        isst_addr: 0,
-        rax: 0,
-        star: 0,
-        lstar: 0,
-        cstar: 0,
-        sfmask: 0,
-        kernel_gs_base: 0,
-        sysenter_cs: 0,
-        sysenter_esp: 0,
-        sysenter_eip: 0,
-        cr2: 0,
-        _648: [0; 0x20],
-        g_pat: 0,
-        dbgctl: 0,
-        br_from: 0,
-        br_to: 0,
-        last_excp_from: 0,
-        last_excp_to: 0,
-        _698: [0; 0x48],
-        spec_ctrl: 0,
-    };
 }

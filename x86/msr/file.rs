@@ -180,11 +180,6 @@ impl MsrFile {
         self.pv.init();
     }
 
-    /// The guest-physical address of the vCPU's clock, if it is on.
-    pub fn pv_clock_gpa(&self) -> Option<u64> {
-        (self.pv_system_time & pv::ENABLED != 0).then_some(self.pv_system_time & !pv::ENABLED)
-    }
-
     /// The guest-physical address of the record of stolen time, if it is on.
     #[inline]
     pub fn pv_steal_gpa(&self) -> Option<u64> {

@@ -19,7 +19,6 @@ use x86::decode::CodeSize::Bits16;
 use x86::decode::CodeSize::Bits32;
 use x86::decode::CodeSize::Bits64;
 use x86::emulate::fetch;
-use x86::emulate::fetch_length;
 use x86::emulate::linear_address;
 use x86::regs::Cr4;
 use x86::regs::SegReg;
@@ -281,26 +280,6 @@ fn fetch_reads_no_more_than_it_must() {
             Event::Read(0x2000, 13, Access::Fetch)
         ]
     );
-}
-
-#[test]
-fn length_of_a_known_opcode() {
-    let cpuid = [0x0f, 0xa2];
-    let mut mock = Mock::with_code(Bits64, &cpuid);
-    assert_eq!(fetch_length(&mut mock, &cpuid), Ok(2));
-    assert_eq!(mock.events, [Event::Read(0x1000, 2, Access::Fetch)]);
-    let mut mock = Mock::with_code(Bits64, &[0x48, 0x0f, 0xa2]);
-    assert_eq!(fetch_length(&mut mock, &cpuid), Ok(3));
-    // VMMCALL over the end of a page, and of the segment.
-    let mut mock = Mock::new(Bits32);
-    mock.state.rip = 0x1fff;
-    mock.poke(0x1fff, &[0x0f, 0x01, 0xd9]);
-    assert_eq!(fetch_length(&mut mock, &[0x0f, 0x01, 0xd9]), Ok(3));
-    mock.segment_mut(SegReg::Cs).limit = 0x1fff;
-    assert_eq!(fetch_length(&mut mock, &[0x0f, 0x01, 0xd9]), Err(GP));
-    // What a caller never asks does no harm.
-    let mut mock = Mock::with_code(Bits64, &cpuid);
-    assert_eq!(fetch_length(&mut mock, &[0x66; 9]), Ok(2));
 }
 
 #[test]

@@ -302,8 +302,7 @@ fn saved_registers_hold_the_state() {
         copy.write(index, value, HOST, &machine.features).unwrap();
     }
     assert_eq!(copy, machine.file);
-    assert_eq!(copy.pv_clock_gpa(), Some(0x1234_0000));
-    assert_eq!(MsrFile::new().pv_clock_gpa(), None);
+    assert_eq!(copy.pv_system_time, 0x1234_0001);
 }
 
 #[test]
@@ -660,7 +659,7 @@ fn init_ends_the_paravirtual_records() {
     assert_eq!(file.pv_eoi_gpa(), Some(0x3000));
     assert_eq!(file.pv_steal_gpa(), Some(0x2000));
     file.init();
-    assert_eq!((file.pv_clock_gpa(), file.pv_steal_gpa()), (None, None));
+    assert_eq!((file.pv_system_time, file.pv_steal_gpa()), (0, None));
     assert_eq!(file.pv_eoi_gpa(), None);
 }
 

@@ -316,6 +316,12 @@ impl InterruptSource for Line {
     }
 }
 
+/// A VMCB of zeros, on which VMRUN fails.
+pub fn zeroed_vmcb() -> Box<Vmcb> {
+    // SAFETY: a VMCB is made of integers.
+    Box::new(unsafe { std::mem::zeroed() })
+}
+
 /// Bytes of a VMCB, as the CPU writes them.
 pub fn bytes(vmcb: &mut Vmcb) -> &mut [u8; 4096] {
     // SAFETY: a VMCB is 4096 bytes of integers without padding; all bit patterns are valid.
@@ -366,7 +372,7 @@ pub struct Machine {
 impl Machine {
     /// In real mode at [`CODE`].
     pub fn real(host: SvmFeatures) -> Self {
-        let mut vmcb = Box::new(Vmcb::zeroed());
+        let mut vmcb = zeroed_vmcb();
         let mut state = VcpuState::new();
         state.features = Features {
             set: Feature::all(),
