@@ -52,6 +52,8 @@ bitflags::bitflags! {
         const MISC_ENABLE_HAS_MWAIT = 1 << 6;
         /// VMCALL, the hypercall of Intel's CPUs, is undefined.
         const VMCALL_FAULTS = 1 << 7;
+        /// The VMM gets what a guest does in its local APIC's page while no registers are there.
+        const LAPIC_PAGE_EXITS = 1 << 8;
     }
 }
 

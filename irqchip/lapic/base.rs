@@ -107,11 +107,17 @@ impl Lapic {
         self.base.is_x2apic()
     }
 
-    /// The guest-physical address of the registers' page, in xAPIC mode.
+    /// The guest-physical address of the page that the registers have in xAPIC mode.
+    #[inline]
+    pub const fn page(&self) -> u64 {
+        self.base.0 >> ADDRESS_SHIFT << ADDRESS_SHIFT
+    }
+
+    /// The same, if they are there.
     #[inline]
     pub const fn mmio_base(&self) -> Option<u64> {
         if self.base.0 & (AE | EXTD) == AE {
-            Some(self.base.0 >> ADDRESS_SHIFT << ADDRESS_SHIFT)
+            Some(self.page())
         } else {
             None
         }

@@ -16,7 +16,7 @@ use irqchip::dest::IdSet;
 use irqchip::lapic::{BaseLimits, BaseWriter, Effect};
 use irqchip::{DeliveryMode, Destination, Now};
 use kernel::sync::Arc;
-use svm::dispatch::Platform;
+use svm::dispatch::{Platform, Policy};
 use svm::inject::InterruptSource;
 use svm::requests::Requests;
 use x86::cpu::{GuestMemory, MemError};
@@ -167,12 +167,27 @@ impl VcpuPlatform {
         }
     }
 
-    /// The offset of `gpa` in the LAPIC's page, if the LAPIC answers there.
-    fn apic_offset(&self, gpa: u64) -> Option<u32> {
+    /// What `gpa` is for the LAPIC. The page of one that is switched off or in x2APIC mode is a
+    /// hole, as KVM has it: what a VMM got from there it could take for a message to an APIC.
+    fn lapic_place(&self, gpa: u64) -> Option<LapicPlace> {
         let lapic = self.apic.kernel()?;
-        let page = lapic.mmio_base()?;
-        (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
+        if gpa & !0xfff != lapic.page() {
+            return None;
+        }
+        if lapic.mmio_base().is_some() {
+            return Some(LapicPlace::Register((gpa & 0xfff) as u32));
+        }
+        let exits = self.vm.config.policy().contains(Policy::LAPIC_PAGE_EXITS);
+        (!exits).then_some(LapicPlace::Hole)
     }
+}
+
+/// What a guest-physical address is for a local APIC.
+enum LapicPlace {
+    /// The offset of a register.
+    Register(u32),
+    /// Reads are ones, writes are lost.
+    Hole,
 }
 
 impl GuestMemory for VcpuPlatform {
@@ -224,24 +239,35 @@ impl Platform for VcpuPlatform {
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
-        if let Some(offset) = self.apic_offset(gpa) {
-            let now = now(self.tsc_offset);
-            if let Some(lapic) = self.apic.kernel_mut() {
-                lapic.mmio_read(offset, data, now);
+        match self.lapic_place(gpa) {
+            Some(LapicPlace::Register(offset)) => {
+                let now = now(self.tsc_offset);
+                if let Some(lapic) = self.apic.kernel_mut() {
+                    lapic.mmio_read(offset, data, now);
+                    return true;
+                }
+            }
+            Some(LapicPlace::Hole) => {
+                data.fill(0xff);
                 return true;
             }
+            None => {}
         }
         self.irqchip().mmio_read(gpa, data)
     }
 
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
-        if let Some(offset) = self.apic_offset(gpa) {
-            let now = now(self.tsc_offset);
-            if let Some(lapic) = self.apic.kernel_mut() {
-                let effect = lapic.mmio_write(offset, data, now);
-                self.apic_effect(effect);
-                return true;
+        match self.lapic_place(gpa) {
+            Some(LapicPlace::Register(offset)) => {
+                let now = now(self.tsc_offset);
+                if let Some(lapic) = self.apic.kernel_mut() {
+                    let effect = lapic.mmio_write(offset, data, now);
+                    self.apic_effect(effect);
+                    return true;
+                }
             }
+            Some(LapicPlace::Hole) => return true,
+            None => {}
         }
         self.irqchip().mmio_write(gpa, data)
             || self.vm.eventfds.ring(false, gpa, data)

@@ -22,7 +22,8 @@ const LONGEST_POLL_NS: u32 = 200_000;
 /// Old behaviour that a VMM can do without: `KVM_X86_QUIRK_*`.
 pub(crate) const QUIRKS: u32 = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
     | uapi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
-    | uapi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+    | uapi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN
+    | uapi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE;
 
 /// The choices of one VM.
 #[pin_data]
@@ -158,6 +159,10 @@ impl VmConfig {
         choices.set(
             Policy::VMCALL_FAULTS,
             has(uapi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN),
+        );
+        choices.set(
+            Policy::LAPIC_PAGE_EXITS,
+            has(uapi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE),
         );
         self.choose(Policy::empty(), choices)
     }

@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
         "KVM_CAP_X86_DISABLE_EXITS: HLT stops the CPU without an exit",
         hlt,
     ),
+    (
+        "the page of a local APIC that has no registers in memory, without and with KVM_X86_QUIRK_LAPIC_MMIO_HOLE",
+        lapic_hole,
+    ),
     ("KVM_ENABLE_CAP refuses what it does not know", bad_caps),
 ];
 
@@ -197,6 +201,45 @@ fn hlt(path: &str) -> Result<(), String> {
     refused("HLT without an exit", answer, libc::EINTR)?;
     let late = enable(&bare.vm, KVM_CAP_X86_DISABLE_EXITS, 0);
     refused("after the vCPU", late, libc::EINVAL)
+}
+
+/// The page of the local APIC's registers.
+const LAPIC: u64 = 0xfee0_0000;
+/// `IA32_APIC_BASE` in x2APIC mode and switched off, of the boot processor.
+const X2APIC_MODE: u64 = LAPIC | 0xd00;
+const SWITCHED_OFF: u64 = LAPIC | 0x100;
+/// `mov [0x80], eax; mov eax, [0x30]; out; hlt`
+const LAPIC_ACCESSES: [u8; 11] = [
+    0x66, 0xa3, 0x80, 0, 0x66, 0xa1, 0x30, 0, OUT[0], OUT[1], 0xf4,
+];
+
+/// A guest that writes to the page and reads it in this mode of its local APIC, which it reaches by the base of DS.
+fn in_lapic_page(path: &str, apic_base: u64, quirk: bool) -> Result<Bare, String> {
+    let bare = Bare::with(path, &LAPIC_ACCESSES, |vm| {
+        vm.call(number::CREATE_IRQCHIP, 0)?;
+        if !quirk {
+            let hole = KVM_X86_QUIRK_LAPIC_MMIO_HOLE.into();
+            enable(vm, KVM_CAP_DISABLE_QUIRKS2, hole)?;
+        }
+        Ok(())
+    })?;
+    let mut sregs: kvm_sregs = bare.vcpu.handle.get(number::GET_SREGS)?;
+    sregs.apic_base = apic_base;
+    sregs.ds.base = LAPIC;
+    bare.vcpu.handle.set(number::SET_SREGS, &sregs)?;
+    Ok(bare)
+}
+
+fn lapic_hole(path: &str) -> Result<(), String> {
+    for apic_base in [X2APIC_MODE, SWITCHED_OFF] {
+        let read = in_lapic_page(path, apic_base, true)?.byte();
+        equal("what is read there", read?, 0xff)?;
+        let bare = in_lapic_page(path, apic_base, false)?;
+        bare.vcpu.run()?;
+        let reason = bare.vcpu.shared().exit_reason;
+        equal("exit without the quirk", reason, KVM_EXIT_MMIO)?;
+    }
+    Ok(())
 }
 
 fn bad_caps(path: &str) -> Result<(), String> {
