@@ -125,6 +125,13 @@ TIMES ?= 10
 soak: lab-module tool ## a guest with 4 vCPUs under load and CPU hotplug for SECONDS=60, TIMES=10 in a row
 	@selftests/soak $(TIMES) $(if $(filter file,$(origin SECONDS)),60,$(SECONDS))
 
+.PHONY: soak-snapshots
+soak-snapshots: lab-module tool ## resets and forks of memory that the host swaps, merges and moves, for SECONDS=120 each
+	@selftests/build
+	@selftests/lab/boot --name soak-snapshots --machine milan --cpus 2 --timeout 7200 -- \
+		env DEVICE=/dev/pacifica SNAPSHOT_SECONDS=$(if $(filter file,$(origin SECONDS)),120,$(SECONDS)) \
+		/selftests/bin/snapshot moves brought killed
+
 .PHONY: check-hosts
 check-hosts: lab-module tool ## the self-tests on every emulated host
 	@selftests/run --all

@@ -166,7 +166,7 @@ impl Fault<'_> {
             cache.fill()?;
         }
         if self.keeping && self.write {
-            self.vm.keeping.keep(self.gpa, self.hva, Writer::Guest)?;
+            self.vm.keep(self.gpa, self.hva, Writer::Guest)?;
         }
         if present && self.permit() {
             return Ok(());

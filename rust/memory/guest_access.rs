@@ -16,8 +16,8 @@ use x86::cpu::{GuestMemory, MemError};
 pub(crate) struct GuestAccess<'a> {
     memory: &'a mut VcpuMemory,
     sleep: Sleep,
-    /// What is written is kept already, if there is a snapshot.
-    is_kept: bool,
+    /// What is written is kept already, if this is the generation.
+    kept_in: Option<u64>,
 }
 
 impl<'a> GuestAccess<'a> {
@@ -27,24 +27,25 @@ impl<'a> GuestAccess<'a> {
         Self {
             memory,
             sleep,
-            is_kept: false,
+            kept_in: None,
         }
     }
 
     /// The same for a page that was written in this
     /// [generation](crate::memory::kept_pages::Keeping::generation).
-    pub(crate) fn of_kept(self) -> Self {
+    pub(crate) fn kept_in(self, generation: u64) -> Self {
         Self {
-            is_kept: true,
+            kept_in: Some(generation),
             ..self
         }
     }
 
     /// Bytes in `slot` are about to be written: a snapshot keeps what they are. It may have to read
-    /// the page first.
+    /// the page first. The slots are being read.
     #[inline]
     fn before_write(&self, slot: &Slot, gpa: u64, bytes: usize) -> Result<(), MemError> {
-        match self.memory.vm().keeping.is_on() && !self.is_kept {
+        let keeping = &self.memory.vm().keeping;
+        match keeping.is_on() && self.kept_in != Some(keeping.generation()) {
             true => self.keep(slot, gpa, bytes),
             false => Ok(()),
         }

@@ -32,6 +32,9 @@ const CHANGED: u8 = 1 << 1;
 const ALWAYS: u8 = 1 << 2;
 /// The guest cannot write it without a fault any more.
 const WITHHELD: u8 = 1 << 3;
+/// Another page has come to its guest-physical address. It is not in the index, and gone with the
+/// next reset.
+const DETACHED: u8 = 1 << 4;
 
 /// Who is about to write a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,16 @@ pub(crate) enum Writer {
     VmmOnce,
     /// The VMM, at any time from now on.
     Vmm,
+}
+
+/// What a layer has of a page.
+pub(crate) enum Touch {
+    /// It keeps it.
+    Kept,
+    /// It keeps another one at its guest-physical address.
+    Elsewhere,
+    /// Nothing.
+    Unknown,
 }
 
 /// A page as it was.
@@ -61,8 +74,8 @@ pub(crate) struct Old {
 ///
 /// # Invariants
 ///
-/// `index` has the place of each of `pages`, by its guest-physical address. `active` has the places
-/// of those that are flagged so, and room for all of them.
+/// `index` has the place of each of `pages`, by its guest-physical address, but for those that are
+/// detached. `active` has the places of those that are flagged so, and room for all of them.
 pub(crate) struct Layer {
     /// Which snapshot it is.
     pub(crate) id: u64,
@@ -112,13 +125,26 @@ impl Layer {
         u32::try_from(all).map(|_| ()).map_err(|_| ENOMEM)
     }
 
-    /// The page at `gpa` is about to be written. False if it is not kept.
-    pub(crate) fn touch(&mut self, gpa: u64, writer: Writer) -> bool {
+    /// The page at `gpa`, which the process has at `hva`, is about to be written.
+    pub(crate) fn touch(&mut self, gpa: u64, hva: u64, writer: Writer) -> Touch {
         let Some(&place) = self.index.get(&gpa) else {
-            return false;
+            return Touch::Unknown;
         };
+        let old = self.pages.get(place as usize);
+        if old.is_none_or(|old| old.hva != hva) {
+            return Touch::Elsewhere;
+        }
         self.activate(place, flags_of(writer));
-        true
+        Touch::Kept
+    }
+
+    /// The page that is kept at `gpa` is not there any more. As long as it was it may have been
+    /// written.
+    pub(crate) fn detach(&mut self, gpa: u64) {
+        if let Some(node) = self.index.remove_node(&gpa) {
+            let (_, place) = node.to_key_value();
+            self.activate(place, CHANGED | DETACHED);
+        }
     }
 
     fn activate(&mut self, place: u32, flags: u8) {
@@ -167,7 +193,8 @@ impl Layer {
             let looks = &mut looks[..places.len().min(BATCH)];
             for (look, &place) in looks.iter_mut().zip(places) {
                 let old = pages.get(place as usize);
-                *look = old.map_or(Look::NOTHING, |old| Look {
+                let attached = old.filter(|old| old.flags & DETACHED == 0);
+                *look = attached.map_or(Look::NOTHING, |old| Look {
                     gpa: old.gpa,
                     withhold: old.flags & ALWAYS == 0 && old.idle >= PATIENCE,
                     written: Written::Unknown,
@@ -175,7 +202,8 @@ impl Layer {
             }
             ask(looks);
             for (look, &place) in looks.iter().zip(places) {
-                let Some(old) = pages.get_mut(place as usize) else {
+                let old = pages.get_mut(place as usize);
+                let Some(old) = old.filter(|old| old.flags & DETACHED == 0) else {
                     continue;
                 };
                 old.flags &= !WITHHELD;
@@ -205,17 +233,23 @@ impl Layer {
         Iterator::chain(new, settled).filter(|old| old.flags & CHANGED != 0)
     }
 
-    /// Those whose contents are to be read again, now that all are put back.
-    pub(crate) fn unsettled(&mut self) -> impl Iterator<Item = &mut Old> {
-        self.pages
-            .get_mut(self.settled..)
-            .unwrap_or(&mut [])
-            .iter_mut()
-    }
-
-    /// All contents are the snapshot's.
-    pub(crate) fn settle(&mut self) {
+    /// All that can be put back was. Contents that are not known to be the snapshot's are read
+    /// again by `read`; false if the page is not at its place.
+    pub(crate) fn settle(&mut self, read: &mut dyn FnMut(&mut Old) -> Result<bool>) -> Result {
+        for place in self.settled..self.pages.len() {
+            let Some(old) = self.pages.get_mut(place) else {
+                break;
+            };
+            let gpa = old.gpa;
+            if old.flags & DETACHED == 0 && !read(old)? {
+                self.detach(gpa);
+            }
+            if place % BATCH == 0 {
+                linux::cond_resched();
+            }
+        }
         self.settled = self.pages.len();
+        Ok(())
     }
 
     /// A new round begins: nothing is changed yet.
@@ -225,6 +259,10 @@ impl Layer {
             let Some(old) = pages.get_mut(*place as usize) else {
                 return false;
             };
+            if old.flags & DETACHED != 0 {
+                old.flags = DETACHED;
+                return false;
+            }
             if old.flags & ALWAYS != 0 {
                 old.flags |= CHANGED;
                 return true;
@@ -249,7 +287,7 @@ impl Layer {
             };
             let stays = old.flags & (CHANGED | ALWAYS) != 0;
             if !stays {
-                old.flags = 0;
+                old.flags &= DETACHED;
             }
             stays
         });
@@ -272,14 +310,27 @@ impl Layer {
         self.has_forgotten |= above.has_forgotten;
         above.pages.as_mut_slice().reverse();
         while let Some(mut old) = above.pages.pop() {
-            let (gpa, flags) = (old.gpa, old.flags & ALWAYS | CHANGED);
-            let node = above.index.remove_node(&gpa);
-            if let Some(&place) = self.index.get(&gpa) {
-                self.activate(place, flags);
-            } else if let Some(node) = node {
+            let gpa = old.gpa;
+            let is_detached = old.flags & DETACHED != 0;
+            let flags = old.flags & (ALWAYS | DETACHED) | CHANGED;
+            let node = match is_detached {
+                true => None,
+                false => above.index.remove_node(&gpa),
+            };
+            let mine = self.index.get(&gpa).copied();
+            let same = mine.filter(|place| {
+                let mine = self.pages.get(*place as usize);
+                mine.is_some_and(|mine| mine.hva == old.hva)
+            });
+            if let Some(place) = same {
+                self.activate(place, flags & !DETACHED);
+            } else {
                 let place = self.pages.len() as u32;
-                self.index
-                    .insert(node.into_reservation().into_node(gpa, place));
+                if let Some(node) = node {
+                    self.detach(gpa);
+                    self.index
+                        .insert(node.into_reservation().into_node(gpa, place));
+                }
                 (old.flags, old.idle) = (0, 0);
                 // By what was reserved there is room.
                 let _ = self.pages.push_within_capacity(old);
@@ -301,7 +352,9 @@ impl Layer {
     /// Gives the memory back, which may be much.
     pub(crate) fn forget(mut self) {
         while let Some(old) = self.pages.pop() {
-            drop(self.index.remove_node(&old.gpa));
+            if old.flags & DETACHED == 0 {
+                drop(self.index.remove_node(&old.gpa));
+            }
             if self.pages.len() % BATCH == 0 {
                 linux::cond_resched();
             }
@@ -318,11 +371,17 @@ pub(crate) struct Look {
 }
 
 impl Look {
+    /// No question.
     const NOTHING: Self = Self {
-        gpa: 0,
+        gpa: u64::MAX,
         withhold: false,
         written: Written::Unknown,
     };
+
+    /// Whether there is a question.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.gpa != Self::NOTHING.gpa
+    }
 }
 
 fn flags_of(writer: Writer) -> u8 {

@@ -23,6 +23,10 @@
 //! The bytes are those of the process, read and written at its addresses, as everything that is not
 //! the guest does.
 //!
+//! Slots may come and go meanwhile. What is kept is kept for a place: a guest-physical address and
+//! the user address behind it. A reset leaves alone what is not at its place then: that memory is
+//! the VMM's.
+//!
 //! # What always holds
 //!
 //! While a snapshot exists, a page is writable in the nested tables only if the uppermost snapshot
@@ -31,9 +35,9 @@
 
 use crate::linux;
 use crate::linux::mm::PageContent;
-use crate::memory::kept_layer::{Layer, Look, Writer, BATCH};
+use crate::memory::kept_layer::{Layer, Look, Touch, Writer, BATCH};
 use crate::memory::npt_pages::LockedTables;
-use crate::memory::slots::Slot;
+use crate::memory::slots::{Slot, SlotList};
 use crate::memory::{chunks, VmMemory};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use kernel::prelude::*;
@@ -127,15 +131,24 @@ impl Keeping {
         self.is_on() && self.count.load(Relaxed) > self.limit.load(Relaxed)
     }
 
-    /// A number that changes with each snapshot and each reset, while all vCPUs are stopped. What
-    /// was written in one generation is kept, and counts as changed, until the next.
+    /// A number that changes with each snapshot and each reset, while all vCPUs are stopped, and
+    /// with each change of slots, before they are the current ones. What was written in one
+    /// generation is kept, and counts as changed, until the next.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Relaxed)
     }
 
-    fn begin_generation(&self) {
+    /// From now on it is another one.
+    pub(crate) fn begin_generation(&self) {
         self.generation.fetch_add(1, Relaxed);
+    }
+
+    /// There are small pages which could be large ones without a snapshot.
+    pub(crate) fn has_small_pages(&self) {
+        if let Some(layer) = self.kept.lock().layers.last_mut() {
+            layer.has_forgotten = true;
+        }
     }
 
     /// How many bytes a snapshot keeps; `ENXIO` if it is none any more.
@@ -161,42 +174,51 @@ impl Keeping {
             self.limit.store(layer.limit, Relaxed);
         }
     }
+}
 
+impl VmMemory {
     /// Keeps the page at `gpa`, which the process has at `hva`, unless it is kept. `ENOSPC` at the
-    /// limit, `EFAULT` if the process has no memory there. May sleep.
+    /// limit, `EFAULT` if the process has no memory there, `EAGAIN` if it is not at this place any
+    /// more. May sleep. The slots are being read.
     ///
     /// The content is read without the lock. The second of two callers drops what it has read: the
     /// page may have been written since.
     pub(crate) fn keep(&self, gpa: u64, hva: u64, writer: Writer) -> Result {
-        if self.touch(&mut self.kept.lock(), gpa, writer)? {
+        let keeping = &self.keeping;
+        if self.touch(&mut keeping.kept.lock(), gpa, hva, writer)? {
             return Ok(());
         }
         let content = PageContent::new(hva)?;
-        let kept = &mut *self.kept.lock();
-        if self.touch(kept, gpa, writer)? {
+        let kept = &mut *keeping.kept.lock();
+        if self.touch(kept, gpa, hva, writer)? {
             return Ok(());
         }
         kept.reserve()?;
         if let Some(layer) = kept.layers.last_mut() {
             layer.add(gpa, hva, content, writer)?;
         }
-        self.show(kept);
+        keeping.show(kept);
         Ok(())
     }
 
-    /// False if the page is to be kept, which may then be.
-    fn touch(&self, kept: &mut Kept, gpa: u64, writer: Writer) -> Result<bool> {
+    /// False if the page is to be kept, which may then be. If another one is kept at `gpa`, one of
+    /// both is of slots that are not current any more: the caller may have read them before.
+    fn touch(&self, kept: &mut Kept, gpa: u64, hva: u64, writer: Writer) -> Result<bool> {
         let Some(layer) = kept.layers.last_mut() else {
             return Ok(true);
         };
-        match layer.touch(gpa, writer) {
-            false if layer.is_full() && writer != Writer::Emulator => Err(ENOSPC),
-            kept => Ok(kept),
+        match layer.touch(gpa, hva, writer) {
+            Touch::Kept => return Ok(true),
+            Touch::Elsewhere if !is_at(&self.slots(), &mut 0, gpa, hva) => return Err(EAGAIN),
+            Touch::Elsewhere => layer.detach(gpa),
+            Touch::Unknown => {}
+        }
+        match layer.is_full() && writer != Writer::Emulator {
+            true => Err(ENOSPC),
+            false => Ok(false),
         }
     }
-}
 
-impl VmMemory {
     /// A snapshot begins, which may keep so many bytes: no page is writable for the guest. All
     /// vCPUs are stopped, and there are no dirty rings. Answers its number; `E2BIG` if it would be
     /// one more than 64. May sleep.
@@ -275,22 +297,23 @@ impl VmMemory {
         self.flush_if(flush);
         let (mut hint, mut count) = (0, 0);
         for old in layer.changed() {
+            let slot = slots.find(old.gpa, &mut hint);
+            let Some(slot) = slot.filter(|slot| slot.hva(old.gpa) == old.hva) else {
+                continue;
+            };
             old.content.write(old.hva)?;
-            if let Some(slot) = slots.find(old.gpa, &mut hint) {
-                slot.wrote(old.gpa, None);
-            }
+            slot.wrote(old.gpa, None);
             count += 1;
             if count % BATCH as u64 == 0 {
                 linux::cond_resched();
             }
         }
-        for (index, old) in layer.unsettled().enumerate() {
-            old.content.read(old.hva)?;
-            if index % BATCH == BATCH - 1 {
-                linux::cond_resched();
-            }
-        }
-        layer.settle();
+        layer.settle(
+            &mut |old| match is_at(&slots, &mut hint, old.gpa, old.hva) {
+                true => old.content.read(old.hva).map(|()| true),
+                false => Ok(false),
+            },
+        )?;
         layer.begin_round();
         if layer.is_full() {
             let old = self.begin_anew(layer);
@@ -309,7 +332,7 @@ impl VmMemory {
             let mmu = self.mmu.lock();
             let mut tables = LockedTables::new(None);
             let mut near = Near::NOTHING;
-            for look in looks.iter_mut() {
+            for look in looks.iter_mut().filter(|look| look.is_asked()) {
                 let take = look.withhold || withhold;
                 let (written, needed) =
                     mmu.npt.take_written(&mut tables, look.gpa, take, &mut near);
@@ -378,7 +401,11 @@ impl VmMemory {
         let last = gpa.saturating_add((bytes as u64).saturating_sub(1));
         for gpa in [gpa, last] {
             let page = gpa & !PageSize::Size4K.offset_mask();
-            self.keeping.keep(page, slot.hva(page), Writer::Emulator)?;
+            match self.keep(page, slot.hva(page), Writer::Emulator) {
+                // The slot goes: this is its last write.
+                Err(error) if error == EAGAIN => {}
+                kept => kept?,
+            }
         }
         Ok(())
     }
@@ -386,7 +413,6 @@ impl VmMemory {
     /// The VMM is about to write `range`, whole pages: keeps them, and takes them off the range as
     /// it goes. `ENOENT` where there is no slot, `EINTR` if a signal came.
     pub(crate) fn keep_for_vmm(&self, range: &mut GpaRange, writer: Writer) -> Result {
-        let slots = self.slots();
         let mut hint = 0;
         while range.start < range.end {
             if linux::work_pending() {
@@ -395,11 +421,21 @@ impl VmMemory {
                 }
                 linux::handle_work()?;
             }
+            let slots = self.slots();
             let slot = slots.find(range.start, &mut hint).ok_or(ENOENT)?;
-            let hva = slot.hva(range.start);
-            self.keeping.keep(range.start, hva, writer)?;
+            match self.keep(range.start, slot.hva(range.start), writer) {
+                // Slots have changed meanwhile.
+                Err(error) if error == EAGAIN => continue,
+                kept => kept?,
+            }
             range.start = range.start.saturating_add(PageSize::Size4K.bytes());
         }
         Ok(())
     }
+}
+
+/// Whether the page at `gpa` is the one that the process has at `hva`.
+fn is_at(slots: &SlotList, hint: &mut usize, gpa: u64, hva: u64) -> bool {
+    let slot = slots.find(gpa, hint);
+    slot.is_some_and(|slot| slot.hva(gpa) == hva)
 }

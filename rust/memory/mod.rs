@@ -221,9 +221,6 @@ impl VmMemory {
         if let Change::Nothing = change {
             return Ok(());
         }
-        if self.keeping.is_on() {
-            return Err(EBUSY);
-        }
         let list = slots.changed(change.old_slot(), change.new_slot())?;
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let (leaving, coming) = match &change {
@@ -242,6 +239,8 @@ impl VmMemory {
             match new.log() {
                 Some(_) if self.new_log() == NewLog::Full => {}
                 Some(_) => self.begin_log(new),
+                // What a snapshot watches stays in small pages.
+                None if self.keeping.is_on() => self.keeping.has_small_pages(),
                 None => self.end_log(new),
             }
         }
@@ -281,6 +280,8 @@ impl VmMemory {
                 mmu.backings.insert(backing);
             }
             let old = self.slots.load(Relaxed);
+            // Before that: who sees the new slots sees that no page of theirs need be kept yet.
+            self.keeping.begin_generation();
             self.slots.store(new, Release);
             old
         };

@@ -33,11 +33,11 @@ pub(crate) fn offer(vcpu: &mut LockedVcpu) {
 /// can sleep: once in each round, as [`fetch_page`] does.
 #[inline]
 fn access(vcpu: &mut LockedVcpu, gpa: u64, sleep: Sleep) -> GuestAccess<'_> {
-    let is_kept = vcpu.pv_eoi_kept == Some((gpa, vcpu.platform.memory.keeping.generation()));
+    let kept = vcpu.pv_eoi_kept;
     let access = vcpu.platform.memory.access(sleep);
-    match is_kept {
-        true => access.of_kept(),
-        false => access,
+    match kept {
+        Some((page, generation)) if page == gpa => access.kept_in(generation),
+        _ => access,
     }
 }
 

@@ -15,5 +15,6 @@ pub mod process;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod swap;
 pub mod tap;
 pub mod trace;

@@ -1,86 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Snapshots, as `rust/uapi/pacifica.h` has them.
+//! Snapshots, as `rust/uapi/pacifica.h` has them, called as a hostile program would: with any
+//! argument, and with the error number as the result.
 
-use std::mem::size_of;
+use pacifica_vm::uapi;
+pub use pacifica_vm::uapi::{
+    pacifica_create_snapshot as Create, pacifica_fork as Fork, pacifica_keep_pages as Keep,
+    pacifica_reset as Reset,
+};
 
 use crate::kvm::{Answer, Handle, Number};
 
-/// `PACIFICA_IOCTL`.
-const TYPE: u64 = 0xbe;
-const READ: u64 = 1;
-const WRITE: u64 = 2;
-
-const fn number<T>(direction: u64, number: u64) -> Number {
-    Number(direction << 30 | (size_of::<T>() as u64) << 16 | TYPE << 8 | number)
-}
-
 /// `PACIFICA_CHECK_FEATURE`.
-pub const CHECK_FEATURE: Number = Number(TYPE << 8);
+pub const CHECK_FEATURE: Number = Number(uapi::PACIFICA_CHECK_FEATURE as u64);
 /// `PACIFICA_FEATURE_SNAPSHOT`.
-pub const FEATURE: u64 = 1;
-/// `PACIFICA_CREATE_SNAPSHOT`.
-pub const CREATE: Number = number::<Create>(READ, 1);
-/// `PACIFICA_RESET`.
-pub const RESET: Number = number::<Reset>(READ | WRITE, 2);
-/// `PACIFICA_KEEP_PAGES`.
-pub const KEEP: Number = number::<Keep>(READ | WRITE, 3);
-/// `PACIFICA_SET_KEEP_LIMIT`.
-pub const SET_LIMIT: Number = number::<u64>(READ, 4);
-/// `PACIFICA_GET_KEPT`.
-pub const GET_KEPT: Number = number::<u64>(WRITE, 5);
-
-/// `PACIFICA_FORK`.
-pub const FORK: Number = number::<Fork>(READ, 6);
+pub const FEATURE: u64 = uapi::PACIFICA_FEATURE_SNAPSHOT as u64;
 /// `PACIFICA_FEATURE_FORK`.
-pub const FEATURE_FORK: u64 = 2;
+pub const FEATURE_FORK: u64 = uapi::PACIFICA_FEATURE_FORK as u64;
+/// `PACIFICA_CREATE_SNAPSHOT`.
+pub const CREATE: Number = Number(uapi::PACIFICA_CREATE_SNAPSHOT as u64);
+/// `PACIFICA_RESET`.
+pub const RESET: Number = Number(uapi::PACIFICA_RESET as u64);
+/// `PACIFICA_KEEP_PAGES`.
+pub const KEEP: Number = Number(uapi::PACIFICA_KEEP_PAGES as u64);
+/// `PACIFICA_SET_KEEP_LIMIT`.
+pub const SET_LIMIT: Number = Number(uapi::PACIFICA_SET_KEEP_LIMIT as u64);
+/// `PACIFICA_GET_KEPT`.
+pub const GET_KEPT: Number = Number(uapi::PACIFICA_GET_KEPT as u64);
+/// `PACIFICA_FORK`.
+pub const FORK: Number = Number(uapi::PACIFICA_FORK as u64);
 /// `PACIFICA_SNAPSHOT_STATE`.
-pub const STATE_ONLY: u64 = 1;
+pub const STATE_ONLY: u64 = uapi::PACIFICA_SNAPSHOT_STATE as u64;
 /// `PACIFICA_FORK_TIME`.
-pub const FORK_TIME: u64 = 1;
+pub const FORK_TIME: u64 = uapi::PACIFICA_FORK_TIME as u64;
 /// `PACIFICA_KEEP_ONCE`.
-pub const KEEP_ONCE: u64 = 1;
+pub const KEEP_ONCE: u64 = uapi::PACIFICA_KEEP_ONCE as u64;
 /// `PACIFICA_RESET_TIME`.
-pub const RESET_TIME: u64 = 1;
-
-/// `struct pacifica_create_snapshot`.
-#[allow(missing_docs)] // The names are those of the header.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct Create {
-    pub flags: u64,
-    pub limit: u64,
-    pub reserved: [u64; 6],
-}
-
-/// `struct pacifica_reset`.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct Reset {
-    pub flags: u64,
-    pub pages: u64,
-    pub reserved: [u64; 2],
-}
-
-/// `struct pacifica_keep_pages`.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct Keep {
-    pub gpa: u64,
-    pub size: u64,
-    pub flags: u64,
-}
-
-/// `struct pacifica_fork`.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct Fork {
-    pub flags: u64,
-    pub reserved: [u64; 3],
-}
+pub const RESET_TIME: u64 = uapi::PACIFICA_RESET_TIME as u64;
 
 /// A snapshot's descriptor.
 pub struct Snapshot(pub Handle);

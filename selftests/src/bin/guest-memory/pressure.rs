@@ -18,7 +18,7 @@ use selftests::patience::{limit, until};
 use selftests::tap::{equal, skipped};
 
 use crate::guest::*;
-use crate::survive::{vmstat, Swap};
+use selftests::swap::{vmstat, Swap};
 
 const ROOT: &str = "/sys/fs/cgroup";
 

@@ -156,7 +156,7 @@ pub(crate) fn pages_stay(device: &Handle) -> Result<(), String> {
 
 /// Parent or child is killed in the midst of it, and nothing is left behind.
 pub(crate) fn killed(device: &Handle) -> Result<(), String> {
-    const ROUNDS: u64 = 60;
+    const ROUNDS: u64 = 200;
     const MOST: i64 = 2048;
     let once = |round: u64| -> Result<(), String> {
         let parent = Child::start(|| {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::*;
 use selftests::kvm::{number, Answer, Errno, Handle};
-use selftests::machine::map;
 use selftests::memory::PAGE;
 use selftests::patience;
 use selftests::snapshot::{
@@ -15,7 +14,6 @@ use selftests::snapshot::{
 };
 use selftests::tap::equal;
 
-use crate::many::a_page;
 use crate::state::State;
 use crate::writer::{Writer, TARGET};
 use crate::LIMIT;
@@ -139,18 +137,12 @@ pub(crate) fn running(device: &Handle) -> Result<(), String> {
 pub(crate) fn nothing_else(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, MIB)?;
     let vm = &writer.machine.vm;
-    let page = a_page()?;
     for _ in 0..2 {
         let snapshot = Snapshot::create(vm, LIMIT)?;
-        refused("a new slot", map(vm, 9, 0, 1 << 32, &page), libc::EBUSY)?;
-        let log = map(vm, 7, KVM_MEM_LOG_DIRTY_PAGES, TARGET, &writer.target);
-        refused("a log", log, libc::EBUSY)?;
-        map(vm, 7, 0, TARGET, &writer.target)?;
         let vcpu = vm.call(number::CREATE_VCPU, 1);
         refused("a new vCPU", vcpu, libc::EBUSY)?;
         snapshot.reset(0)?;
     }
-    map(vm, 9, 0, 1 << 32, &page)?;
     vm.open_with(number::CREATE_VCPU, 1)?;
     Ok(())
 }

@@ -11,9 +11,11 @@ mod fork_hostile;
 mod hostile;
 mod limits;
 mod many;
+mod slots;
 mod small;
 mod stack;
 mod state;
+mod under;
 mod writer;
 
 use std::process::ExitCode;
@@ -52,10 +54,14 @@ const TESTS: &[(&str, Test)] = &[
     ("more snapshots than a stack may have: E2BIG", stack::deep),
     ("arguments that cannot be", hostile::arguments),
     ("a guest that runs: EBUSY", hostile::running),
-    (
-        "no new slots and vCPUs beside a snapshot",
-        hostile::nothing_else,
-    ),
+    ("no new vCPUs beside a snapshot", hostile::nothing_else),
+    ("a slot that goes and comes back", slots::away_and_back),
+    ("a slot with other memory in its place", slots::replaced),
+    ("a slot and its memory that are gone", slots::gone),
+    ("a slot that comes", slots::new),
+    ("a slot that goes under a stack of snapshots", slots::stack),
+    ("dirty logs begin and end", slots::logs),
+    ("slots come and go while the guest runs", slots::at_any_time),
     ("vCPUs and the VM go", hostile::gone),
     ("another process", hostile::another_process),
     ("memory that the process has no more", hostile::unmapped),
@@ -75,12 +81,15 @@ const TESTS: &[(&str, Test)] = &[
     ("a limit of zero", limits::zero),
     ("what the emulator writes is kept, too", limits::emulator),
     ("nothing is left behind", limits::left_behind),
+    ("resets of memory that the host moves", under::resets),
+    ("resets of memory that is brought", under::brought),
     ("a fork has the state of its parent", fork::same_state),
     ("forks of every small guest end as it does", small::forked),
     (
         "forks and their parent never see each other's writes",
         fork::apart,
     ),
+    ("forks of memory that the host moves", under::forks),
     ("forks of forks, which end in any order", fork::tree),
     ("a hundred forks at once", fork::hundred),
     ("a fork leaves the parent its pages", fork::pages_stay),
