@@ -136,7 +136,8 @@ fn shell(script: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The initial RAM disk of the lab's guest with these programs, and a host in which QEMU has no io_uring: its main loop can
+/// The initial RAM disk of the lab's guest with these programs, and a host in which QEMU has no
+/// io_uring: its main loop can
 /// sleep for ever with it (docs/testing.md, "Known bugs of the emulator").
 fn prepare() -> Result<(), String> {
     shell("echo 2 >/proc/sys/kernel/io_uring_disabled")?;
