@@ -213,7 +213,8 @@ const LAPIC_ACCESSES: [u8; 11] = [
     0x66, 0xa3, 0x80, 0, 0x66, 0xa1, 0x30, 0, OUT[0], OUT[1], 0xf4,
 ];
 
-/// A guest that writes to the page and reads it in this mode of its local APIC, which it reaches by the base of DS.
+/// A guest that writes to the page and reads it in this mode of its local APIC, which it reaches
+/// by the base of DS.
 fn in_lapic_page(path: &str, apic_base: u64, quirk: bool) -> Result<Bare, String> {
     let bare = Bare::with(path, &LAPIC_ACCESSES, |vm| {
         vm.call(number::CREATE_IRQCHIP, 0)?;
