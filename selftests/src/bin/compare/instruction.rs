@@ -204,6 +204,12 @@ fn describe(machine: &Machine, mode: Mode, probe: &mut Probe) -> Result<(), Stri
             fnv(&upper)
         ),
     );
+    // As above, if the stack is there.
+    let regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+    let stack = DEVICE - 0x100..DEVICE_END + 0x100;
+    if emulated && stack.contains(&regs.rsp) {
+        return Ok(());
+    }
     let near = [
         machine.ram.read(DEVICE as usize - 0x100, 0x100),
         machine.ram.read(DEVICE_END as usize, 0x100),

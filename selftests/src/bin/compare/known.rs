@@ -12,6 +12,11 @@ const AFTER: &[&str] = &[
     "stack", "top", "shared",
 ];
 
+/// Words about the accesses to devices: the module's guest made those of KVM's, and perhaps more;
+/// KVM's guest made those of the module's, and then read.
+const HERE_GOES_ON: &str = "here-goes-on";
+const KVM_READS_ON: &str = "kvm-reads-on";
+
 struct Row {
     kind: String,
     /// The answers that may differ.
@@ -45,18 +50,10 @@ impl Known {
         theirs: &Probe,
         ours: &Probe,
     ) -> Vec<&'static str> {
-        let (theirs_words, ours_words) = (answers("kvm", theirs), answers("here", ours));
-        let has = |word: &String| {
-            let same = |there: &str| match (word.strip_prefix('*'), word.strip_suffix('*')) {
-                (Some(_), Some(_)) => there.contains(word.trim_matches('*')),
-                (None, Some(start)) => there.starts_with(start),
-                _ => there == word,
-            };
-            theirs.question.split(' ').any(same)
-                || theirs_words
-                    .iter()
-                    .chain(&ours_words)
-                    .any(|word| same(word))
+        let said = [answers("kvm", theirs), answers("here", ours)].concat();
+        let has = |word: &String| match word.strip_prefix('!') {
+            Some(word) => !meets(word, theirs, ours, &said),
+            None => meets(word, theirs, ours, &said),
         };
         let mut names: Vec<_> = ours.answer.iter().chain(&theirs.answer).collect();
         names.dedup_by_key(|(name, _)| *name);
@@ -87,6 +84,45 @@ impl Known {
             false => Err(lines.join("\n")),
         }
     }
+}
+
+/// Whether the question or the answers, `said`, have this word.
+fn meets(word: &str, theirs: &Probe, ours: &Probe, said: &[String]) -> bool {
+    let (kvm, here) = (theirs.get("trace"), ours.get("trace"));
+    match word {
+        HERE_GOES_ON => here.starts_with(kvm),
+        KVM_READS_ON => kvm.strip_prefix(here).is_some_and(only_reads),
+        _ => {
+            let question = theirs.question.split(' ');
+            let mut words = question.chain(said.iter().map(String::as_str));
+            words.any(|there| matches(word, there))
+        }
+    }
+}
+
+/// Whether there are accesses, and all of them are reads.
+fn only_reads(trace: &str) -> bool {
+    let mut accesses = trace.split_terminator(';').peekable();
+    accesses.peek().is_some() && accesses.all(|access| access.starts_with('r'))
+}
+
+/// Whether `there` is `pattern`, in which `*` stands for anything.
+fn matches(pattern: &str, there: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == there;
+    };
+    let Some(mut left) = there.strip_prefix(start) else {
+        return false;
+    };
+    let mut parts: Vec<_> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match left.split_once(part) {
+            Some((_, behind)) => left = behind,
+            None => return false,
+        }
+    }
+    left.ends_with(end)
 }
 
 /// Whether a field of a row stands for this one.
