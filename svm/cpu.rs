@@ -150,10 +150,16 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
-    /// Changes a byte of the guest's code. False if no memory is there that can be written.
-    pub(crate) fn patch(&mut self, linear: u64, byte: u8) -> Result<bool, Stop> {
-        let part = self.translate(linear, 1, Access::Write)?;
-        match self.platform.write_gpa(part.gpa, &[byte]) {
+    /// Changes the last byte of the guest's instruction at `linear`, all of which it must be allowed
+    /// to write. False if no memory is there that can be written.
+    pub(crate) fn patch(&mut self, linear: u64, length: usize, byte: u8) -> Result<bool, Stop> {
+        let first = self.first_part(linear, length, Access::Write)?;
+        let part = match first.length == length {
+            true => first,
+            false => self.second_part(linear, length, first, Access::Write)?,
+        };
+        let last = part.gpa.wrapping_add(part.length as u64).wrapping_sub(1);
+        match self.platform.write_gpa(last, &[byte]) {
             Ok(()) => Ok(true),
             Err(MemError::Unbacked | MemError::ReadOnly) => Ok(false),
             Err(error) => Err(stop(error)),

@@ -53,16 +53,15 @@ fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
     if guest.policy.contains(Policy::VMCALL_FAULTS) {
         return Ok(false);
     }
-    let fixed = match fetch(guest, &[]) {
-        Ok(insn) if insn.is(Map::TwoByte, 0x01) && insn.modrm == VMCALL && insn.length == 3 => {
-            let linear = linear_rip(guest, insn.mode);
-            guest.patch(linear.wrapping_add(2), VMMCALL)
-        }
-        Ok(_) => return Ok(false),
-        Err(stop) => Err(stop),
+    let insn = match fetch(guest, &[]) {
+        Err(Stop::WouldSleep) => return Err(Stop::WouldSleep),
+        Ok(insn) if insn.is(Map::TwoByte, 0x01) && insn.modrm == VMCALL && insn.length == 3 => insn,
+        _ => return Ok(false),
     };
-    match fixed {
-        Err(Stop::WouldSleep) => Err(Stop::WouldSleep),
+    let linear = linear_rip(guest, insn.mode);
+    match guest.patch(linear, insn.length.into(), VMMCALL) {
+        // #PF where the guest may not write.
+        Err(stop @ (Stop::WouldSleep | Stop::Exception(_))) => Err(stop),
         result => Ok(result.unwrap_or(false)),
     }
 }

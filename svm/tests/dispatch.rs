@@ -333,6 +333,41 @@ fn paravirtual_interrupts() {
     assert_eq!(machine.world.ipis, Some((0, 1 | 1 << 32, 0x41)));
 }
 
+/// VMCALL where the guest may not write is a page fault, as on KVM.
+#[test]
+fn vmcall_in_a_page_that_is_not_writable() {
+    /// A leaf of 1 GiB: accessed, dirty, without W.
+    const READ_ONLY: u64 = 0xe5;
+    const PRESENT_WRITE: u32 = 0b11;
+    let ud = ExitCode(0x40 + u64::from(vector::UD));
+    let entry = |machine: &mut Machine, value: u64| {
+        machine.world.ram[0x9000..0x9008].copy_from_slice(&value.to_le_bytes());
+    };
+    for host in HOSTS {
+        let mut machine = Machine::long(host).code(&[0x0f, 0x01, 0xc1]);
+        entry(&mut machine, READ_ONLY);
+        machine.exit(ud, 0, 0);
+        raised(&machine, Exception::page_fault(CODE, PRESENT_WRITE));
+        assert_eq!(machine.world.ram[CODE as usize + 2], 0xc1);
+        // Without CR0.WP the kernel may write everywhere.
+        let mut machine = Machine::long(host).code(&[0x0f, 0x01, 0xc1]);
+        entry(&mut machine, READ_ONLY);
+        machine.vmcb.set_cr0(machine.vmcb.cr0().difference(Cr0::WP));
+        assert_eq!(machine.exit(ud, 0, 0), Action::Resume);
+        assert_eq!(machine.world.ram[CODE as usize + 2], 0xd9);
+        // Memory that is not there is no page fault.
+        let mut machine = Machine::long(host).code(&[0x0f, 0x01, 0xc1]);
+        machine.world.read_only = true;
+        machine.exit(ud, 0, 0);
+        raised(&machine, Exception::UD);
+        // Nor is another instruction.
+        let mut machine = Machine::long(host).code(&[0x0f, 0x0b]);
+        entry(&mut machine, READ_ONLY);
+        machine.exit(ud, 0, 0);
+        raised(&machine, Exception::UD);
+    }
+}
+
 /// VMCALL becomes VMMCALL, where the guest could write that and the VMM allows it.
 #[test]
 fn vmcall() {

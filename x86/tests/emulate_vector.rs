@@ -310,8 +310,16 @@ fn fxsave_and_fxrstor() {
     assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], fast).1, 160);
     let slow = |mock: &mut Mock| (mock.efer, mock.cpl) = (mock.efer | Efer::FFXSR, 3);
     assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], slow).1, 416);
+    // Without CR4.OSFXSR no XMM register, but MXCSR, as by kvm_amd.
     let none = |mock: &mut Mock| mock.cr4 = Cr4::empty();
-    assert_eq!(saved(Bits64, &[0x0f, 0xae, 0x07], none).1, 160);
+    let (_, size, mock) = saved(Bits64, &[0x0f, 0xae, 0x07], none);
+    assert_eq!((size, mock.peek(0x2018, 8)), (160, 0xffff_0000_1f80));
+    let mut mock = cpu(Bits64, &[0x0f, 0xae, 0x0f], &[(RDI, 0x2000)]);
+    mock.cr4 = Cr4::empty();
+    mock.poke(0x2018, &0x9fc0_u32.to_le_bytes());
+    mock.state.ymm[0][0] = 0x77;
+    mock.step().expect("no fault");
+    assert_eq!((mock.mxcsr(), mock.state.ymm[0][0]), (0x9fc0, 0x77));
     // Over a page boundary both pages are probed before the first write.
     let (_, _, mock) = saved(Bits64, &[0x0f, 0xae, 0x87, 0xf0, 0x0f, 0, 0], |_| {});
     let probes = (0..26).map(|piece| Event::Probe(0x2ff0 + 16 * piece, 16));
