@@ -70,13 +70,19 @@ pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu, _: &IrqsOff) -> bool {
     true
 }
 
-/// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know.
+/// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know. The record says so at
+/// once, for a VMM that saves the guest's memory and does not run the guest again.
 pub(crate) fn pause_notice(vcpu: &mut LockedVcpu) -> Result<c_long> {
-    if vcpu.state.msrs.pv_system_time & SYSTEM_TIME_ON == 0 {
+    let at = vcpu.state.msrs.pv_system_time;
+    if at & SYSTEM_TIME_ON == 0 {
         return Err(EINVAL);
     }
-    vcpu.platform.guest_stopped = true;
-    vcpu.platform.requests |= Requests::PV_CLOCK;
+    // Once is enough: a log of dirty pages has no room for any number of writes between two runs.
+    let old: [u8; PvClock::SIZE] = read(vcpu, at & !SYSTEM_TIME_ON);
+    if !PvClock::tells_stop(&old) {
+        vcpu.platform.guest_stopped = true;
+        update(vcpu, false);
+    }
     Ok(0)
 }
 

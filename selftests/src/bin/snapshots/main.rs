@@ -5,6 +5,7 @@
 //! and, with Firecracker's controllers, a PIT. A snapshot of each copy is made; the copy and the
 //! guest that it was taken of both go on, beside each other.
 
+mod away;
 mod guest;
 mod run;
 mod state;
@@ -24,13 +25,17 @@ use state::{named_msrs, State, Vmm, Way};
 /// So many generations of copies.
 const COPIES: usize = 20;
 
-const TESTS: &[(&str, Way)] = &[
+/// A test of the device of this path.
+type Test = fn(&str, Way) -> Result<(), String>;
+
+const TESTS: &[(&str, Way, Test)] = &[
     (
         "a guest goes on from 20 snapshots of Firecracker",
         Way {
             vmm: Vmm::Firecracker,
             msrs_first: false,
         },
+        generations,
     ),
     (
         "a guest goes on from 20 snapshots of cloud-hypervisor",
@@ -38,6 +43,7 @@ const TESTS: &[(&str, Way)] = &[
             vmm: Vmm::CloudHypervisor,
             msrs_first: false,
         },
+        generations,
     ),
     (
         "the same with Firecracker's ioctls, MSRs before local APICs",
@@ -45,6 +51,7 @@ const TESTS: &[(&str, Way)] = &[
             vmm: Vmm::Firecracker,
             msrs_first: true,
         },
+        generations,
     ),
     (
         "the same with cloud-hypervisor's ioctls, MSRs before local APICs",
@@ -52,6 +59,15 @@ const TESTS: &[(&str, Way)] = &[
             vmm: Vmm::CloudHypervisor,
             msrs_first: true,
         },
+        generations,
+    ),
+    (
+        "a guest that cloud-hypervisor restores after a while is told that it was stopped",
+        Way {
+            vmm: Vmm::CloudHypervisor,
+            msrs_first: false,
+        },
+        away::clocks_of_a_guest_that_was_away,
     ),
 ];
 
@@ -60,9 +76,9 @@ fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     catch_interruptions();
     let mut tap = Tap::start();
-    for (name, way) in TESTS {
+    for (name, way, test) in TESTS {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
-            tap.result(name, generations(&device, *way));
+            tap.result(name, test(&device, *way));
         }
     }
     tap.finish()

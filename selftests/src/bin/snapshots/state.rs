@@ -46,7 +46,7 @@ pub(crate) struct State {
     ram: Vec<u8>,
 }
 
-const TSC: u32 = 0x10;
+pub(crate) const TSC: u32 = 0x10;
 const TSC_DEADLINE: u32 = 0x6e0;
 
 const KVMCLOCK_CTRL: Number = Number::plain(0xad);
@@ -163,6 +163,13 @@ impl Cpu {
 }
 
 impl State {
+    /// The first virtual CPU's TSC, and the guest's nanoseconds.
+    pub(crate) fn clocks(&self) -> (u64, u64) {
+        let mut msrs = self.cpus[0].msrs.iter();
+        let tsc = msrs.find(|(index, _)| *index == TSC);
+        (tsc.map_or(0, |pair| pair.1), self.clock.clock)
+    }
+
     /// Of a VM none of whose virtual CPUs runs.
     pub(crate) fn save(machine: &Machine, way: Way, named: &[u32]) -> Result<Self, String> {
         let vm = &machine.vm;
@@ -174,10 +181,10 @@ impl State {
             ram: Vec::new(),
         };
         if way.vmm == Vmm::CloudHypervisor {
-            state.clock = vm.get(number::GET_CLOCK)?;
             for vcpu in &machine.vcpus {
                 vcpu.handle.call(KVMCLOCK_CTRL, 0)?;
             }
+            state.clock = vm.get(number::GET_CLOCK)?;
         }
         for vcpu in &machine.vcpus {
             state.cpus.push(Cpu::save(&vcpu.handle, way, named)?);
@@ -201,9 +208,9 @@ impl State {
         for (cpu, vcpu) in self.cpus.iter().zip(&machine.vcpus) {
             cpu.restore(&vcpu.handle, way)?;
         }
-        let mut clock = self.clock;
         match way.vmm {
             Vmm::Firecracker => {
+                let mut clock = self.clock;
                 vm.set(number::SET_PIT2, &self.pit)?;
                 clock.flags = 0;
                 vm.set(number::SET_CLOCK, &clock)?;
@@ -212,10 +219,28 @@ impl State {
                 }
             }
             Vmm::CloudHypervisor => {
-                clock.flags &= KVM_CLOCK_REALTIME;
-                vm.set(number::SET_CLOCK, &clock)?;
+                synchronize_tsc(machine)?;
+                vm.set(number::SET_CLOCK, &self.clock)?;
             }
         }
         Ok(())
     }
+}
+
+/// All virtual CPUs get the first one's TSC.
+fn synchronize_tsc(machine: &Machine) -> Result<(), String> {
+    let mut offset = 0u64;
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: &raw mut offset as u64,
+        ..Default::default()
+    };
+    machine.vcpus[0]
+        .handle
+        .set(number::GET_DEVICE_ATTR, &attribute)?;
+    for vcpu in &machine.vcpus {
+        vcpu.handle.set(number::SET_DEVICE_ATTR, &attribute)?;
+    }
+    Ok(())
 }
