@@ -103,6 +103,9 @@ pub struct Limits {
     pub extended_ids: bool,
 }
 
+/// The flags of an MSI: `KVM_MSI_VALID_DEVID`. Who sends it makes no difference here.
+pub const MSI_FLAGS: u32 = 1;
+
 /// `kvm_irq_routing_entry::type`.
 const TYPE_IRQCHIP: u32 = 1;
 const TYPE_MSI: u32 = 2;
@@ -120,7 +123,8 @@ impl Route {
         if gsi >= MAX_GSIS {
             return Err(RouteError::Gsi);
         }
-        if flags != 0 {
+        let known = if kind == TYPE_MSI { MSI_FLAGS } else { 0 };
+        if flags & !known != 0 {
             return Err(RouteError::Kind);
         }
         let [first, second, third, _] = words;

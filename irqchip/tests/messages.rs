@@ -220,6 +220,20 @@ fn entries() {
     assert_eq!(msi.target.message(false).unwrap().vector, 0x41);
     assert_eq!(pin(Chip::Ioapic, 1).message(false), None);
 
+    // The ID of the device that sends it, if the VMM says that there is one, is not needed.
+    assert_eq!(
+        entry(5, 2, 1, [0xfee0_0000, 0x1234_5601, 0x41, 9], ALL),
+        Ok(msi)
+    );
+    assert_eq!(
+        entry(5, 2, 2, [0xfee0_0000, 0, 0x41, 9], ALL),
+        Err(RouteError::Kind)
+    );
+    assert_eq!(
+        entry(5, 2, 3, [0xfee0_0000, 0, 0x41, 9], ALL),
+        Err(RouteError::Kind)
+    );
+
     let split = Limits {
         pins: false,
         extended_ids: true,

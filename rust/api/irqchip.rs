@@ -8,7 +8,7 @@ use crate::uapi::{self, UserArg};
 use irqchip::lines::{Delivery, Source};
 use irqchip::message::Message;
 use irqchip::pic::Which;
-use irqchip::routing::{self, Limits, Route, MAX_GSIS};
+use irqchip::routing::{self, Limits, Route, MAX_GSIS, MSI_FLAGS};
 use irqchip::{ioapic, pic, pit, Pit};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -198,7 +198,7 @@ fn set_routing(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
 
 fn signal_msi(irqchip: &Irqchip, arg: UserArg) -> Result<c_long> {
     let msi: uapi::kvm_msi = arg.read()?;
-    if msi.flags != 0 {
+    if msi.flags & !MSI_FLAGS != 0 {
         return Err(EINVAL);
     }
     let address = u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo);
