@@ -150,8 +150,8 @@ impl<P: Platform> Guest<'_, P> {
         }
     }
 
-    /// Changes the last byte of the guest's instruction at `linear`, all of which it must be allowed
-    /// to write. False if no memory is there that can be written.
+    /// Changes the last byte of the guest's instruction at `linear`, all of which it must be
+    /// allowed to write. False if no memory is there that can be written.
     pub(crate) fn patch(&mut self, linear: u64, length: usize, byte: u8) -> Result<bool, Stop> {
         let first = self.first_part(linear, length, Access::Write)?;
         let part = match first.length == length {
