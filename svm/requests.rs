@@ -49,6 +49,8 @@ bitflags::bitflags! {
         const IPI = 1 << 18;
         /// Write the caches back, for a device that reaches memory past them.
         const WBINVD = 1 << 19;
+        /// Another NMI, which came before the first was seen.
+        const SECOND_NMI = 1 << 20;
     }
 }
 

@@ -109,7 +109,7 @@ impl Mailbox {
                 self.put(ipi.vector, ipi.level);
                 Requests::INBOX
             }
-            DeliveryMode::Nmi => Requests::NMI,
+            DeliveryMode::Nmi => return self.post_nmi(),
             DeliveryMode::Init => Requests::INIT,
             DeliveryMode::StartUp => {
                 self.set_sipi_vector(ipi.vector);
@@ -119,6 +119,14 @@ impl Mailbox {
             // There is no system management mode, and the reserved mode does nothing.
             DeliveryMode::Smi | DeliveryMode::Reserved => return,
         });
+    }
+
+    /// An NMI. The CPU keeps two of them, so both must arrive.
+    fn post_nmi(&self) {
+        let before = self.requests.fetch_or(Requests::NMI.bits(), SeqCst);
+        if before & Requests::NMI.bits() != 0 {
+            self.post(Requests::SECOND_NMI);
+        }
     }
 
     fn put(&self, vector: u8, level: bool) {

@@ -96,8 +96,10 @@ fn serve_these(vcpu: &mut LockedVcpu, requests: Requests) {
         vcpu.platform.ext_int = takes
             && (vcpu.platform.user_vector().is_some() || vcpu.platform.vm.irqchip.pic_output());
     }
-    if requests.intersects(Requests::NMI) {
-        vcpu.state.events.raise_nmi();
+    for nmi in [Requests::NMI, Requests::SECOND_NMI] {
+        if requests.intersects(nmi) {
+            vcpu.state.events.raise_nmi();
+        }
     }
     if requests.intersects(Requests::INIT) {
         init(vcpu);

@@ -51,6 +51,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("KVM_REINJECT_CONTROL needs a PIT", reinject),
     ("KVM_CAP_X2APIC_API takes known flags only", x2apic_api),
     ("an MSI reaches an APIC ID of more than 8 bits", wide_id),
+    (
+        "two NMIs for a vCPU that does not run are two, and three are two",
+        two_nmis,
+    ),
     ("KVM_CREATE_IRQCHIP races KVM_CREATE_VCPU", race),
 ];
 
@@ -496,6 +500,33 @@ fn wide_id(path: &str) -> Result<(), String> {
     for _ in 0..3 {
         equal("delivered", send(ID), Ok(1))?;
         equal("the handler's byte", bare.byte(), Ok(0x77))?;
+    }
+    Ok(())
+}
+
+/// A CPU keeps one NMI beside the one that it is about to take.
+fn two_nmis(path: &str) -> Result<(), String> {
+    if !has(path, KVM_CAP_IRQCHIP)? {
+        return skipped("the device has no in-kernel interrupt controllers");
+    }
+    let bare = Bare::with(path, &OUT, |vm| {
+        vm.call(number::CREATE_IRQCHIP, 0)?;
+        Ok(())
+    })?;
+    let nmi = kvm_msi {
+        address_lo: 0xfee0_0000,
+        data: 0x400,
+        ..Default::default()
+    };
+    for (sent, kept) in [(1, 1), (2, 2), (3, 2)] {
+        for _ in 0..sent {
+            equal("delivered", bare.vm.set(number::SIGNAL_MSI, &nmi), Ok(1))?;
+        }
+        let mut events: kvm_vcpu_events = bare.vcpu.handle.get(number::GET_VCPU_EVENTS)?;
+        equal("NMIs that wait", events.nmi.pending, kept)?;
+        events.nmi.pending = 0;
+        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+        bare.vcpu.handle.set(number::SET_VCPU_EVENTS, &events)?;
     }
     Ok(())
 }
