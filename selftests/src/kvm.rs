@@ -303,6 +303,20 @@ pub fn set_cpuid(vcpu: &Handle, entries: &[kvm_cpuid_entry2]) -> Answer {
     vcpu.array(number::SET_CPUID2, &mut words, room)
 }
 
+/// The MSRs that the device names (`KVM_GET_MSR_INDEX_LIST`).
+pub fn named_msrs(device: &Handle) -> Answer<Vec<u32>> {
+    const MOST: usize = 1024;
+    let mut words = vec![0u64; MOST];
+    words[0] = MOST as u64;
+    device.array(number::GET_MSR_INDEX_LIST, &mut words, MOST * 8)?;
+    let count = words[0] as u32 as usize;
+    // The list of 32-bit indices begins after a 32-bit count.
+    let halves = words
+        .iter()
+        .flat_map(|word| [*word as u32, (*word >> 32) as u32]);
+    Ok(halves.skip(1).take(count).collect())
+}
+
 /// `KVM_GET_MSRS` or `KVM_SET_MSRS` with these pairs of index and value; answers how many were
 /// processed. Values are replaced by what the kernel wrote.
 pub fn msrs(handle: &Handle, number: Number, pairs: &mut [(u32, u64)]) -> Answer {

@@ -3,6 +3,7 @@
 //! What the self-tests share: the device's ioctls, the machine that runs a tiny guest and writes
 //! down what it does, and the TAP that reports results.
 
+pub mod accesses;
 pub mod cpus;
 pub mod faults;
 pub mod guest;

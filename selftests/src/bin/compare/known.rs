@@ -17,6 +17,9 @@ const AFTER: &[&str] = &[
 const HERE_GOES_ON: &str = "here-goes-on";
 const KVM_READS_ON: &str = "kvm-reads-on";
 
+/// Begins a word with the bytes of an instruction, or with the name of one.
+const CODE: &str = "code=";
+
 struct Row {
     kind: String,
     /// The answers that may differ.
@@ -95,9 +98,33 @@ fn meets(word: &str, theirs: &Probe, ours: &Probe, said: &[String]) -> bool {
         _ => {
             let question = theirs.question.split(' ');
             let mut words = question.chain(said.iter().map(String::as_str));
-            words.any(|there| matches(word, there))
+            words.any(
+                |there| match (word.strip_prefix(CODE), there.strip_prefix(CODE)) {
+                    (Some(pattern), Some(code)) => matches(&by_bytes(pattern), &by_bytes(code)),
+                    _ => matches(word, there),
+                },
+            )
         }
     }
+}
+
+/// The bytes of an instruction, or of a pattern, with a mark before each, so that no half of one
+/// meets a half of another.
+fn by_bytes(code: &str) -> String {
+    let mut marked = String::new();
+    let mut is_first_half = true;
+    for half in code.chars() {
+        if half == '*' {
+            is_first_half = true;
+        } else {
+            if is_first_half {
+                marked.push('.');
+            }
+            is_first_half = !is_first_half;
+        }
+        marked.push(half);
+    }
+    marked
 }
 
 /// Whether there are accesses, and all of them are reads.

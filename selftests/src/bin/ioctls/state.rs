@@ -4,7 +4,7 @@
 //! refused.
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Xsave};
+use selftests::kvm::{msrs, named_msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Xsave};
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{vm, Bare, OUT};
@@ -241,13 +241,8 @@ fn sregs_bad(path: &str) -> Result<(), String> {
 
 fn all_msrs(path: &str) -> Result<(), String> {
     let (device, vcpu) = vcpu(path)?;
-    let mut words = [0u64; 1024];
-    words[0] = 2000;
-    device.array(number::GET_MSR_INDEX_LIST, &mut words, 8 * 1024)?;
-    let count = (words[0] & 0xffff_ffff) as usize;
-    // The list of 32-bit indices begins after a 32-bit count.
-    let index = |number: usize| (words[number.div_ceil(2)] >> (32 * ((number + 1) % 2))) as u32;
-    for msr in (0..count).map(index) {
+    let named = named_msrs(&device)?;
+    for &msr in &named {
         let mut pair = [(msr, 0)];
         equal(
             &format!("read {msr:#x}"),
@@ -278,7 +273,7 @@ fn all_msrs(path: &str) -> Result<(), String> {
     ] {
         equal(
             &format!("{needed:#x} is listed"),
-            (0..count).map(index).any(|msr| msr == needed),
+            named.contains(&needed),
             true,
         )?;
     }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use selftests::kvm::Handle;
 use selftests::memory::{kernel_memory, Mapping, PAGE};
@@ -63,11 +64,16 @@ impl<'a> Parent<'a> {
     }
 
     /// Waits until all children have said what it took.
-    fn wait_for_all(&self) {
+    fn wait_for_all(&self) -> Result<(), String> {
+        let start = Instant::now();
         while (0..CHILDREN).any(|id| self.taken(id).load(Ordering::SeqCst) == 0) {
+            if start.elapsed() > patience::limit() {
+                return Err("a child has not said what it took".into());
+            }
             // SAFETY: Lets the others run.
             unsafe { libc::sched_yield() };
         }
+        Ok(())
     }
 
     /// Forgets what they have said.
@@ -205,7 +211,7 @@ fn many(device: &Handle) -> Rows {
         let children: Result<Vec<_>, _> =
             (0..CHILDREN).map(|id| parent.child_without(id)).collect();
         let children = children?;
-        parent.wait_for_all();
+        parent.wait_for_all()?;
         alone = ticks() - begin;
         memory_alone = (kernel_memory() - before) * 1024 / CHILDREN as i64;
         end(children);
@@ -219,7 +225,7 @@ fn many(device: &Handle) -> Rows {
         .map(|id| parent.child(&mut state, id))
         .collect();
     let children = children?;
-    parent.wait_for_all();
+    parent.wait_for_all()?;
     let all = ticks() - begin;
     let each = (kernel_memory() - before) * 1024 / CHILDREN as i64;
     end(children);

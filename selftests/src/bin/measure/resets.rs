@@ -68,11 +68,15 @@ struct LoggedSlot {
 }
 
 impl LoggedSlot {
-    fn new(id: u32, start: *mut u8, size: usize) -> Self {
+    /// # Safety
+    ///
+    /// At `start` the guest has so many bytes, which nothing writes now, and which stay as long as
+    /// this.
+    unsafe fn new(id: u32, start: *mut u8, size: usize) -> Self {
         Self {
             id,
             start,
-            // SAFETY: The guest's memory, which nobody writes now.
+            // SAFETY: As promised by the caller.
             old: unsafe { std::slice::from_raw_parts(start, size) }.to_vec(),
             bitmap: vec![0; size / PAGE / 64],
         }
@@ -88,7 +92,8 @@ impl LoggedSlot {
                 let at = (index * 64 + left.trailing_zeros() as usize) * PAGE;
                 left &= left - 1;
                 count += 1;
-                // SAFETY: Both have a page there, for the bitmap has a bit for each of theirs.
+                // SAFETY: Both have a page there, for the bitmap has a bit for each of theirs, and
+                // the guest is not running.
                 unsafe {
                     let from = self.old.as_ptr().add(at);
                     std::ptr::copy_nonoverlapping(from, self.start.add(at), PAGE);
@@ -112,10 +117,13 @@ impl<'a> Way<'a> {
         let mut log = Log {
             memory,
             state: Saved::take(&plan, machine)?,
-            slots: [
-                LoggedSlot::new(0, machine.ram.start(), machine.ram.len()),
-                LoggedSlot::new(SLOT, memory.start(), memory.size),
-            ],
+            // SAFETY: Both are the machine's own mappings, which `memory` keeps, and it is stopped.
+            slots: unsafe {
+                [
+                    LoggedSlot::new(0, machine.ram.start(), machine.ram.len()),
+                    LoggedSlot::new(SLOT, memory.start(), memory.size),
+                ]
+            },
         };
         log.reset()?;
         Ok(Self::Log(Box::new(log)))

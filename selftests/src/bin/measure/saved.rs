@@ -4,23 +4,10 @@
 //! something, and what is set again.
 
 use kvm_bindings::*;
-use selftests::kvm::{number, set_cpuid, supported_cpuid, Answer, Handle, Number, Xsave};
+use selftests::kvm::{named_msrs, number, set_cpuid, supported_cpuid, Handle, Number, Xsave};
 use selftests::machine::{map, Machine, Vcpu};
 
 use crate::touch::{Memory, AT, SLOT};
-
-/// The MSRs that the device names.
-fn named(device: &Handle) -> Answer<Vec<u32>> {
-    const MOST: usize = 1024;
-    let mut words = vec![0u64; MOST];
-    words[0] = MOST as u64;
-    device.array(number::GET_MSR_INDEX_LIST, &mut words, MOST * 8)?;
-    let count = words[0] as u32 as usize;
-    let halves = words
-        .iter()
-        .flat_map(|word| [*word as u32, (*word >> 32) as u32]);
-    Ok(halves.skip(1).take(count).collect())
-}
 
 /// What a VMM knows before it saves anything: it is no part of what is measured.
 pub(crate) struct Plan {
@@ -49,7 +36,7 @@ impl Plan {
     pub(crate) fn new(device: &Handle, machine: &Machine) -> Result<Self, String> {
         let vcpu = &machine.vcpus[0].handle;
         let mut msrs = vec![0];
-        for index in named(device)? {
+        for index in named_msrs(device)? {
             let mut one = [1, index.into(), 0];
             let good = vcpu.array(number::GET_MSRS, &mut one, 24) == Ok(1)
                 && vcpu.array(number::SET_MSRS, &mut one, 24) == Ok(1);

@@ -13,6 +13,7 @@
 use std::fmt::Write;
 
 use kvm_bindings::*;
+use selftests::accesses;
 use selftests::kvm::{number, set_cpuid, supported_cpuid, Handle, Xsave};
 use selftests::machine::{map, Vcpu};
 use selftests::memory::Mapping;
@@ -218,8 +219,8 @@ impl Machine {
             self.vcpu.run()?;
             let shared = self.vcpu.shared();
             match shared.exit_reason {
-                KVM_EXIT_MMIO => self.mmio(&mut trace),
-                KVM_EXIT_IO => self.port(&shared, &mut trace),
+                KVM_EXIT_MMIO => accesses::mmio(&self.vcpu, &mut trace),
+                KVM_EXIT_IO => accesses::port(&self.vcpu, &mut trace),
                 KVM_EXIT_HLT => {
                     self.describe(case, &mut trace)?;
                     return Ok((trace, true));
@@ -231,39 +232,6 @@ impl Machine {
             }
         }
         Ok((trace + " endless", false))
-    }
-
-    fn mmio(&self, trace: &mut String) {
-        // SAFETY: The exit reason says which part of the union is meant.
-        let access = unsafe { self.vcpu.shared().__bindgen_anon_1.mmio };
-        let length = (access.len as usize).min(8);
-        let address = access.phys_addr;
-        if access.is_write != 0 {
-            let _ = write!(trace, " w{address:x}:{:02x?}", &access.data[..length]);
-        } else {
-            let _ = write!(trace, " r{address:x}:{length}");
-            let data = std::array::from_fn(|at| (address as u8).wrapping_add(at as u8) ^ 0x5a);
-            self.vcpu
-                .share(|shared| shared.__bindgen_anon_1.mmio.data = data);
-        }
-    }
-
-    fn port(&self, shared: &kvm_run, trace: &mut String) {
-        // SAFETY: As above.
-        let io = unsafe { shared.__bindgen_anon_1.io };
-        for index in 0..io.count as usize {
-            let size = usize::from(io.size);
-            let offset = io.data_offset as usize + index * size;
-            if u32::from(io.direction) == KVM_EXIT_IO_IN {
-                self.vcpu
-                    .page()
-                    .write(offset, &[0xa1, 0xa2, 0xa3, 0xa4][..size]);
-                let _ = write!(trace, " in{:x}:{size}", io.port);
-            } else {
-                let data = self.vcpu.page().read(offset, size);
-                let _ = write!(trace, " out{:x}:{data:02x?}", io.port);
-            }
-        }
     }
 
     /// Memory where stacks are. What an exception in virtual-8086 mode has pushed has the flags.

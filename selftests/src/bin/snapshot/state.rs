@@ -5,7 +5,7 @@
 use std::mem::size_of;
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, Answer, Handle, Number, Sregs2, Xsave};
+use selftests::kvm::{msrs, named_msrs, number, Answer, Handle, Number, Sregs2, Xsave};
 use selftests::machine::Machine;
 use selftests::memory::Mapping;
 
@@ -30,19 +30,6 @@ fn bytes<T>(value: &T) -> Vec<u8> {
 
 fn get<T: Default>(handle: &Handle, number: Number) -> Answer<Vec<u8>> {
     handle.get::<T>(number).map(|value| bytes(&value))
-}
-
-/// The MSRs that the device names.
-fn named_msrs(device: &Handle) -> Answer<Vec<u32>> {
-    const MOST: usize = 1024;
-    let mut words = vec![0u64; MOST];
-    words[0] = MOST as u64;
-    device.array(number::GET_MSR_INDEX_LIST, &mut words, MOST * 8)?;
-    let count = words[0] as u32 as usize;
-    let halves = words
-        .iter()
-        .flat_map(|word| [*word as u32, (*word >> 32) as u32]);
-    Ok(halves.skip(1).take(count).collect())
 }
 
 fn cpu(vcpu: &Handle, named: &[u32]) -> Answer<Vec<Item>> {

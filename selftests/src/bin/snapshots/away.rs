@@ -8,12 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::*;
-use selftests::kvm::{msrs, number, Handle};
+use selftests::kvm::{msrs, named_msrs, number, Handle};
 use selftests::machine::Machine;
 
 use crate::guest::{CPUS, RECORD, RECORDS};
 use crate::run::go_on;
-use crate::state::{named_msrs, State, Way, TSC};
+use crate::state::{State, Way, TSC};
 use crate::{new, start};
 
 /// How long the guest is away.

@@ -14,13 +14,13 @@ use std::process::ExitCode;
 
 use kvm_bindings::*;
 use selftests::guest::{Guest, Irqchip, Mode};
-use selftests::kvm::{number, Handle};
+use selftests::kvm::{named_msrs, number, Handle};
 use selftests::machine::{catch_interruptions, Machine, LOAD};
 use selftests::tap::{skipped, Tap};
 
 use guest::{Field, CPUS, DEADLINE, IDT, IDT_SIZE, ONE_SHOT, PERIODIC, RECORD, RECORDS, STACKS};
 use run::go_on;
-use state::{named_msrs, State, Vmm, Way};
+use state::{State, Vmm, Way};
 
 /// So many generations of copies.
 const COPIES: usize = 20;

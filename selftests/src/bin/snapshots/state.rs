@@ -51,19 +51,6 @@ const TSC_DEADLINE: u32 = 0x6e0;
 
 const KVMCLOCK_CTRL: Number = Number::plain(0xad);
 
-/// The MSRs that the device names.
-pub(crate) fn named_msrs(device: &Handle) -> Result<Vec<u32>, String> {
-    const MOST: usize = 1024;
-    let mut words = vec![0u64; MOST];
-    words[0] = MOST as u64;
-    device.array(number::GET_MSR_INDEX_LIST, &mut words, MOST * 8)?;
-    let count = words[0] as u32 as usize;
-    let halves = words
-        .iter()
-        .flat_map(|word| [*word as u32, (*word >> 32) as u32]);
-    Ok(halves.skip(1).take(count).collect())
-}
-
 /// All that can be got or set of these; the others are left out.
 fn all(vcpu: &Handle, number: Number, pairs: &mut Vec<(u32, u64)>) -> Answer<()> {
     let mut done = 0;

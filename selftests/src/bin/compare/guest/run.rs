@@ -2,10 +2,10 @@
 
 //! Runs a guest until something ends it, and is its devices meanwhile.
 
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::*;
+use selftests::accesses;
 use selftests::kvm::{number, Errno};
 
 use super::Machine;
@@ -45,8 +45,8 @@ impl Machine {
             exits += 1;
             let shared = self.vcpu.shared();
             match shared.exit_reason {
-                KVM_EXIT_MMIO => self.mmio(&mut trace),
-                KVM_EXIT_IO => self.port(&shared, &mut trace),
+                KVM_EXIT_MMIO => accesses::mmio(&self.vcpu, &mut trace),
+                KVM_EXIT_IO => accesses::port(&self.vcpu, &mut trace),
                 reason => {
                     probe.put("exit", exit_name(&shared));
                     probe.put("trace", trace);
@@ -63,39 +63,6 @@ impl Machine {
     fn halted(&self) -> Result<bool, String> {
         let state: kvm_mp_state = self.vcpu.handle.get(number::GET_MP_STATE)?;
         Ok(state.mp_state == KVM_MP_STATE_HALTED)
-    }
-
-    fn mmio(&self, trace: &mut String) {
-        // SAFETY: The exit reason says which part of the union is meant.
-        let access = unsafe { self.vcpu.shared().__bindgen_anon_1.mmio };
-        let length = (access.len as usize).min(8);
-        let address = access.phys_addr;
-        if access.is_write != 0 {
-            let _ = write!(trace, "w{address:x}:{:02x?};", &access.data[..length]);
-        } else {
-            let _ = write!(trace, "r{address:x}:{length};");
-            let data = std::array::from_fn(|at| (address as u8).wrapping_add(at as u8) ^ 0x5a);
-            self.vcpu
-                .share(|shared| shared.__bindgen_anon_1.mmio.data = data);
-        }
-    }
-
-    fn port(&self, shared: &kvm_run, trace: &mut String) {
-        // SAFETY: As above.
-        let io = unsafe { shared.__bindgen_anon_1.io };
-        for index in 0..io.count as usize {
-            let size = usize::from(io.size).min(4);
-            let offset = io.data_offset as usize + index * size;
-            if u32::from(io.direction) == KVM_EXIT_IO_IN {
-                self.vcpu
-                    .page()
-                    .write(offset, &[0xa1, 0xa2, 0xa3, 0xa4][..size]);
-                let _ = write!(trace, "in{:x}:{size};", io.port);
-            } else {
-                let data = self.vcpu.page().read(offset, size);
-                let _ = write!(trace, "out{:x}:{data:02x?};", io.port);
-            }
-        }
     }
 }
 
