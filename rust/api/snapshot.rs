@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Snapshots of a VM are a stack: a reset to one drops those that were taken later. While there is
-//! one, no slot and no vCPU comes or goes. A snapshot of the state alone watches nothing, and is in
-//! no stack.
+//! one, no vCPU and no device is made; slots may change. A snapshot of the state alone watches
+//! nothing, and is in no stack.
 
 use crate::api::fork;
 use crate::linux::compat::unsupported;

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use kernel::ffi::c_uint;
 use kernel::prelude::*;
 
-/// Zeroed, physically contiguous pages of the kernel, seen as a `T`.
+/// Physically contiguous pages of the kernel, seen as a `T`.
 ///
 /// # Invariants
 ///

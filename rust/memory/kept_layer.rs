@@ -32,8 +32,8 @@ const CHANGED: u8 = 1 << 1;
 const ALWAYS: u8 = 1 << 2;
 /// The guest cannot write it without a fault any more.
 const WITHHELD: u8 = 1 << 3;
-/// Another page has come to its guest-physical address. It is not in the index, and gone with the
-/// next reset.
+/// Another page has come to its guest-physical address. It is not in the index, and a reset forgets
+/// it, unless the VMM writes it when it likes, and it is back.
 const DETACHED: u8 = 1 << 4;
 
 /// Who is about to write a page.
@@ -89,11 +89,13 @@ pub(crate) struct Layer {
     settled: usize,
     /// Some pages were forgotten: large pages may be split that `index` does not name.
     pub(crate) has_forgotten: bool,
+    /// How often slots had left when all pages were last known to be at their places.
+    pub(crate) moves: u64,
 }
 
 impl Layer {
     /// Creates a layer that keeps no page yet.
-    pub(crate) fn new(id: u64, limit: u64) -> Self {
+    pub(crate) fn new(id: u64, limit: u64, moves: u64) -> Self {
         Self {
             id,
             limit,
@@ -102,6 +104,7 @@ impl Layer {
             active: KVVec::new(),
             settled: 0,
             has_forgotten: false,
+            moves,
         }
     }
 
@@ -234,22 +237,94 @@ impl Layer {
     }
 
     /// All that can be put back was. Contents that are not known to be the snapshot's are read
-    /// again by `read`; false if the page is not at its place.
-    pub(crate) fn settle(&mut self, read: &mut dyn FnMut(&mut Old) -> Result<bool>) -> Result {
-        for place in self.settled..self.pages.len() {
-            let Some(old) = self.pages.get_mut(place) else {
-                break;
-            };
-            let gpa = old.gpa;
-            if old.flags & DETACHED == 0 && !read(old)? {
-                self.detach(gpa);
+    /// again by `read`.
+    pub(crate) fn settle(&mut self, read: &mut dyn FnMut(&mut Old) -> Result) -> Result {
+        let new = self.pages.get_mut(self.settled..).unwrap_or(&mut []);
+        for (count, old) in new.iter_mut().enumerate() {
+            read(old)?;
+            if count % BATCH == 0 {
+                linux::cond_resched();
+            }
+        }
+        self.settled = self.pages.len();
+        Ok(())
+    }
+
+    /// Slots have left since this was last done: forgets the pages that are not at their places, of
+    /// which `is_at` tells by the two addresses. All others hold what they held at the snapshot.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. It can be done again.
+    pub(crate) fn forget_moved(&mut self, is_at: &mut dyn FnMut(u64, u64) -> bool) -> Result {
+        for place in 0..self.pages.len() {
+            if let Some(old) = self.pages.get_mut(place) {
+                let (gpa, was) = (old.gpa, old.flags);
+                if !is_at(gpa, old.hva) {
+                    old.flags = DETACHED;
+                    if was & DETACHED == 0 {
+                        drop(self.index.remove_node(&gpa));
+                    }
+                }
+            }
+            if place % BATCH == 0 {
+                linux::cond_resched();
+            }
+        }
+        // Those of the VMM, which it announces but once, are to be in the index again.
+        for place in 0..self.pages.len() {
+            match self.pages.get(place).map(|old| (old.gpa, old.flags)) {
+                Some((gpa, flags)) if flags & (DETACHED | ALWAYS) == DETACHED | ALWAYS => {
+                    self.attach(gpa, place as u32)?;
+                }
+                _ => {}
+            }
+        }
+        self.compact();
+        Ok(())
+    }
+
+    /// The detached page `place` is back at `gpa`. If it was kept again meanwhile that one counts.
+    fn attach(&mut self, gpa: u64, place: u32) -> Result {
+        if let Some(&again) = self.index.get(&gpa) {
+            self.activate(again, CHANGED | ALWAYS);
+            return Ok(());
+        }
+        self.index
+            .try_create_and_insert(gpa, place, GFP_KERNEL_ACCOUNT)?;
+        if let Some(old) = self.pages.get_mut(place as usize) {
+            old.flags &= !DETACHED;
+        }
+        self.activate(place, CHANGED);
+        Ok(())
+    }
+
+    /// Drops all that is detached. What remains gets other places.
+    fn compact(&mut self) {
+        let before = self.pages.len();
+        let mut count = 0usize;
+        self.pages.retain(|old| {
+            count = count.wrapping_add(1);
+            if count % BATCH == 0 {
+                linux::cond_resched();
+            }
+            old.flags & DETACHED == 0
+        });
+        self.has_forgotten |= self.pages.len() != before;
+        self.active.clear();
+        for (place, old) in self.pages.iter().enumerate() {
+            if let Some(of) = self.index.get_mut(&old.gpa) {
+                *of = place as u32;
+            }
+            if old.flags & ACTIVE != 0 {
+                // By the invariant there is room.
+                let _ = self.active.push_within_capacity(place as u32);
             }
             if place % BATCH == 0 {
                 linux::cond_resched();
             }
         }
         self.settled = self.pages.len();
-        Ok(())
     }
 
     /// A new round begins: nothing is changed yet.
@@ -260,7 +335,7 @@ impl Layer {
                 return false;
             };
             if old.flags & DETACHED != 0 {
-                old.flags = DETACHED;
+                old.flags &= DETACHED | ALWAYS;
                 return false;
             }
             if old.flags & ALWAYS != 0 {
@@ -344,7 +419,7 @@ impl Layer {
 
     /// Takes all that is kept out.
     pub(crate) fn take(&mut self) -> Layer {
-        let mut new = Layer::new(self.id, self.limit);
+        let mut new = Layer::new(self.id, self.limit, self.moves);
         new.has_forgotten = self.has_forgotten || !self.pages.is_empty();
         core::mem::replace(self, new)
     }

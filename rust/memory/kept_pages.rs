@@ -39,7 +39,10 @@ use crate::memory::kept_layer::{Layer, Look, Touch, Writer, BATCH};
 use crate::memory::npt_pages::LockedTables;
 use crate::memory::slots::{Slot, SlotList};
 use crate::memory::{chunks, VmMemory};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use kernel::prelude::*;
 use kernel::sync::Mutex;
 use npt::{Flush, GpaRange, Near, PageSize};
@@ -65,6 +68,8 @@ pub(crate) struct Keeping {
     count: AtomicU64,
     /// See [`Keeping::generation`].
     generation: AtomicU64,
+    /// How often a slot has left.
+    moves: AtomicU64,
     #[pin]
     kept: Mutex<Kept>,
 }
@@ -87,7 +92,7 @@ impl Kept {
     }
 
     /// Takes a snapshot out. What it keeps goes to the one below it; it is the answer if there is
-    /// none.
+    /// none. The large pages that it has split remain so as long as there is another.
     fn remove(&mut self, place: usize) -> Option<Layer> {
         let layer = self.layers.remove(place).ok()?;
         match place
@@ -98,7 +103,12 @@ impl Kept {
                 below.absorb(layer);
                 None
             }
-            None => Some(layer),
+            None => {
+                if let Some(next) = self.layers.first_mut() {
+                    next.has_forgotten = true;
+                }
+                Some(layer)
+            }
         }
     }
 }
@@ -115,6 +125,7 @@ impl Keeping {
             limit: AtomicU64::new(0),
             count: AtomicU64::new(0),
             generation: AtomicU64::new(0),
+            moves: AtomicU64::new(0),
             kept <- kernel::new_mutex!(kept, "pacifica::kept"),
         })
     }
@@ -144,10 +155,19 @@ impl Keeping {
         self.generation.fetch_add(1, Relaxed);
     }
 
-    /// There are small pages which could be large ones without a snapshot.
-    pub(crate) fn has_small_pages(&self) {
-        if let Some(layer) = self.kept.lock().layers.last_mut() {
-            layer.has_forgotten = true;
+    /// A slot has left: no reader that begins now finds it.
+    pub(crate) fn note_move(&self) {
+        self.moves.fetch_add(1, Release);
+    }
+
+    /// There are small pages that could be large ones without a snapshot. False if there is none.
+    pub(crate) fn note_small_pages(&self) -> bool {
+        match self.kept.lock().layers.last_mut() {
+            Some(layer) => {
+                layer.has_forgotten = true;
+                true
+            }
+            None => false,
         }
     }
 
@@ -209,7 +229,9 @@ impl VmMemory {
         };
         match layer.touch(gpa, hva, writer) {
             Touch::Kept => return Ok(true),
-            Touch::Elsewhere if !is_at(&self.slots(), &mut 0, gpa, hva) => return Err(EAGAIN),
+            Touch::Elsewhere if slot_at(&self.slots(), &mut 0, gpa, hva).is_none() => {
+                return Err(EAGAIN);
+            }
             Touch::Elsewhere => layer.detach(gpa),
             Touch::Unknown => {}
         }
@@ -224,6 +246,7 @@ impl VmMemory {
     /// one more than 64. May sleep.
     pub(crate) fn begin_keeping(&self, limit: u64) -> Result<u64> {
         let _change = self.change.lock();
+        let moves = self.keeping.moves.load(Relaxed);
         let slots = self.slots();
         let kept = &mut *self.keeping.kept.lock();
         if kept.layers.len() >= DEEPEST {
@@ -247,7 +270,7 @@ impl VmMemory {
         kept.last_id = id;
         let _ = kept
             .layers
-            .push_within_capacity(Layer::new(id, limit >> 12));
+            .push_within_capacity(Layer::new(id, limit >> 12, moves));
         self.keeping.show(kept);
         self.keeping.begin_generation();
         Ok(id)
@@ -282,6 +305,8 @@ impl VmMemory {
     /// `ENXIO` if it is none itself; `EFAULT` if the process has no memory at one of the addresses
     /// any more: then it can be done again. May sleep.
     pub(crate) fn put_back(&self, id: u64) -> Result<u64> {
+        // First the number: of what leaves between the two the next reset hears.
+        let moves = self.keeping.moves.load(Acquire);
         let slots = self.slots();
         let mut kept = self.keeping.kept.lock();
         let place = kept.place(id)?;
@@ -297,8 +322,7 @@ impl VmMemory {
         self.flush_if(flush);
         let (mut hint, mut count) = (0, 0);
         for old in layer.changed() {
-            let slot = slots.find(old.gpa, &mut hint);
-            let Some(slot) = slot.filter(|slot| slot.hva(old.gpa) == old.hva) else {
+            let Some(slot) = slot_at(&slots, &mut hint, old.gpa, old.hva) else {
                 continue;
             };
             old.content.write(old.hva)?;
@@ -309,16 +333,20 @@ impl VmMemory {
             }
         }
         layer.settle(
-            &mut |old| match is_at(&slots, &mut hint, old.gpa, old.hva) {
-                true => old.content.read(old.hva).map(|()| true),
-                false => Ok(false),
+            &mut |old| match slot_at(&slots, &mut hint, old.gpa, old.hva) {
+                Some(_) => old.content.read(old.hva),
+                None => Ok(()),
             },
         )?;
+        if layer.moves != moves {
+            layer.forget_moved(&mut |gpa, hva| slot_at(&slots, &mut hint, gpa, hva).is_some())?;
+            layer.moves = moves;
+        }
         layer.begin_round();
-        if layer.is_full() {
-            let old = self.begin_anew(layer);
-            self.keeping.show(&kept);
-            drop(kept);
+        let full = layer.is_full().then(|| self.begin_anew(layer));
+        self.keeping.show(&kept);
+        drop(kept);
+        if let Some(old) = full {
             old.forget();
         }
         Ok(count)
@@ -434,8 +462,8 @@ impl VmMemory {
     }
 }
 
-/// Whether the page at `gpa` is the one that the process has at `hva`.
-fn is_at(slots: &SlotList, hint: &mut usize, gpa: u64, hva: u64) -> bool {
+/// The slot of `gpa`, if the page there is the one that the process has at `hva`.
+fn slot_at<'a>(slots: &'a SlotList, hint: &mut usize, gpa: u64, hva: u64) -> Option<&'a Slot> {
     let slot = slots.find(gpa, hint);
-    slot.is_some_and(|slot| slot.hva(gpa) == hva)
+    slot.filter(|slot| slot.hva(gpa) == hva)
 }

@@ -25,7 +25,8 @@
 //! 1. `change` (mutex): one change of slots, or one reading of a dirty log, at a time. Sleeps.
 //! 2. `readers` (SRCU): users of a snapshot of the slots read under it; may sleep inside,
 //!    where the process' page faults take `mmap_lock`. A change waits for those before it.
-//! 3. `mmu` (spinlock): the nested tables, the state of invalidations, and which snapshot is
+//! 3. `keeping` (mutex): what snapshots keep. Sleeps, and reads memory of the process.
+//! 4. `mmu` (spinlock): the nested tables, the state of invalidations, and which snapshot is
 //!    current. Nothing under it sleeps. It is taken with interrupts on, always: who waits for it
 //!    with interrupts off would not see the IPI of a flush that its holder waits for.
 //!
@@ -240,7 +241,7 @@ impl VmMemory {
                 Some(_) if self.new_log() == NewLog::Full => {}
                 Some(_) => self.begin_log(new),
                 // What a snapshot watches stays in small pages.
-                None if self.keeping.is_on() => self.keeping.has_small_pages(),
+                None if self.keeping.note_small_pages() => {}
                 None => self.end_log(new),
             }
         }
@@ -286,6 +287,7 @@ impl VmMemory {
             old
         };
         if let Some(slot) = leaving {
+            self.keeping.note_move();
             for range in chunks(slot.gpas()) {
                 self.unmap(&mut self.mmu.lock(), range);
                 linux::cond_resched();

@@ -14,7 +14,6 @@ use selftests::tap::equal;
 use selftests::{memory::PAGE, patience};
 
 use crate::family::Member;
-use crate::state::State;
 use crate::LIMIT;
 
 const MIB: usize = 1 << 20;
@@ -36,10 +35,7 @@ pub(crate) fn apart(device: &Handle) -> Result<(), String> {
 pub(crate) fn same_state(device: &Handle) -> Result<(), String> {
     let mut parent = Member::new(device, 3, MIB)?;
     parent.rounds(5, 7)?;
-    let look = |member: &Member<'_>| {
-        let machine = &member.writer.machine;
-        State::of(device, machine, &[&machine.ram, &member.writer.target])
-    };
+    let look = |member: &Member<'_>| member.writer.look(device);
     // What is pending is brought into its form for the VMM by being shown.
     look(&parent)?;
     let state = look(&parent)?;

@@ -14,7 +14,6 @@ use selftests::snapshot::{
 };
 use selftests::tap::equal;
 
-use crate::state::State;
 use crate::writer::{Writer, TARGET};
 use crate::LIMIT;
 
@@ -199,10 +198,9 @@ pub(crate) fn another_process(device: &Handle) -> Result<(), String> {
 pub(crate) fn unmapped(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, MIB)?;
     writer.run_one(0, 3, 1)?;
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     snapshot.keep(TARGET, MIB as u64)?;
     let start = writer.target.start().cast();
     let again = |protection| {
@@ -224,7 +222,7 @@ pub(crate) fn unmapped(device: &Handle) -> Result<(), String> {
     refused("not to be written", snapshot.reset(0), libc::EFAULT)?;
     again(libc::PROT_READ | libc::PROT_WRITE);
     snapshot.reset(0)?;
-    state.same(&State::of(device, &writer.machine, &memory)?)
+    state.same(&writer.look(device)?)
 }
 
 /// Threads that take snapshots, reset, announce and close all at once, while vCPUs run.

@@ -10,7 +10,6 @@ use selftests::snapshot::{Snapshot, RESET_TIME};
 use selftests::tap::equal;
 
 use crate::hostile::refused;
-use crate::state::State;
 use crate::writer::{Writer, TARGET};
 use crate::LIMIT;
 
@@ -35,17 +34,16 @@ pub(crate) fn dirty_log(device: &Handle) -> Result<(), String> {
         vm.set(number::GET_DIRTY_LOG, &request)?;
         Ok(bitmap.iter().map(|word| word.count_ones()).sum())
     };
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     for round in 0..3 {
         writer.run_one(0, 4, round)?;
         equal("the guest has written", log()? > 0, true)?;
         equal("and no more", log()?, 0)?;
         snapshot.reset(0)?;
         equal("the reset has written", log()? > 0, true)?;
-        state.same(&State::of(device, &writer.machine, &memory)?)?;
+        state.same(&writer.look(device)?)?;
     }
     Ok(())
 }
@@ -65,11 +63,10 @@ fn until_full(writer: &Writer) -> Result<u64, String> {
 /// A guest that met the limit ends as one that did not.
 pub(crate) fn limit(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, 4 * MIB)?;
-    let memory = [&writer.machine.ram, &writer.target];
     let vcpu = &writer.machine.vcpus[0];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     let go_on = |exits: u64| -> Result<(), String> {
         let mut left = exits;
         let mut limit = 64;
@@ -89,20 +86,20 @@ pub(crate) fn limit(device: &Handle) -> Result<(), String> {
         Ok(())
     };
     go_on(40)?;
-    let free = State::of(device, &writer.machine, &memory)?;
+    let free = writer.look(device)?;
     // What is full begins anew.
     snapshot.set_limit(snapshot.kept()?)?;
     snapshot.reset(RESET_TIME)?;
     equal("kept after it was full", snapshot.kept()?, 0)?;
     snapshot.set_limit(64 * PAGE as u64)?;
     go_on(40)?;
-    let limited = State::of(device, &writer.machine, &memory)?;
+    let limited = writer.look(device)?;
     free.same(&limited)?;
     snapshot.set_limit(8 * PAGE as u64)?;
     refused("above the limit", vcpu.run(), libc::ENOSPC)?;
     for round in 0..5 {
         snapshot.reset(RESET_TIME)?;
-        let now = State::of(device, &writer.machine, &memory)?;
+        let now = writer.look(device)?;
         state
             .same(&now)
             .map_err(|e| format!("round {round}: {e}"))?;
@@ -141,10 +138,9 @@ pub(crate) fn emulator(device: &Handle) -> Result<(), String> {
     let vcpu = &writer.machine.vcpus[0];
     let mut pair = [(SYSTEM_TIME, 0x18_0001)];
     writer.run_one(0, 1, 1)?;
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     msrs(&vcpu.handle, number::SET_MSRS, &mut pair)?;
     writer.run_one(0, 1, 1)?;
     equal(
@@ -153,7 +149,7 @@ pub(crate) fn emulator(device: &Handle) -> Result<(), String> {
         true,
     )?;
     snapshot.reset(0)?;
-    state.same(&State::of(device, &writer.machine, &memory)?)?;
+    state.same(&writer.look(device)?)?;
     snapshot.set_limit(snapshot.kept()?)?;
     snapshot.reset(0)?;
     snapshot.set_limit(0)?;
@@ -161,7 +157,7 @@ pub(crate) fn emulator(device: &Handle) -> Result<(), String> {
     refused("run", vcpu.run(), libc::ENOSPC)?;
     equal("kept", snapshot.kept()?, PAGE as u64)?;
     snapshot.reset(0)?;
-    state.same(&State::of(device, &writer.machine, &memory)?)
+    state.same(&writer.look(device)?)
 }
 
 /// Rounds of all of it, and processes that are killed in the midst of it.

@@ -58,6 +58,14 @@ const TESTS: &[(&str, Test)] = &[
     ("a slot that goes and comes back", slots::away_and_back),
     ("a slot with other memory in its place", slots::replaced),
     ("a slot and its memory that are gone", slots::gone),
+    (
+        "a slot that is gone at a reset, and comes back",
+        slots::forgotten,
+    ),
+    (
+        "a slot with memory that the VMM has announced",
+        slots::announced,
+    ),
     ("a slot that comes", slots::new),
     ("a slot that goes under a stack of snapshots", slots::stack),
     ("dirty logs begin and end", slots::logs),

@@ -21,25 +21,21 @@ const TSC: u32 = 0x10;
 pub(crate) fn rounds(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 4, 8 * MIB)?;
     writer.run(20, 1)?;
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     for round in 0..30 {
         writer.run(1 + round % 7, round)?;
         let pages = snapshot.reset(if round % 2 == 0 { RESET_TIME } else { 0 })?;
         let kept = snapshot.kept()?;
         equal("pages put back", pages * PAGE as u64 <= kept, true)?;
-        let now = State::of(device, &writer.machine, &memory)?;
-        state
-            .same(&now)
-            .map_err(|error| format!("round {round}: {error}"))?;
+        writer.is_back(device, &state, round)?;
     }
     // Whatever it was that went back goes on as before: the same answers lead to the same end.
     let end = |seed| -> Result<State, String> {
         snapshot.reset(RESET_TIME)?;
         writer.run_one(0, 10, seed)?;
-        State::of(device, &writer.machine, &memory)
+        writer.look(device)
     };
     let (one, another, other) = (end(5)?, end(5)?, end(6)?);
     one.same(&another)?;
@@ -73,10 +69,9 @@ pub(crate) fn no_faults(device: &Handle) -> Result<(), String> {
 pub(crate) fn announced(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, MIB)?;
     writer.run_one(0, 3, 1)?;
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     equal("left", snapshot.keep(TARGET, (3 * PAGE) as u64)?, 0)?;
     equal("kept", snapshot.kept()?, (3 * PAGE) as u64)?;
     equal("left", snapshot.keep(TARGET + PAGE as u64, PAGE as u64)?, 0)?;
@@ -90,7 +85,7 @@ pub(crate) fn announced(device: &Handle) -> Result<(), String> {
         };
         writer.run_one(0, 3, round)?;
         snapshot.reset(0)?;
-        let now = State::of(device, &writer.machine, &memory)?;
+        let now = writer.look(device)?;
         state.same(&now)?;
     }
     // Beyond the slot nothing is left undone silently.
@@ -109,14 +104,13 @@ pub(crate) fn twice(device: &Handle) -> Result<(), String> {
     let mut regs: kvm_regs = vcpu.get(number::GET_REGS)?;
     regs.r10 = 2 * MIB as u64 / 8 - 1;
     vcpu.set(number::SET_REGS, &regs)?;
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(vm, LIMIT)?;
-    let state = State::of(device, &writer.machine, &memory)?;
+    let state = writer.look(device)?;
     for round in 0..5 {
         writer.run_one(0, 60, round)?;
         snapshot.reset(0)?;
-        state.same(&State::of(device, &writer.machine, &memory)?)?;
+        state.same(&writer.look(device)?)?;
     }
     equal("both places are kept", snapshot.kept()? > MIB as u64, true)
 }

@@ -32,19 +32,13 @@ fn remove(vm: &Handle, slot: u32) -> Answer {
     )
 }
 
-/// All of the writer that can be seen.
-fn look(device: &Handle, writer: &Writer) -> Result<State, String> {
-    let memory = [&writer.machine.ram, &writer.target];
-    State::of(device, &writer.machine, &memory)
-}
-
 /// A writer that has run, its snapshot, and what it looked like.
 fn begin(device: &Handle, cpus: u32) -> Result<(Writer, Snapshot, State), String> {
     let writer = Writer::new(device, cpus, MIB)?;
     writer.run(10, 1)?;
-    look(device, &writer)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = look(device, &writer)?;
+    let state = writer.look(device)?;
     Ok((writer, snapshot, state))
 }
 
@@ -74,10 +68,7 @@ pub(crate) fn away_and_back(device: &Handle) -> Result<(), String> {
             writer.run(3, round + 9)?;
         }
         snapshot.reset(RESET_TIME)?;
-        let now = look(device, &writer)?;
-        state
-            .same(&now)
-            .map_err(|e| format!("round {round}: {e}"))?;
+        writer.is_back(device, &state, round)?;
     }
     Ok(())
 }
@@ -112,14 +103,15 @@ pub(crate) fn gone(device: &Handle) -> Result<(), String> {
     let start = writer.target.start().cast();
     let again = |protection| {
         // SAFETY: The mapping's own addresses; zeros are there then.
-        unsafe {
+        let mapped = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
             libc::mmap(start, MIB, protection, flags, -1, 0)
-        }
+        };
+        equal("mmap", mapped == start, true)
     };
-    again(libc::PROT_NONE);
+    again(libc::PROT_NONE)?;
     equal("a reset", snapshot.reset(0).is_ok(), true)?;
-    again(libc::PROT_READ | libc::PROT_WRITE);
+    again(libc::PROT_READ | libc::PROT_WRITE)?;
     writer.target.write(0, &[7; MIB]);
     for _ in 0..2 {
         snapshot.reset(0)?;
@@ -132,6 +124,58 @@ pub(crate) fn gone(device: &Handle) -> Result<(), String> {
     snapshot.reset(0)?;
     let back = writer.target.read(0, MIB) == [7; MIB];
     equal("the memory that came", back, true)
+}
+
+/// Pages that the guest has not written for long are forgotten, too, if they are gone at a reset.
+pub(crate) fn forgotten(device: &Handle) -> Result<(), String> {
+    let (writer, snapshot, _) = begin(device, 1)?;
+    let vm = &writer.machine.vm;
+    writer.run(5, 1)?;
+    let before = snapshot.kept()?;
+    for _ in 0..20 {
+        snapshot.reset(0)?;
+    }
+    remove(vm, SLOT)?;
+    snapshot.reset(0)?;
+    equal("less is kept", snapshot.kept()? < before, true)?;
+    writer.target.write(0, &[7; MIB]);
+    map(vm, SLOT, 0, TARGET, &writer.target)?;
+    writer.run(5, 1)?;
+    snapshot.reset(0)?;
+    let back = writer.target.read(0, MIB) == [7; MIB];
+    equal("the memory that came", back, true)
+}
+
+/// What the VMM has announced for good stays so while the memory is away, unless a reset finds it
+/// gone.
+pub(crate) fn announced(device: &Handle) -> Result<(), String> {
+    let (writer, snapshot, state) = begin(device, 1)?;
+    let vm = &writer.machine.vm;
+    let other = ones()?;
+    snapshot.keep(TARGET, MIB as u64)?;
+    for round in 0..3 {
+        remove(vm, SLOT)?;
+        map(vm, SLOT, 0, TARGET, &other)?;
+        writer.run(5, round)?;
+        remove(vm, SLOT)?;
+        map(vm, SLOT, 0, TARGET, &writer.target)?;
+        if round == 1 {
+            // It is kept once more, and then as it is now.
+            writer.run(5, round)?;
+        }
+        snapshot.reset(RESET_TIME)?;
+        state.same(&writer.look(device)?)?;
+        writer.target.write(0, &[round as u8; MIB]);
+        snapshot.reset(RESET_TIME)?;
+        writer.is_back(device, &state, round)?;
+    }
+    remove(vm, SLOT)?;
+    snapshot.reset(0)?;
+    map(vm, SLOT, 0, TARGET, &writer.target)?;
+    writer.target.write(0, &[9; MIB]);
+    snapshot.reset(0)?;
+    let own = writer.target.read(0, MIB) == [9; MIB];
+    equal("no more of the announcement", own, true)
 }
 
 /// A slot that was not there: the guest and the VMM may write it, and a reset puts it back as it
@@ -149,11 +193,11 @@ pub(crate) fn new(device: &Handle) -> Result<(), String> {
         page.write(0, b"written   ");
         snapshot.reset(0)?;
         equal("the new slot", page.read(0, 10) == b"as it came", true)?;
-        state.same(&look(device, &writer)?)?;
+        state.same(&writer.look(device)?)?;
     }
     remove(vm, 9)?;
     snapshot.reset(0)?;
-    state.same(&look(device, &writer)?)
+    state.same(&writer.look(device)?)
 }
 
 /// It goes and comes back under the inner of two, of which the outer one resets.
@@ -177,10 +221,7 @@ pub(crate) fn stack(device: &Handle) -> Result<(), String> {
             writer.run(2, round + 50)?;
         }
         outer.reset(RESET_TIME)?;
-        let now = look(device, &writer)?;
-        state
-            .same(&now)
-            .map_err(|e| format!("round {round}: {e}"))?;
+        writer.is_back(device, &state, round)?;
     }
     Ok(())
 }
@@ -189,9 +230,9 @@ pub(crate) fn stack(device: &Handle) -> Result<(), String> {
 pub(crate) fn logs(device: &Handle) -> Result<(), String> {
     let writer = Writer::new(device, 1, 8 * MIB)?;
     writer.run(10, 1)?;
-    look(device, &writer)?;
+    writer.look(device)?;
     let snapshot = Snapshot::create(&writer.machine.vm, LIMIT)?;
-    let state = look(device, &writer)?;
+    let state = writer.look(device)?;
     // All of it is written, and in small pages.
     snapshot.keep(TARGET, 8 * MIB as u64)?;
     writer.run(2000, 5)?;
@@ -205,10 +246,7 @@ pub(crate) fn logs(device: &Handle) -> Result<(), String> {
         map(&writer.machine.vm, SLOT, flags, TARGET, &writer.target)?;
         writer.run(10, round + 9)?;
         snapshot.reset(RESET_TIME)?;
-        let now = look(device, &writer)?;
-        state
-            .same(&now)
-            .map_err(|e| format!("round {round}: {e}"))?;
+        writer.is_back(device, &state, round)?;
     }
     Ok(())
 }
@@ -238,10 +276,7 @@ pub(crate) fn at_any_time(device: &Handle) -> Result<(), String> {
             changed.and(ran)
         })?;
         snapshot.reset(RESET_TIME)?;
-        let now = look(device, &writer)?;
-        state
-            .same(&now)
-            .map_err(|e| format!("round {round}: {e}"))?;
+        writer.is_back(device, &state, round)?;
     }
     Ok(())
 }

@@ -32,8 +32,7 @@ impl<'a> Seen<'a> {
     }
 
     fn look(&self) -> Result<State, String> {
-        let memory = [&self.writer.machine.ram, &self.writer.target];
-        State::of(self.device, &self.writer.machine, &memory)
+        self.writer.look(self.device)
     }
 
     /// A snapshot, and what is to be seen after a reset to it.

@@ -10,6 +10,8 @@ use selftests::kvm::{number, Errno, Handle};
 use selftests::machine::{map, Machine, LOAD};
 use selftests::memory::Mapping;
 
+use crate::state::State;
+
 /// Where the memory is that they write to.
 pub(crate) const TARGET: u64 = 64 << 20;
 /// Where CPU 0's stack ends; those of the others follow.
@@ -116,6 +118,19 @@ impl Writer {
                 .set(number::SET_MP_STATE, &kvm_mp_state { mp_state })?;
         }
         Ok(Self { machine, target })
+    }
+
+    /// All of it that can be seen.
+    pub(crate) fn look(&self, device: &Handle) -> Result<State, String> {
+        State::of(device, &self.machine, &[&self.machine.ram, &self.target])
+    }
+
+    /// It is as it was in `state`; `round` is said otherwise.
+    pub(crate) fn is_back(&self, device: &Handle, state: &State, round: u64) -> Result<(), String> {
+        let now = self.look(device)?;
+        state
+            .same(&now)
+            .map_err(|error| format!("round {round}: {error}"))
     }
 
     /// One CPU goes on to its next exits, this many, and gets answers that depend on `seed`.
