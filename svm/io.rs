@@ -328,6 +328,17 @@ impl IoState {
         }
     }
 
+    /// How many bytes of port data matter: those of the pending access, or of the last answer, of
+    /// which the instruction has not taken all yet.
+    pub fn port_bytes(&self) -> usize {
+        let bytes = |size: u8, count: u16| usize::from(size).wrapping_mul(usize::from(count));
+        match (self.batch, self.pending()) {
+            (Some(batch), _) if batch.taken < batch.count => bytes(batch.size, batch.count),
+            (_, Some(UserIo::Port { size, count, .. })) => bytes(size, count),
+            _ => 0,
+        }
+    }
+
     /// Forgets what is pending: for reset, and when the VMM replaces the vCPU's state.
     pub fn clear(&mut self) {
         self.phase = Phase::Idle;

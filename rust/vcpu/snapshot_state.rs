@@ -21,7 +21,6 @@ use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
 use irqchip::{Ioapic, Pic, Pit};
 use kernel::prelude::*;
-use svm::io::UserIo;
 use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
@@ -31,9 +30,7 @@ use x86::cpuid::Entry;
 #[derive(Clone, Copy)]
 struct Small {
     requests: Requests,
-    ext_int: bool,
     pic: PicOwner,
-    user_window: bool,
     unhalted: bool,
     yield_to: Option<u32>,
     ended: u8,
@@ -89,9 +86,7 @@ impl VcpuSnapshot {
             cpuid,
             small: Small {
                 requests: platform.requests,
-                ext_int: platform.ext_int,
                 pic: platform.pic,
-                user_window: platform.user_window,
                 unhalted: platform.unhalted,
                 yield_to: platform.yield_to,
                 ended: platform.ended,
@@ -103,7 +98,7 @@ impl VcpuSnapshot {
                 last_tsc: vcpu.last_tsc,
                 sipi_vector: vcpu.platform.mailbox.sipi_vector(),
             },
-            answer: vcpu.platform.run_page.answer(port_bytes(&vcpu.state))?,
+            answer: vcpu.platform.run_page.answer(vcpu.state.io.port_bytes())?,
         })
     }
 
@@ -163,8 +158,6 @@ impl VcpuSnapshot {
     fn put_back_platform(&self, vcpu: &mut LockedVcpu, passed: Option<Passed>) {
         let small = &self.small;
         vcpu.has_run = small.has_run;
-        vcpu.pv_eoi_offered = false;
-        vcpu.machine_check = false;
         vcpu.steal.look_again();
         let platform = &mut vcpu.platform;
         let passed_ns = passed.map_or(0, |passed| passed.ns);
@@ -178,25 +171,13 @@ impl VcpuSnapshot {
         // The guest's page tables are others, and its timers and clock are to be set.
         platform.requests =
             small.requests | Requests::TLB_FLUSH | Requests::SET_TIMER | Requests::PV_CLOCK;
-        platform.ext_int = small.ext_int;
         platform.pic = small.pic;
-        platform.user_window = small.user_window;
         platform.unhalted = small.unhalted;
         platform.yield_to = small.yield_to;
         platform.ended = small.ended;
         platform.guest_stopped = small.guest_stopped;
-        platform.ipi = None;
-        platform.memory.error = None;
         platform.physical_bits = small.physical_bits;
         platform.has_x2apic = small.has_x2apic;
-    }
-}
-
-/// How much port data the VMM has got, or is to give.
-fn port_bytes(state: &VcpuState) -> usize {
-    match state.io.pending() {
-        Some(UserIo::Port { size, count, .. }) => usize::from(size) * usize::from(count),
-        _ => 0,
     }
 }
 

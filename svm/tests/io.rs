@@ -243,9 +243,12 @@ fn string_input_to_a_device() {
         let at = USER_MMIO + n as u64;
         if n == 0 {
             assert_eq!(action, ports(1, 3));
+            assert_eq!(machine.state.io.port_bytes(), 3);
             action = finish(&mut machine, 0);
         }
         assert_eq!(action, mmio(at, 1, true, byte));
+        // A copy of the state needs what the port gave for the rest.
+        assert_eq!(machine.state.io.port_bytes(), if n < 2 { 3 } else { 0 });
         action = finish(&mut machine, 0);
     }
     assert_eq!(action, Action::Resume);
