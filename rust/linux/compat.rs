@@ -37,6 +37,11 @@ pub(crate) fn is_poison(error: Error) -> bool {
     error.to_errno() == -(bindings::EHWPOISON as c_int)
 }
 
+/// `EHWPOISON`, see [`is_poison`].
+pub(crate) fn poison() -> Error {
+    Error::from_errno(-(bindings::EHWPOISON as c_int))
+}
+
 /// `EOPNOTSUPP`: this VM has something that does not go with what is asked for.
 pub(crate) fn unsupported() -> Error {
     Error::from_errno(-(bindings::EOPNOTSUPP as c_int))

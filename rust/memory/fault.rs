@@ -2,8 +2,8 @@
 
 //! A nested page fault: from the guest-physical address to a mapped page.
 
-use crate::linux::compat::is_poison;
-use crate::linux::mm::{host_page_size, HostPages, MOST_PAGES};
+use crate::linux::compat::{is_poison, poison};
+use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
 use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::guest_access::GuestAccess;
@@ -166,13 +166,23 @@ impl Fault<'_> {
             cache.fill()?;
         }
         if self.keeping && self.write {
-            self.vm.keep(self.gpa, self.hva, Writer::Guest)?;
+            let kept = self.vm.keep(self.gpa, self.hva, Writer::Guest);
+            kept.map_err(|error| self.unreadable(error))?;
         }
         if present && self.permit() {
             return Ok(());
         }
         let writable = self.look_up(pages)?;
         self.map(cache, pages, writable)
+    }
+
+    /// Why the page could not be kept. One that is poisoned cannot be read, either.
+    #[cold]
+    fn unreadable(&self, error: Error) -> Error {
+        match error == EFAULT && is_poisoned(self.hva) {
+            true => poison(),
+            false => error,
+        }
     }
 
     /// Gives the right to write that only a log or a snapshot has withheld. True if there is

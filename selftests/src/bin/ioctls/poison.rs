@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use kvm_bindings::*;
 use selftests::kvm::number;
 use selftests::memory::PAGE;
+use selftests::snapshot::Snapshot;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, CODE, OUT};
@@ -25,6 +26,10 @@ pub(crate) const TESTS: &[Test] = &[
         "poisoned memory that the emulator reads is SIGBUS, too",
         read_by_the_emulator,
     ),
+    (
+        "poisoned memory that a guest writes beside a snapshot is SIGBUS, too",
+        written_beside_a_snapshot,
+    ),
     ("SIGBUS tells how much of a large page is lost", large_page),
 ];
 
@@ -32,6 +37,10 @@ pub(crate) const TESTS: &[Test] = &[
 const LOST: u64 = 0x5000;
 /// 1: mov 0x5000, %al; out %al, $0x10; jmp 1b
 const READ: [u8; 7] = [0xa0, 0x00, 0x50, OUT[0], OUT[1], 0xeb, 0xf9];
+/// 1: mov %al, 0x5000; mov 0x5000, %al; out %al, $0x10; jmp 1b
+const WRITE: [u8; 10] = [
+    0xa2, 0x00, 0x50, 0xa0, 0x00, 0x50, OUT[0], OUT[1], 0xeb, 0xf6,
+];
 /// mov $0x10, %dx; 1: mov $0x5000, %si; outsb; jmp 1b
 const OUTSB: [u8; 9] = [0xba, 0x10, 0x00, 0xbe, 0x00, 0x50, 0x6e, 0xeb, 0xfa];
 /// How the kernel says that an access met memory that is lost, in `si_code`.
@@ -132,6 +141,25 @@ fn read_by_the_emulator(path: &str) -> Result<(), String> {
         return skipped("KVM takes such memory for a device");
     }
     lost_and_replaced(path, &OUTSB)
+}
+
+/// The old content is to be kept, and cannot be read.
+fn written_beside_a_snapshot(path: &str) -> Result<(), String> {
+    if path.ends_with("kvm") {
+        return skipped("KVM has no snapshots");
+    }
+    let bare = Bare::new(path, &WRITE)?;
+    bare.ram.write(LOST as usize, &[0x11]);
+    let before = bare.byte()?;
+    let snapshot = Snapshot::create(&bare.vm, 1 << 20)?;
+    // SAFETY: It is within the mapping.
+    let address = unsafe { bare.ram.start().add(LOST as usize) };
+    poison(address, PAGE)?;
+    meets(&bare, address, 12)?;
+    replace(address, 0x22);
+    equal("afterwards", bare.byte()?, before)?;
+    snapshot.reset(0)?;
+    equal("put back", bare.ram.read(LOST as usize, 1), vec![0x22])
 }
 
 fn large_page(path: &str) -> Result<(), String> {
