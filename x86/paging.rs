@@ -4,7 +4,6 @@
 //!
 //! ```text
 //!   walk    descend ─► permit ─► mark accessed and dirty ─► Translation
-//!   probe   descend ─► permit ────────────────────────────► Translation
 //!   inspect descend ──────────────────────────────────────► Translation
 //! ```
 //!

@@ -55,7 +55,7 @@ pub(crate) struct VcpuPlatform {
     pub(crate) yield_to: Option<u32>,
     /// The vector for [`Requests::EOI`].
     pub(crate) ended: u8,
-    /// The next update of the clock tells that the guest was stopped.
+    /// The clock tells that the guest was stopped, until it runs.
     pub(crate) guest_stopped: bool,
     /// A message to be sent as soon as interrupts are on.
     pub(crate) ipi: Option<Ipi>,

@@ -71,18 +71,18 @@ pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu, _: &IrqsOff) -> bool {
 }
 
 /// KVM_KVMCLOCK_CTRL: the guest was paused, and its watchdogs should know. The record says so at
-/// once, for a VMM that saves the guest's memory and does not run the guest again.
+/// once, for a VMM that saves the guest's memory and does not run the guest again; and again when
+/// the guest runs, for one that has replaced its memory meanwhile.
 pub(crate) fn pause_notice(vcpu: &mut LockedVcpu) -> Result<c_long> {
     let at = vcpu.state.msrs.pv_system_time;
     if at & SYSTEM_TIME_ON == 0 {
         return Err(EINVAL);
     }
-    // Once is enough: a log of dirty pages has no room for any number of writes between two runs.
-    let old: [u8; PvClock::SIZE] = read(vcpu, at & !SYSTEM_TIME_ON);
-    if !PvClock::tells_stop(&old) {
-        vcpu.platform.guest_stopped = true;
+    // At once is enough once: a dirty ring has no room for any number of writes between two runs.
+    if !core::mem::replace(&mut vcpu.platform.guest_stopped, true) {
         update(vcpu, false);
     }
+    vcpu.platform.requests |= Requests::PV_CLOCK;
     Ok(0)
 }
 
@@ -105,20 +105,30 @@ pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
             system_time: base.ns,
             scale: Scale::new(linux::tsc_khz()),
             stable: linux::tsc_stable(),
-            guest_stopped: core::mem::take(&mut vcpu.platform.guest_stopped)
-                || PvClock::tells_stop(&old),
+            guest_stopped: vcpu.platform.guest_stopped || PvClock::tells_stop(&old),
         };
-        // Odd while the rest changes, then even (msr.rst).
-        write(vcpu, at, &clock.bytes(version.wrapping_sub(1)));
-        write(vcpu, at, &clock.bytes(version));
+        write_record(vcpu, at, version, |version| clock.bytes(version));
     }
     if wall {
         let clock = WallClock::at_boot(real_ns(), vcpu.platform.vm.clock.now());
         let at = vcpu.state.msrs.pv_wall_clock;
         let version = next_version(version_of(&read::<4>(vcpu, at)));
-        write(vcpu, at, &clock.bytes(version.wrapping_sub(1)));
-        write(vcpu, at, &clock.bytes(version));
+        write_record(vcpu, at, version, |version| clock.bytes(version));
     }
+}
+
+/// Writes a record: its version is odd before the rest changes, and even afterwards (msr.rst). A
+/// guest that reads it meanwhile on another vCPU sees one of both.
+fn write_record<const N: usize>(
+    vcpu: &mut LockedVcpu,
+    gpa: u64,
+    version: u32,
+    bytes: impl Fn(u32) -> [u8; N],
+) {
+    let changing = version.wrapping_sub(1);
+    write(vcpu, gpa, &changing.to_le_bytes());
+    write(vcpu, gpa, &bytes(changing));
+    write(vcpu, gpa, &version.to_le_bytes());
 }
 
 /// The version with which both records begin.

@@ -172,6 +172,7 @@ pub(crate) fn process_deferred(vcpu: &mut LockedVcpu) {
     }
     if work.intersects(Requests::PV_CLOCK | Requests::PV_WALL_CLOCK) {
         pvclock::update(vcpu, work.intersects(Requests::PV_WALL_CLOCK));
+        vcpu.platform.guest_stopped = false;
     }
     if work.intersects(Requests::WBINVD) {
         linux::wbinvd();

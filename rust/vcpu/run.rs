@@ -229,6 +229,7 @@ fn run_irqs_off(vcpu: &mut LockedVcpu) -> Result<Left> {
     let host = host().ok_or(ENODEV)?;
     // SAFETY: They are on in the thread's own system call.
     let mut irqs = unsafe { IrqsOff::new() };
+    vcpu.platform.sleep = Sleep::Forbidden;
     vcpu.platform.mailbox.enter(&irqs);
     let result = match host.local(&mut irqs) {
         // The CPU is going offline or down. The thread will be moved, or it dies.
