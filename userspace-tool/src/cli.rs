@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::devices::{DiskFile, Network};
 use crate::layout::MIB;
 
 /// The module's device node.
@@ -45,9 +46,9 @@ pub(crate) enum Command {
     /// Run a guest
     ///
     /// The guest finds its processors, a serial port (COM1), a clock, power-off and reset through
-    /// ACPI, and the module's interrupt controllers and timers. There is no firmware and no PCI.
-    /// The serial port is its console: Linux needs `console=ttyS0` on its command line, which is
-    /// the default.
+    /// ACPI, the module's interrupt controllers and timers, and virtio devices on PCI: random
+    /// numbers, disks, networks. There is no firmware. The serial port is its console: Linux needs
+    /// `console=ttyS0` on its command line, which is the default.
     #[command(after_help = EXIT_STATUS)]
     Run(RunArgs),
     /// Say whether this host can run guests, and what to do if not
@@ -104,6 +105,17 @@ pub(crate) struct RunArgs {
     /// How many processors the guest has
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
     pub(crate) cpus: u32,
+
+    /// A disk: a raw image or a disk of this machine; `,ro` behind it: the guest may only read it.
+    /// May be repeated; the guest finds them as /dev/vda, /dev/vdb and so on
+    #[arg(short, long = "disk", value_name = "FILE[,ro]", value_hint = ValueHint::FilePath)]
+    pub(crate) disks: Vec<DiskFile>,
+
+    /// A network: passt (needs that program, but no rights), tap=NAME (a TAP device), or
+    /// socket=PATH (a program that speaks like passt listens there); `,mac=ADDRESS` behind it. May
+    /// be repeated
+    #[arg(short, long = "net", value_name = "WHAT")]
+    pub(crate) networks: Vec<Network>,
 
     /// Where the first serial port goes: stdio, none, or a file for its output
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
@@ -296,6 +308,9 @@ mod tests {
             &["--kernel", "k", "--memory", "x"],
             &["--kernel", "k", "--reboot", "never"],
             &["--kernel", "k", "stray"],
+            &["--kernel", "k", "--disk", ""],
+            &["--kernel", "k", "--net", "tap="],
+            &["--kernel", "k", "--net", "cable"],
         ] {
             assert_eq!(run(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }

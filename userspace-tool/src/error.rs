@@ -72,6 +72,28 @@ pub(crate) enum Error {
         /// Why not.
         error: io::Error,
     },
+    /// Another program uses the disk, and one of both writes to it.
+    #[error("the disk {} is in use by another program", .0.display())]
+    DiskInUse(PathBuf),
+    /// A network device cannot be plugged in.
+    #[error("cannot use the {what}: {error}")]
+    Network {
+        /// What it was to be plugged into.
+        what: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Disks and networks interrupt.
+    #[error("disks and networks need interrupt controllers")]
+    DevicesWithoutInterrupts,
+    /// More devices than there are places.
+    #[error("{asked} devices asked for, but there is room for {limit}")]
+    TooManyDevices {
+        /// What the user asked for.
+        asked: usize,
+        /// What there is.
+        limit: usize,
+    },
     /// The file is no kernel that can be started.
     #[error("{} is not a kernel that can be started: {reason}", path.display())]
     NotAKernel {
@@ -170,6 +192,16 @@ impl Error {
             Error::Kvm { .. } => "`dmesg` may have the module's reason; `pacifica check` looks at the host.".into(),
             Error::TooManyCpus { .. } => "Ask for fewer with --cpus.".into(),
             Error::File { what, .. } => format!("Name another file with --{what}."),
+            Error::DiskInUse(_) => {
+                "End the other one. Several machines can have one disk if all say --disk FILE,ro.".into()
+            }
+            Error::Network { .. } => {
+                "--net passt needs Debian's package passt, but no rights; --net tap=NAME needs a TAP device that is yours \
+                 (as root: `ip tuntap add NAME mode tap user USER`)."
+                    .into()
+            }
+            Error::DevicesWithoutInterrupts => "Leave --irqchip none away.".into(),
+            Error::TooManyDevices { .. } => "Ask for fewer with --disk and --net.".into(),
             Error::NotAKernel { .. } => {
                 "Give a bzImage (on Debian /boot/vmlinuz-*) or a 64-bit ELF image for x86 with --kernel.".into()
             }

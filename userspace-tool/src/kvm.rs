@@ -53,9 +53,11 @@ const NEEDED: [(Cap, &str); 3] = [
 ];
 
 /// The capabilities that a run with interrupt controllers needs besides.
-const NEEDED_FOR_INTERRUPTS: [(Cap, &str); 3] = [
+const NEEDED_FOR_INTERRUPTS: [(Cap, &str); 5] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
 ];
 

@@ -49,6 +49,11 @@ pub(crate) const MMIO_GAP: u64 = 3 * GIB;
 /// Memory that does not fit below the gap goes on here.
 pub(crate) const ABOVE_4G: u64 = 4 * GIB;
 
+/// The registers of PCI devices: one after the other from here on.
+pub(crate) const PCI_WINDOW: u32 = 0xc000_0000;
+/// The size of the window: up to where other devices may be.
+pub(crate) const PCI_WINDOW_SIZE: u32 = 0x1000_0000;
+
 /// The I/O APIC.
 pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 /// The local APIC.
@@ -72,6 +77,8 @@ pub(crate) const I8042_COMMAND: u16 = 0x64;
 pub(crate) const DEBUG_EXIT: u16 = 0xf4;
 /// The PCI configuration ports: address at +0, data at +4.
 pub(crate) const PCI_CONFIG: u16 = 0xcf8;
+/// How many ports these are.
+pub(crate) const PCI_CONFIG_PORTS: u16 = 8;
 /// The reset control register, a byte in the middle of the PCI configuration address.
 pub(crate) const RESET_CONTROL: u16 = 0xcf9;
 /// The ACPI PM1a event block: status, then enable.
@@ -82,5 +89,7 @@ pub(crate) const PM1A_CONTROL: u16 = 0x604;
 pub(crate) const PM_TIMER: u16 = 0x608;
 /// How many ports the ACPI blocks take together.
 pub(crate) const PM_PORTS: u16 = 12;
+/// How many pins the I/O APIC has. Messages have the interrupt numbers behind them.
+pub(crate) const IOAPIC_PINS: u32 = 24;
 /// The ACPI system control interrupt.
 pub(crate) const SCI_IRQ: u8 = 9;

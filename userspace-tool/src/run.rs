@@ -18,6 +18,7 @@ use crate::cli::{Irqchip, Reboot, RunArgs};
 use crate::console::{self, Action, Console, Escapes, RawMode};
 use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
+use crate::devices::Devices;
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Stop};
 use crate::summary::Summary;
@@ -51,6 +52,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         cpus: args.cpus,
         irqchip: args.irqchip == Irqchip::Kernel,
         count: args.summary,
+        devices: Devices {
+            disks: args.disks,
+            networks: args.networks,
+        },
     };
     let mut summary = Summary::begin();
     let console = Console::open(&args.console)?;

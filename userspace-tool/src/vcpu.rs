@@ -100,11 +100,15 @@ impl Vcpu {
                 bus.write(port, page.io_size(), data);
                 return None;
             }
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                bus.read_memory(address, data);
                 return None;
             }
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                bus.write_memory(address, data);
+                return None;
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                 return Some(Outcome::PowerOff)
             }

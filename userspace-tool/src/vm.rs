@@ -9,20 +9,24 @@ use kvm_bindings::{
     kvm_pit_config, kvm_userspace_memory_region, CpuId, KVM_MAX_CPUID_ENTRIES,
     KVM_PIT_SPEAKER_DUMMY,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::boot::{self, acpi, cpu, cpuid, Boot};
 use crate::console::Console;
 use crate::devices::bus::{Bus, Shared};
-use crate::devices::power::{DebugExit, KeyboardController, PciPorts, PowerManagement};
+use crate::devices::pci::msix::VmRoutes;
+use crate::devices::pci::{PciPorts, DEVICES};
+use crate::devices::power::{DebugExit, KeyboardController, PowerManagement};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
+use crate::devices::virtio::pci::{VirtioPci, WINDOW_SIZE};
+use crate::devices::Devices;
 use crate::error::{Error, Result};
 use crate::kvm;
 use crate::layout::{
-    COM1, COM1_IRQ, COM_PORTS, DEBUG_EXIT, I8042_COMMAND, IDENTITY_MAP, PCI_CONFIG, PM1A_EVENT,
-    PM_PORTS, RTC, TSS,
+    COM1, COM1_IRQ, COM_PORTS, DEBUG_EXIT, I8042_COMMAND, IDENTITY_MAP, PCI_CONFIG,
+    PCI_CONFIG_PORTS, PCI_WINDOW, PM1A_EVENT, PM_PORTS, RTC, TSS,
 };
 use crate::memory::{self, GuestMemory};
 use crate::outcome::{Outcome, Stop};
@@ -40,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) irqchip: bool,
     /// Whether to keep the processors' counters.
     pub(crate) count: bool,
+    /// What is plugged in.
+    pub(crate) devices: Devices,
 }
 
 /// A virtual machine that runs. When it is dropped, its processors' threads end first: nothing uses
@@ -50,7 +56,7 @@ pub(crate) struct Vm {
     /// The first serial port, for its input.
     pub(crate) serial: Shared<Serial>,
     counters: Counters,
-    _fd: VmFd,
+    _fd: Arc<VmFd>,
     _memory: GuestMemory,
 }
 
@@ -81,10 +87,14 @@ impl Vm {
         )?;
         let entry = boot::load(&memory, &config.boot, acpi::Tables::ADDRESS)?;
 
-        let fd = create(&kvm, config.irqchip)?;
+        let fd = Arc::new(create(&kvm, config.irqchip)?);
         set_memory(&fd, &memory)?;
         let serial = Shared::new(Mutex::new(Serial::new(console.writer()?)?));
-        let bus = Arc::new(bus(&serial, stop));
+        let mut bus = bus(&serial, stop);
+        let mut pci = PciPorts::new(stop.clone());
+        plug_in(&fd, config, &memory, &mut bus, &mut pci)?;
+        bus.add(PCI_CONFIG, PCI_CONFIG_PORTS, Arc::new(Mutex::new(pci)));
+        let bus = Arc::new(bus);
         if config.irqchip {
             let serial = crate::devices::bus::lock(&serial);
             fd.register_irqfd(serial.interrupt(), COM1_IRQ)
@@ -186,17 +196,54 @@ fn bus(serial: &Shared<Serial>, stop: &Arc<Stop>) -> Bus {
         Arc::new(Mutex::new(PowerManagement::new(stop.clone()))),
     );
     bus.add(
-        PCI_CONFIG,
-        8,
-        Arc::new(Mutex::new(PciPorts::new(stop.clone()))),
-    );
-    bus.add(
         I8042_COMMAND,
         1,
         Arc::new(Mutex::new(KeyboardController::new(stop.clone()))),
     );
     bus.add(DEBUG_EXIT, 1, Arc::new(Mutex::new(DebugExit(stop.clone()))));
     bus
+}
+
+/// Puts the virtio devices on the PCI bus: window after window, and each doorbell an eventfd that
+/// the module watches.
+fn plug_in(
+    fd: &Arc<VmFd>,
+    config: &Config,
+    memory: &GuestMemory,
+    bus: &mut Bus,
+    pci: &mut PciPorts,
+) -> Result<()> {
+    // Their interrupts are messages to local APICs.
+    if !config.irqchip {
+        return match config.devices.is_empty() {
+            true => Ok(()),
+            false => Err(Error::DevicesWithoutInterrupts),
+        };
+    }
+    let devices = config.devices.open()?;
+    // The host bridge is one.
+    let limit = DEVICES - 1;
+    if devices.len() > limit {
+        return Err(Error::TooManyDevices {
+            asked: devices.len(),
+            limit,
+        });
+    }
+    let routes = Arc::new(VmRoutes::new(fd.clone()));
+    let windows = (PCI_WINDOW..).step_by(WINDOW_SIZE as usize);
+    for (device, address) in devices.into_iter().zip(windows) {
+        let function = VirtioPci::new(device, address, memory.clone(), routes.clone())?;
+        for (offset, doorbell) in function.doorbells() {
+            let place = IoEventAddress::Mmio(u64::from(address + offset));
+            fd.register_ioevent(doorbell, &place, NoDatamatch)
+                .map_err(|error| Error::kvm("KVM_IOEVENTFD", error))?;
+        }
+        let function = Shared::new(Mutex::new(function));
+        pci.add(function.clone());
+        let start = u64::from(address);
+        bus.add_memory(start..start + u64::from(WINDOW_SIZE), function);
+    }
+    Ok(())
 }
 
 /// Makes the processors, each with its CPUID table.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ACPI tables: processors, interrupt controllers, the serial port, power-off and reset
+//! The ACPI tables: processors, interrupt controllers, the serial port, PCI, power-off and
+//! reset
 //! (ACPI specification 6.5, chapter 5).
 
 use super::aml;
 use crate::devices::power::{RESET_SYSTEM, SLEEP_TYPE_OFF};
 use crate::layout::{
-    ACPI, ACPI_END, COM1, COM1_IRQ, COM_PORTS, IOAPIC, LAPIC, PM1A_CONTROL, PM1A_EVENT, PM_TIMER,
-    RESET_CONTROL, SCI_IRQ,
+    ACPI, ACPI_END, COM1, COM1_IRQ, COM_PORTS, IOAPIC, LAPIC, PCI_CONFIG, PCI_CONFIG_PORTS,
+    PCI_WINDOW, PCI_WINDOW_SIZE, PM1A_CONTROL, PM1A_EVENT, PM_TIMER, RESET_CONTROL, SCI_IRQ,
 };
 
 const OEM_ID: &[u8; 6] = b"PACIFI";
@@ -137,10 +138,9 @@ const TIMER_32_BITS: u32 = 1 << 8;
 const RESET_REGISTER: u32 = 1 << 10;
 const HEADLESS: u32 = 1 << 12;
 
-// FADT boot architecture flags (table 5.11): there is an ISA bus, there is no VGA, no MSI.
+// FADT boot architecture flags (table 5.11): there is an ISA bus, there is no VGA.
 const LEGACY_DEVICES: u16 = 1 << 0;
 const NO_VGA: u16 = 1 << 2;
-const NO_MSI: u16 = 1 << 3;
 
 /// The FADT's preferred profile of an enterprise server.
 const PROFILE_SERVER: u8 = 4;
@@ -188,7 +188,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         | TIMER_32_BITS
         | RESET_REGISTER
         | HEADLESS;
-    let boot_flags = LEGACY_DEVICES | NO_VGA | NO_MSI;
+    let boot_flags = LEGACY_DEVICES | NO_VGA;
     let mut contents = [0; FADT_SIZE - HEADER_SIZE];
     let mut put = |offset: usize, bytes: &[u8]| {
         let start = offset - HEADER_SIZE;
@@ -264,7 +264,7 @@ fn io_apic_id(cpus: u32) -> u8 {
     u8::try_from(cpus).map_or(0, |id| id & 0xf)
 }
 
-/// The definition block: the serial port, and how to power off.
+/// The definition block: the serial port, the PCI bus, and how to power off.
 fn dsdt() -> Vec<u8> {
     let off = [SLEEP_TYPE_OFF, 0, 0, 0].map(aml::byte);
     let resources = [
@@ -279,9 +279,22 @@ fn dsdt() -> Vec<u8> {
             aml::name(b"_CRS", &aml::resources(&resources)),
         ],
     );
+    let resources = [
+        aml::first_bus(),
+        aml::ports(PCI_CONFIG, PCI_CONFIG_PORTS as u8),
+        aml::memory(PCI_WINDOW, PCI_WINDOW_SIZE),
+    ];
+    let pci = aml::device(
+        b"PCI0",
+        &[
+            aml::name(b"_HID", &aml::eisa_id(*b"PNP", 0x0a03)),
+            aml::name(b"_UID", &aml::byte(0)),
+            aml::name(b"_CRS", &aml::resources(&resources)),
+        ],
+    );
     let contents = [
         aml::name(b"_S5_", &aml::package(&off)),
-        aml::scope(b"_SB_", &com1),
+        aml::scope(b"_SB_", &[com1, pci].concat()),
     ]
     .concat();
     table(b"DSDT", 2, &contents)

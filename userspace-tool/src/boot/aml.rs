@@ -16,6 +16,15 @@ const DEVICE_OP: u8 = 0x82;
 const IRQ_DESCRIPTOR: u8 = 0x22;
 const IO_DESCRIPTOR: u8 = 0x47;
 const IO_DECODES_16_BITS: u8 = 1;
+const DWORD_DESCRIPTOR: u8 = 0x87;
+const WORD_DESCRIPTOR: u8 = 0x88;
+/// Address spaces: memory, and bus numbers.
+const SPACE_MEMORY: u8 = 0;
+const SPACE_BUS: u8 = 2;
+/// Both ends of a range are fixed.
+const FIXED_RANGE: u8 = 0b11 << 2;
+/// Memory can be written, and is not cached.
+const MEMORY_WRITABLE: u8 = 1;
 const END_TAG: [u8; 2] = [0x79, 0];
 
 /// A name of four characters.
@@ -104,6 +113,29 @@ pub(super) fn ports(first: u16, count: u8) -> Vec<u8> {
     ]
 }
 
+/// The resource of a bridge: bus 0 alone.
+pub(super) fn first_bus() -> Vec<u8> {
+    let mut bytes = vec![WORD_DESCRIPTOR, 13, 0, SPACE_BUS, FIXED_RANGE, 0];
+    // Granularity, first, last, translation, count.
+    bytes.extend([0u16, 0, 0, 0, 1].map(u16::to_le_bytes).concat());
+    bytes
+}
+
+/// The resource of a bridge: what is behind it answers at these addresses.
+pub(super) fn memory(first: u32, size: u32) -> Vec<u8> {
+    let mut bytes = vec![
+        DWORD_DESCRIPTOR,
+        23,
+        0,
+        SPACE_MEMORY,
+        FIXED_RANGE,
+        MEMORY_WRITABLE,
+    ];
+    let last = first + (size - 1);
+    bytes.extend([0, first, last, 0, size].map(u32::to_le_bytes).concat());
+    bytes
+}
+
 /// The resource of an edge-triggered ISA interrupt.
 pub(super) fn interrupt(number: u8) -> Vec<u8> {
     let [low, high] = 1u16.checked_shl(number.into()).unwrap_or(0).to_le_bytes();
@@ -134,6 +166,12 @@ mod tests {
         assert_eq!(
             resources(&[interrupt(4)]),
             [0x11, 8, 0x0a, 5, 0x22, 0x10, 0, 0x79, 0]
+        );
+        assert_eq!(first_bus().len(), 16);
+        let memory = memory(0xc000_0000, 0x1000);
+        assert_eq!(
+            (memory.len(), memory[14..18].to_vec()),
+            (26, vec![0xff, 0x0f, 0, 0xc0])
         );
         assert_eq!(ports(0x3f8, 8), [0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]);
     }

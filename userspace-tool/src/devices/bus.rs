@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The I/O ports: which device answers where.
+//! The buses: which device answers at which I/O port, and at which address of memory.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a read finds where nothing answers.
@@ -38,6 +39,15 @@ impl<T: ByteDevice> PortDevice for T {
     }
 }
 
+/// A device in the memory of the machine. Offsets count from its first address; an access may reach
+/// beyond its last one.
+pub(crate) trait MemoryDevice: Send {
+    /// Reads up to 8 bytes. What the device leaves alone reads as ones.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Writes up to 8 bytes.
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
 /// A device that several threads use.
 pub(crate) type Shared<T> = Arc<Mutex<T>>;
 
@@ -57,6 +67,7 @@ struct Slot {
 #[derive(Default)]
 pub(crate) struct Bus {
     slots: Vec<Slot>,
+    memory: Vec<(Range<u64>, Shared<dyn MemoryDevice>)>,
 }
 
 impl Bus {
@@ -68,6 +79,35 @@ impl Bus {
             count,
             device,
         });
+    }
+
+    /// Puts a device at these addresses. Where addresses overlap, the earlier device answers.
+    pub(crate) fn add_memory(&mut self, addresses: Range<u64>, device: Shared<dyn MemoryDevice>) {
+        self.memory.push((addresses, device));
+    }
+
+    /// The device at an address, and the address's offset within it.
+    fn find_memory(&self, address: u64) -> Option<(u64, &Shared<dyn MemoryDevice>)> {
+        self.memory.iter().find_map(|(range, device)| {
+            range
+                .contains(&address)
+                .then(|| (address - range.start, device))
+        })
+    }
+
+    /// Reads from memory that is a device's.
+    pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) {
+        data.fill(NOTHING);
+        if let Some((offset, device)) = self.find_memory(address) {
+            lock(device).read(offset, data);
+        }
+    }
+
+    /// Writes to memory that is a device's.
+    pub(crate) fn write_memory(&self, address: u64, data: &[u8]) {
+        if let Some((offset, device)) = self.find_memory(address) {
+            lock(device).write(offset, data);
+        }
     }
 
     /// The device at a port, and the port's offset within it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ways to end a run: the ACPI power-management registers, the reset control register, the
-//! keyboard controller's reset line, and the debug-exit port.
+//! The ways to end a run: the ACPI power-management registers, the keyboard controller's reset
+//! line, and the debug-exit port. The reset control register is with the ports of PCI.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use vm_superio::Trigger;
 
 use super::bus::{ByteDevice, PortDevice};
-use crate::layout::{PM1A_CONTROL, PM1A_EVENT, PM_PORTS, PM_TIMER, RESET_CONTROL};
+use crate::layout::{PM1A_CONTROL, PM1A_EVENT, PM_PORTS, PM_TIMER};
 use crate::outcome::{Outcome, Stop};
 
 /// The sleep type that means off; the DSDT's `_S5` names it.
@@ -22,9 +22,6 @@ const PM1_SCI_ENABLE: u16 = 1 << 0;
 const PM1_SLEEP_TYPE_SHIFT: u16 = 10;
 const PM1_SLEEP_TYPE_MASK: u16 = 0b111 << PM1_SLEEP_TYPE_SHIFT;
 const PM1_SLEEP_ENABLE: u16 = 1 << 13;
-
-/// Reset control: this bit does it.
-const RESET_CPU: u8 = 1 << 2;
 
 /// The power-management timer's frequency (ACPI specification, 4.8.2.1).
 const PM_TIMER_HZ: u128 = 3_579_545;
@@ -99,43 +96,6 @@ impl PortDevice for PowerManagement {
                 // are.
                 _ if offset == CONTROL + 1 => self.set_control(value << 8),
                 _ => {}
-            }
-        }
-    }
-}
-
-/// The PCI configuration ports of a machine without PCI, with the reset control register among
-/// them.
-pub(crate) struct PciPorts {
-    stop: Arc<Stop>,
-    reset_control: u8,
-}
-
-impl PciPorts {
-    /// The ports after reset.
-    pub(crate) fn new(stop: Arc<Stop>) -> Self {
-        Self {
-            stop,
-            reset_control: 0,
-        }
-    }
-}
-
-/// The reset control register's offset from the PCI configuration ports.
-const RESET_OFFSET: u16 = RESET_CONTROL - crate::layout::PCI_CONFIG;
-
-impl PortDevice for PciPorts {
-    fn read(&mut self, offset: u16, data: &mut [u8]) {
-        if let (RESET_OFFSET, [byte]) = (offset, data) {
-            *byte = self.reset_control;
-        }
-    }
-
-    fn write(&mut self, offset: u16, data: &[u8]) {
-        if let (RESET_OFFSET, [value]) = (offset, data) {
-            self.reset_control = *value & !RESET_CPU;
-            if value & RESET_CPU != 0 {
-                self.stop.request(Outcome::Reset);
             }
         }
     }
@@ -244,23 +204,13 @@ mod tests {
 
     #[test]
     fn resets() {
-        let stops = [stop(), stop()];
-        let mut pci = PciPorts::new(stops[0].clone());
-        let mut address = [0xff; 4];
-        pci.write(0, &[0x00, 0x06, 0x00, 0x80]);
-        pci.read(0, &mut address);
-        assert_eq!(address, [0xff; 4]);
-        pci.write(RESET_OFFSET, &[0x02]);
-        assert_eq!(stops[0].outcome(), None);
-        pci.write(RESET_OFFSET, &[RESET_SYSTEM]);
-        assert_eq!(stops[0].outcome(), Some(&Outcome::Reset));
-
-        let mut keyboard = KeyboardController::new(stops[1].clone());
+        let stop = stop();
+        let mut keyboard = KeyboardController::new(stop.clone());
         assert_eq!(ByteDevice::read(&mut keyboard, 0), 0);
         ByteDevice::write(&mut keyboard, 0, 0xae);
-        assert_eq!(stops[1].outcome(), None);
+        assert_eq!(stop.outcome(), None);
         ByteDevice::write(&mut keyboard, 0, 0xfe);
-        assert_eq!(stops[1].outcome(), Some(&Outcome::Reset));
+        assert_eq!(stop.outcome(), Some(&Outcome::Reset));
     }
 
     #[test]

@@ -7,5 +7,6 @@
 
 mod commands;
 mod common;
+mod devices;
 mod guests;
 mod terminal;
