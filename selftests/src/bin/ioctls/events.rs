@@ -288,7 +288,7 @@ fn never_ends(path: &str) -> Result<(), String> {
 fn random_states(path: &str) -> Result<(), String> {
     if matches!(
         std::env::var("LAB_MACHINE").as_deref(),
-        Ok("milan" | "genoa" | "nested" | "bochs")
+        Ok("milan" | "genoa" | "nested" | "recursive" | "bochs")
     ) {
         return skipped("not run: some of these states stop a CPU of the emulator for ever");
     }
