@@ -46,6 +46,10 @@ module! {
             default: 0,
             description: "1: be /dev/kvm, too, while KVM is not loaded",
         },
+        nested: u8 {
+            default: 0,
+            description: "1: guests can be hypervisors, if their CPUID has SVM",
+        },
     },
 }
 
@@ -60,6 +64,11 @@ impl kernel::Module for Pacifica {
             .map(|devices| Self { devices })
             .inspect_err(|_| host::exit())
     }
+}
+
+/// Whether guests may have SVM.
+fn has_nested() -> bool {
+    compat::is_set(module_parameters::nested.value())
 }
 
 /// The nodes that are asked for.

@@ -5,6 +5,7 @@
 use crate::dispatch::{load_machine_status_word, Platform, Policy};
 use crate::features::SvmFeatures;
 use crate::io::{Fragment, Known, Place};
+use crate::nested::Nested;
 use crate::state::{guest_cr0, guest_cr4, guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
 use x86::cpu::{Access, Cpu, ExtendedState, MemError, Stop, X87};
@@ -12,7 +13,7 @@ use x86::cpuid::Entry;
 use x86::descriptor::{with_type, TYPE_BYTE};
 use x86::features::Feature;
 use x86::fxsave;
-use x86::paging::{walk, PagingState};
+use x86::paging::PagingState;
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegReg, Segment};
 
 /// One virtual CPU outside of VMRUN: its VMCB, the rest of its state, and the world around it.
@@ -29,6 +30,8 @@ pub struct Guest<'a, P: Platform> {
     pub cpuid: &'a mut [Entry],
     /// What the VMM has chosen.
     pub policy: Policy,
+    /// SVM, if the guest has it.
+    pub nested: Option<&'a mut Nested>,
 }
 
 /// Accesses to guest memory do not cross multiples of it.
@@ -74,9 +77,8 @@ impl<P: Platform> Guest<'_, P> {
                 });
             }
         }
-        let paging = self.paging();
         Ok(Part {
-            gpa: walk(self.platform, &paging, linear, access)?.gpa,
+            gpa: self.walk(linear, access)?,
             length,
             device: false,
             unbacked: false,

@@ -9,7 +9,7 @@ mod instruction;
 mod intercepted;
 mod msr;
 mod pairing;
-mod rip;
+pub(crate) mod rip;
 mod task;
 
 pub(crate) use control::load_machine_status_word;
@@ -21,6 +21,7 @@ pub use msr::{finish_msr, read_msr, write_msr};
 use crate::cpu::Guest;
 use crate::exit::{Exit, NestedError};
 use crate::io::UserIo;
+use crate::nested::{self, Nested};
 use crate::requests::Requests;
 use crate::vmcb::DR6_RESET;
 use rip::Opcode;
@@ -232,6 +233,11 @@ pub fn dispatch<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Action {
 
 #[inline]
 fn handle<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Stop> {
+    if guest.nested.is_some() {
+        if let Some(result) = nested::route::route(guest, &exit) {
+            return result;
+        }
+    }
     match exit {
         Exit::Cpuid => instruction::cpuid(guest),
         Exit::Msr { write } => msr::msr(guest, write),
@@ -266,9 +272,8 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         Exit::Mwait => instruction::mwait(guest, Opcode::MWAIT),
         Exit::Xsetbv => instruction::xsetbv(guest),
         Exit::Icebp => instruction::icebp(guest),
-        Exit::Rsm | Exit::Invlpga | Exit::SvmInstruction | Exit::Rdpru | Exit::OtherInstruction => {
-            Err(Exception::UD.into())
-        }
+        Exit::Invlpga | Exit::SvmInstruction => nested::instruction::instruction(guest),
+        Exit::Rsm | Exit::Rdpru | Exit::OtherInstruction => Err(Exception::UD.into()),
         // An FPU error with CR0.NE clear, which PCs of old made an interrupt: the nearest thing
         // that a guest of today understands.
         Exit::FerrFreeze => Err(Exception::new(vector::MF).into()),
@@ -284,6 +289,9 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             // often wired to INIT, so this is what the VMM sees, and goes on with if it does.
             let [signature, ..] = lookup(guest.cpuid, function::FEATURES, 0);
             guest.vmcb.reset_after_shutdown();
+            if let Some(nested) = guest.nested.as_deref_mut() {
+                nested.forget();
+            }
             guest.state.init(guest.vmcb, signature);
             guest.vmcb.set_all_dirty();
             guest.platform.request(Requests::TLB_FLUSH);
@@ -345,6 +353,8 @@ fn stopped<P: Platform>(guest: &mut Guest<'_, P>, stop: Stop) -> Action {
         Stop::User => device::pending(guest),
         Stop::WouldSleep => Action::NeedSleep,
         Stop::Again => Action::Resume,
+        // What the outer guest's nested tables do not permit is its exit, at the next entry.
+        Stop::Fault if guest.nested.as_deref().is_some_and(Nested::has_exit) => Action::Resume,
         Stop::Fault => Action::User(UserExit::Fault),
         // A program of the guest must not be able to stop the guest.
         Stop::Unhandled

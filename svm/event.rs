@@ -146,6 +146,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// `triple_fault.pending`.
     pub triple_fault: bool,
+    /// The guest has cleared GIF: NMIs and interrupts wait (APM vol. 2, 15.17).
+    pub gif_clear: bool,
     /// The INT3 or INT n that `exception` or `interrupt` comes from, if RIP is behind it.
     pub(crate) instruction: Option<Instruction>,
     /// The delivery of `interrupt` has begun and was cut short: an exception that comes now takes
@@ -330,7 +332,7 @@ impl Events {
 
     /// Whether an NMI waits that goes before all interrupts (APM vol. 2, table 8-8).
     pub fn nmi_is_next(&self) -> bool {
-        self.nmi_pending != 0 && !self.nmi_masked
+        self.nmi_pending != 0 && !self.nmi_masked && !self.gif_clear
     }
 
     /// Queues an NMI. While one is being handled, one more is kept, as the CPU does.

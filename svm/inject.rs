@@ -74,7 +74,7 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     events.release();
     let mut interrupt_window = source.has_interrupt();
     let mut nmi = events.nmi_pending != 0;
-    if (interrupt_window || nmi) && debug.blocks_interrupts() {
+    if (interrupt_window || nmi) && (debug.blocks_interrupts() || events.gif_clear) {
         (interrupt_window, nmi) = (false, false);
     }
     if nmi {
@@ -405,5 +405,6 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
 /// Whether an interrupt of the VMM's own controller would be taken at the next entry:
 /// `ready_for_interrupt_injection` in `struct kvm_run`.
 pub fn ready_for_interrupt(vmcb: &Vmcb, state: &VcpuState) -> bool {
-    interrupts_allowed(vmcb) && !state.events.busy() && !state.events.triple_fault
+    let events = &state.events;
+    interrupts_allowed(vmcb) && !events.busy() && !events.triple_fault && !events.gif_clear
 }

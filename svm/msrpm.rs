@@ -20,7 +20,7 @@ const RANGES: [(u32, usize); 3] = [(0, 0), (0xc000_0000, 0x800), (0xc001_0000, 0
 const RANGE_MSRS: u32 = 0x2000;
 
 /// Byte and shift of the two bits of an MSR; `None` if the map does not cover it.
-fn position(msr: u32) -> Option<(usize, u32)> {
+pub(crate) fn position(msr: u32) -> Option<(usize, u32)> {
     RANGES.iter().find_map(|&(first, offset)| {
         let n = msr.wrapping_sub(first);
         (n < RANGE_MSRS).then_some((offset + (n / 4) as usize, n % 4 * 2))

@@ -76,6 +76,8 @@ pub struct VcpuState {
     pub cr4_mce: bool,
     /// EFER.LME while paging is off, when the CPU does not get it.
     pub lme_hidden: bool,
+    /// EFER.SVME as the guest wrote it: for the CPU it is always set.
+    pub svme: bool,
     /// XCR0.
     pub xcr0: u64,
     /// The rights of protection keys.
@@ -106,6 +108,7 @@ impl VcpuState {
             cr0_hidden: Cr0::CD | Cr0::NW,
             cr4_mce: false,
             lme_hidden: false,
+            svme: false,
             xcr0: XCR0_RESET,
             pkru: 0,
             msrs: MsrFile::new(),
@@ -128,6 +131,7 @@ impl VcpuState {
             cr0_hidden,
             cr4_mce,
             lme_hidden,
+            svme,
             xcr0,
             pkru,
             msrs,
@@ -142,7 +146,7 @@ impl VcpuState {
         *db = [0; 4];
         *debug = GuestDebug::default();
         *cr0_hidden = Cr0::CD | Cr0::NW;
-        (*cr4_mce, *lme_hidden) = (false, false);
+        (*cr4_mce, *lme_hidden, *svme) = (false, false, false);
         (*xcr0, *pkru) = (XCR0_RESET, 0);
         *msrs = MsrFile::new();
         *io = IoState::new();
@@ -177,13 +181,18 @@ impl VcpuState {
         self.events = Events::default();
         self.db = [0; 4];
         self.cr4_mce = false;
-        self.lme_hidden = false;
+        (self.lme_hidden, self.svme) = (false, false);
         self.io.clear();
         self.msrs.init();
         let debugger_dr7 = vmcb.dr7();
         vmcb.reset_registers();
         self.debug.after_init(vmcb, debugger_dr7);
         set_hidden_intercepts(vmcb, self);
+    }
+
+    /// Other code is about to be executed than that of the last exits.
+    pub(crate) fn forget_code(&mut self) {
+        self.code_hint = CodeHint::default();
     }
 
     /// A start-up IPI (APM vol. 2, 16.5): real mode at `vector` * 4 KiB.
@@ -243,10 +252,10 @@ pub fn set_guest_cr4(vmcb: &mut Vmcb, state: &mut VcpuState, value: Cr4) {
     set_hidden_intercepts(vmcb, state);
 }
 
-/// EFER as the guest sees it: without SVME, which AMD-V needs in the VMCB and the guest does not
-/// have.
+/// EFER as the guest sees it: SVME, which AMD-V needs in the VMCB, only if the guest has set it.
 pub fn guest_efer(vmcb: &Vmcb, state: &VcpuState) -> Efer {
-    let mut efer = vmcb.efer().difference(Efer::SVME);
+    let mut efer = vmcb.efer();
+    efer.set(Efer::SVME, state.svme);
     efer.set(Efer::LME, efer.contains(Efer::LMA) || state.lme_hidden);
     efer
 }
@@ -255,6 +264,7 @@ pub fn guest_efer(vmcb: &Vmcb, state: &VcpuState) -> Efer {
 /// on, and paging is turned on by an exit, so the CPU gets it no sooner. QEMU needs that: at a
 /// #VMEXIT with LME, and neither CR0.PG nor CR4.PAE, it does not load the host's CR0.
 pub fn set_guest_efer(vmcb: &mut Vmcb, state: &mut VcpuState, value: Efer) {
+    state.svme = value.contains(Efer::SVME);
     let mut efer = value | Efer::SVME;
     efer.set(Efer::LME, value.contains(Efer::LMA));
     state.lme_hidden = value.contains(Efer::LME) && !value.contains(Efer::LMA);

@@ -11,6 +11,7 @@
 //!   inject::after_exit   what was being delivered is taken back from EXITINTINFO         event.rs
 //!   Exit::decode         the exit becomes a value                                        exit.rs
 //!   dispatch             one small handler per exit, gives an Action                     dispatch/
+//!   nested               a guest that is a hypervisor, too                             nested.rs
 //!   finish_io            the VMM answered a port or an MMIO access                       io.rs
 //! ```
 //!
@@ -33,6 +34,7 @@ pub mod intercept;
 pub mod io;
 pub mod iopm;
 pub mod msrpm;
+pub mod nested;
 pub mod predictors;
 pub mod requests;
 pub mod state;

@@ -53,6 +53,8 @@ pub mod function {
     pub const ADVANCED_POWER: u32 = EXTENDED + 7;
     /// Widths of addresses, and features.
     pub const ADDRESS_SIZES: u32 = EXTENDED + 8;
+    /// AMD-V.
+    pub const SVM: u32 = EXTENDED + 0xa;
     /// TLBs for 1 GiB pages.
     pub const TLB_1G: u32 = EXTENDED + 0x19;
     /// What runs fast.
@@ -194,6 +196,8 @@ pub struct Caps {
     pub topoext: bool,
     /// Most bits of a guest-physical address that nested paging can map, or 0 for no limit.
     pub max_gpa_bits: u8,
+    /// What AMD-V can do for a guest (leaf `8000_000a`, EDX), if guests have it.
+    pub svm: Option<u32>,
     /// The paravirtual features.
     pub pv: PvFeatures,
 }

@@ -181,6 +181,7 @@ impl Features {
             (Feature::NX, Efer::NXE),
             (Feature::FFXSR, Efer::FFXSR),
             (Feature::TCE, Efer::TCE),
+            (Feature::SVM, Efer::SVME),
             (Feature::AUTOMATIC_IBRS, Efer::AIBRSE),
         ] {
             allowed.set(bits, self.has(feature));

@@ -6,6 +6,7 @@ use crate::host::host;
 use crate::linux;
 use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
+use crate::vcpu::inner;
 use crate::vcpu::LockedVcpu;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
@@ -51,6 +52,10 @@ fn caps() -> Caps {
         xsaves: host.is_some_and(|host| host.fpu.has_xsaves()),
         // What nested tables of four levels can map; five are there on some hosts only.
         max_gpa_bits: 48,
+        svm: match crate::has_nested() {
+            true => host.map(|host| svm::nested::offered(host.features).bits()),
+            false => None,
+        },
         pv,
     }
 }
@@ -115,6 +120,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     }
     let offered = Features::offered(&mut linux::cpuid, &caps());
     let features = Features::new(&entries, &offered);
+    inner::give(vcpu, features.has(Feature::SVM))?;
     vcpu.state.set_features(&mut vcpu.vmcb, features);
     vcpu.platform.physical_bits = features.max_phys_bits;
     vcpu.platform.has_x2apic = features.has(Feature::X2APIC);

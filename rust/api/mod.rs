@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod fork;
 pub(crate) mod fpu;
 pub(crate) mod irqchip;
+pub(crate) mod nested_state;
 pub(crate) mod node;
 pub(crate) mod prefault;
 pub(crate) mod regs;

@@ -5,7 +5,7 @@
 
 use crate::linux;
 use crate::linux::Sleep;
-use crate::uapi::{self, NestedState, UserArg};
+use crate::uapi::{self, UserArg};
 use crate::vcpu::apic::PicOwner;
 use crate::vcpu::requests;
 use crate::vcpu::LockedVcpu;
@@ -25,33 +25,6 @@ use x86::regs::{gpr, Rflags};
 pub(crate) fn enable_cap(cap: &uapi::kvm_enable_cap) -> Result {
     let known = cap.cap == uapi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID && cap.flags == 0;
     known.then_some(()).ok_or(EINVAL)
-}
-
-/// The state of a guest of the guest's, of which there are none, is a header and no more.
-const NESTED_STATE: NestedState = NestedState {
-    flags: uapi::KVM_STATE_NESTED_GIF_SET as u16,
-    format: uapi::KVM_STATE_NESTED_FORMAT_SVM as u16,
-    size: core::mem::size_of::<NestedState>() as u32,
-    header: [0; 15],
-};
-
-/// KVM_GET_NESTED_STATE: the caller says in it how much room there is.
-pub(crate) fn get_nested_state(arg: UserArg) -> Result {
-    const SIZE: usize = core::mem::offset_of!(NestedState, size);
-    let room: u32 = arg.offset(SIZE).read()?;
-    if room < NESTED_STATE.size {
-        arg.offset(SIZE).write(&NESTED_STATE.size)?;
-        return Err(E2BIG);
-    }
-    arg.write(&NESTED_STATE)
-}
-
-/// KVM_SET_NESTED_STATE takes what the other gives.
-pub(crate) fn set_nested_state(state: &NestedState) -> Result {
-    let same = state.flags == NESTED_STATE.flags && state.format == NESTED_STATE.format;
-    (same && state.size >= NESTED_STATE.size)
-        .then_some(())
-        .ok_or(EINVAL)
 }
 
 /// Brings the state into the form in which it is shown. What others have sent belongs to it, and so

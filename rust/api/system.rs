@@ -4,6 +4,7 @@
 
 use crate::api::cpuid;
 use crate::api::irqchip;
+use crate::api::nested_state;
 use crate::api::regs;
 use crate::api::snapshot;
 use crate::api::sync_regs;
@@ -133,6 +134,7 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         uapi::KVM_CAP_NR_MEMSLOTS => slots::SLOT_LIMIT as c_long,
         uapi::KVM_CAP_SYNC_REGS => sync_regs::FIELDS as c_long,
         uapi::KVM_CAP_XSAVE2 => x86::xsave::IMAGE_SIZE as c_long,
+        uapi::KVM_CAP_NESTED_STATE if crate::has_nested() => nested_state::SIZE as c_long,
         uapi::KVM_CAP_MCE => x86::msr::MAX_BANKS as c_long,
         _ => 0,
     }

@@ -5,6 +5,7 @@
 use crate::api::cpuid;
 use crate::api::events;
 use crate::api::fpu;
+use crate::api::nested_state;
 use crate::api::prefault;
 use crate::api::regs;
 use crate::api::sregs;
@@ -164,8 +165,8 @@ fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
         uapi::KVM_SET_CPUID2 => cpuid::set(vcpu, arg)?,
         uapi::KVM_GET_CPUID2 => cpuid::get(vcpu, arg)?,
         uapi::KVM_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,
-        uapi::KVM_GET_NESTED_STATE => regs::get_nested_state(arg)?,
-        uapi::KVM_SET_NESTED_STATE => regs::set_nested_state(&arg.read()?)?,
+        uapi::KVM_GET_NESTED_STATE => nested_state::get(vcpu, arg)?,
+        uapi::KVM_SET_NESTED_STATE => nested_state::set(vcpu, arg)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)

@@ -7,6 +7,7 @@ use crate::linux::mm::{host_page_size, is_poisoned, HostPages, MOST_PAGES};
 use crate::linux::Sleep;
 use crate::memory::dirty_ring::DirtyRing;
 use crate::memory::guest_access::GuestAccess;
+use crate::memory::inner_tables::InnerTables;
 use crate::memory::kept_layer::Writer;
 use crate::memory::npt_pages::{LockedTables, TableCache};
 use crate::memory::slots::{Slot, SlotList};
@@ -29,6 +30,8 @@ pub(crate) struct VcpuMemory {
     /// Where the last access failed, if that was because the host's memory is poisoned.
     pub(crate) poisoned: Cell<Option<u64>>,
     ring: Option<Arc<DirtyRing>>,
+    /// The tables for the guest's own guest.
+    pub(crate) inner: InnerTables,
     stock: KBox<FaultBuffers>,
 }
 
@@ -73,6 +76,7 @@ impl VcpuMemory {
             error: None,
             poisoned: Cell::new(None),
             ring,
+            inner: InnerTables::new(),
             stock,
         })
     }
@@ -80,6 +84,11 @@ impl VcpuMemory {
     /// The VM's memory.
     pub(crate) fn vm(&self) -> &VmMemory {
         &self.vm
+    }
+
+    /// The stock of table pages, and the tables for the guest's own guest.
+    pub(crate) fn inner_parts(&mut self) -> (&mut TableCache, &mut InnerTables) {
+        (&mut self.stock.cache, &mut self.inner)
     }
 
     /// The dirty ring, if the VM has them.
@@ -318,6 +327,7 @@ impl Fault<'_> {
 
 impl Drop for VcpuMemory {
     fn drop(&mut self) {
+        self.inner.clear();
         if let Some(ring) = &self.ring {
             self.vm.remove_ring(ring);
         }

@@ -18,6 +18,7 @@
 //! | `mmu_notifier.rs` | the calls of the host when it takes pages back |
 //! | `dirty_log.rs`, `dirty_ring.rs` | which pages were written |
 //! | `kept_pages.rs`, `kept_layer.rs` | what pages held before they changed |
+//! | `inner_tables.rs` | nested tables for a guest's own guest |
 //! | `npt_pages.rs` | the pages that the nested tables are made of |
 //!
 //! # Locks, in the order in which they are taken
@@ -50,6 +51,7 @@ pub(crate) mod dirty_ring;
 pub(crate) mod fault;
 pub(crate) mod guest_access;
 pub(crate) mod hva_tree;
+pub(crate) mod inner_tables;
 pub(crate) mod kept_layer;
 pub(crate) mod kept_pages;
 pub(crate) mod mmu_notifier;

@@ -114,6 +114,11 @@ impl TableCache {
         self.count == ROOM
     }
 
+    /// How many it holds.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Fills it. May sleep.
     pub(crate) fn fill(&mut self) -> Result {
         while let Some(place) = self.pages.get_mut(self.count) {

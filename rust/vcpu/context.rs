@@ -6,6 +6,7 @@
 
 use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
 use crate::linux::{self, IrqsOff};
+use crate::vcpu::inner;
 use crate::vcpu::LockedVcpu;
 use svm::asid;
 use svm::debug_ctl;
@@ -14,7 +15,12 @@ use svm::requests::Requests;
 use svm::vmcb::{TlbControl, DR6_RESET};
 
 /// Whether the handler changed what [`enter_context`] has put into the CPU.
-pub(crate) fn context_is_stale(vcpu: &LockedVcpu, host: &Host, exit: &Exit) -> bool {
+pub(crate) fn context_is_stale(vcpu: &mut LockedVcpu, host: &Host, exit: &Exit) -> bool {
+    if let Some(nested) = &mut vcpu.nested {
+        if nested.take_switched() {
+            return true;
+        }
+    }
     match exit {
         Exit::Dr(_) => true,
         Exit::Xsetbv | Exit::Cr(_) => {
@@ -36,8 +42,11 @@ pub(crate) fn enter_context(
     let cpu = linux::cpu();
     if vcpu.cpu != cpu {
         vcpu.cpu = cpu;
-        vcpu.asid = None;
+        (vcpu.asid, vcpu.other_asid) = (None, None);
         vcpu.vmcb.set_all_dirty();
+    }
+    if vcpu.nested.is_some() {
+        inner::choose_asid(vcpu);
     }
     if local.last_guest.changes_to(vcpu.serial) {
         linux::flush_predictors();
@@ -45,6 +54,7 @@ pub(crate) fn enter_context(
     let mut flush = TlbControl::Nothing;
     if vcpu.platform.requests.intersects(Requests::TLB_FLUSH) {
         vcpu.platform.requests.remove(Requests::TLB_FLUSH);
+        vcpu.other_asid = None;
         match asid::flush_guest(vcpu.platform.vm.features) {
             Some(control) => flush = control,
             None => vcpu.asid = None,

@@ -6,6 +6,7 @@ pub(crate) mod apic;
 pub(crate) mod context;
 mod extended_state;
 pub(crate) mod halt;
+pub(crate) mod inner;
 pub(crate) mod platform;
 pub(crate) mod pv_eoi;
 pub(crate) mod pvclock;
@@ -40,6 +41,7 @@ use kernel::sync::{Arc, ArcBorrow};
 use svm::asid::Asid;
 use svm::cpu::Guest;
 use svm::features::SvmFeatures;
+use svm::nested::Nested;
 use svm::requests::Requests;
 use svm::state::{MpState, VcpuState};
 use svm::vmcb::Vmcb;
@@ -81,6 +83,12 @@ pub(crate) struct LockedVcpu {
     pub(crate) stats: Arc<Stats>,
     /// The ASID on `cpu`.
     pub(crate) asid: Option<Asid>,
+    /// SVM, if the guest has it.
+    pub(crate) nested: Option<KBox<Nested>>,
+    /// The ASID of that guest, the outer or the inner one, which `asid` is not of.
+    pub(crate) other_asid: Option<Asid>,
+    /// `asid` is the inner guest's.
+    pub(crate) asid_is_inner: bool,
     /// The CPU that it ran on last.
     pub(crate) cpu: u32,
     /// Debug registers of the host, while the guest is in the CPU.
@@ -128,6 +136,7 @@ impl LockedVcpu {
             cpuid: &mut self.cpuid,
             policy: self.platform.vm.config.policy(),
             platform: &mut self.platform,
+            nested: self.nested.as_deref_mut(),
         }
     }
 }
@@ -213,6 +222,9 @@ impl Vcpu {
             cpuid: KVec::new(),
             stats: stats.clone(),
             asid: None,
+            nested: None,
+            other_asid: None,
+            asid_is_inner: false,
             cpu: u32::MAX,
             host_breakpoints: HostDebug::default(),
             tsc_aux: 0,

@@ -5,6 +5,7 @@
 use crate::host::host;
 use crate::linux;
 use crate::vcpu::halt;
+use crate::vcpu::inner;
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::steal_time;
@@ -23,6 +24,10 @@ pub(crate) fn is_runnable(vcpu: &mut LockedVcpu) -> bool {
         MpState::Halted => {
             let interrupt =
                 vcpu.vmcb.rflags().contains(Rflags::IF) && vcpu.platform.has_interrupt();
+            let interrupt = match vcpu.nested {
+                Some(_) => inner::is_awake(vcpu, interrupt),
+                None => interrupt,
+            };
             let events = &vcpu.state.events;
             let awake = core::mem::take(&mut vcpu.platform.unhalted)
                 || interrupt
@@ -75,6 +80,9 @@ pub(crate) fn process_requests_for_state(vcpu: &mut LockedVcpu) {
 fn serve_these(vcpu: &mut LockedVcpu, requests: Requests) {
     // These are done where the guest's memory, or the CPU, is at hand.
     vcpu.platform.requests |= requests & (Requests::TLB_FLUSH | Requests::PV_CLOCK);
+    if let (true, Some(nested)) = (requests.intersects(Requests::TLB_FLUSH), &mut vcpu.nested) {
+        nested.flush();
+    }
     if requests.intersects(Requests::INBOX) {
         let (requests, levels) = vcpu.platform.mailbox.take_interrupts();
         if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
@@ -101,7 +109,7 @@ fn serve_these(vcpu: &mut LockedVcpu, requests: Requests) {
             vcpu.state.events.raise_nmi();
         }
     }
-    if requests.intersects(Requests::INIT) {
+    if requests.intersects(Requests::INIT) && !inner::holds_init(vcpu) {
         init(vcpu);
     }
     if requests.intersects(Requests::SIPI) && vcpu.state.mp_state == MpState::InitReceived {
@@ -134,7 +142,8 @@ fn signature(vcpu: &LockedVcpu) -> u32 {
 }
 
 /// An INIT (APM vol. 2, 14.1): application processors wait for a STARTUP IPI.
-fn init(vcpu: &mut LockedVcpu) {
+pub(crate) fn init(vcpu: &mut LockedVcpu) {
+    inner::forget(vcpu);
     let signature = signature(vcpu);
     vcpu.state.init(&mut vcpu.vmcb, signature);
     vcpu.platform.unhalted = false;

@@ -17,6 +17,7 @@ use crate::uapi;
 use crate::vcpu::apic::{Apic, PicOwner};
 use crate::vcpu::context::{context_is_stale, enter_context, follow_debug_ctl, leave_context};
 use crate::vcpu::halt;
+use crate::vcpu::inner;
 use crate::vcpu::pv_eoi;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests::{
@@ -31,6 +32,7 @@ use svm::dispatch::{self, Action, UserExit};
 use svm::exit::{Exit, ExitCode, NestedError};
 use svm::inject::{self, Entry};
 use svm::io::UserIo;
+use svm::nested::Turn;
 use svm::requests::Requests;
 use svm::state::MpState;
 use svm::vmcb::TlbControl;
@@ -117,6 +119,9 @@ fn run_unmasked(vcpu: &mut LockedVcpu) -> Result<RunExit> {
                 linux::cond_resched();
                 continue;
             }
+            Left::Exit(Exit::NestedFault { gpa, error }) if inner::has_paging(vcpu) => {
+                inner::nested_fault(vcpu, gpa, error)
+            }
             Left::Exit(Exit::NestedFault { gpa, error }) => nested_fault(vcpu, gpa, error),
             Left::Exit(exit) => dispatch::dispatch(&mut vcpu.guest(Sleep::Allowed), exit),
             Left::Handled(action) => action,
@@ -173,6 +178,9 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             if vcpu.platform.requests.intersects(Requests::FOR_VMM) {
                 return exit_for_deferred(vcpu).map(Some);
             }
+        }
+        if vcpu.nested.is_some() {
+            inner::serve(vcpu)?;
         }
         let mut window = false;
         if vcpu.platform.pic != PicOwner::Kernel {
@@ -281,7 +289,13 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left
         if let Some(lapic) = vcpu.platform.apic.kernel() {
             vcpu.vmcb.set_v_tpr(lapic.cr8() as u8);
         }
-        let entry = inject::prepare(&mut vcpu.vmcb, &mut vcpu.state, &mut vcpu.platform);
+        let entry = match vcpu.nested {
+            None => inject::prepare(&mut vcpu.vmcb, &mut vcpu.state, &mut vcpu.platform),
+            Some(_) => match inner::prepare(vcpu) {
+                Turn::Enter(entry) => entry,
+                Turn::Leave => return Ok(RESUME),
+            },
+        };
         follow_debug_ctl(vcpu);
         if entry != Entry::Run {
             if entry == Entry::Shutdown {
@@ -295,6 +309,9 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left
             linux::trace_inject(vcpu.platform.mailbox.id, vcpu.vmcb.event_inj());
         }
         pv_eoi::offer(vcpu);
+        if let Some(nested) = &mut vcpu.nested {
+            nested.merge(&mut vcpu.vmcb);
+        }
         // SAFETY: The VMCB was made by `Vmcb::reset` and changed through its setters only, so all
         // that could reach the host is intercepted; its maps and tables are alive. The page is
         // this CPU's, and was filled above.
@@ -306,11 +323,17 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left
                 linux::enter_guest(vmcb, save, vcpu.state.regs.gpr.as_mut_ptr(), irqs)
             }
         };
+        if let (Err(_), Some(nested)) = (&entered, &mut vcpu.nested) {
+            nested.unmerge(&mut vcpu.vmcb);
+        }
         if let Err(error) = entered {
             inject::cancel(&mut vcpu.vmcb, &mut vcpu.state);
             return Err(error);
         }
         inject::after_exit(&mut vcpu.vmcb, &mut vcpu.state, features);
+        if let Some(nested) = &mut vcpu.nested {
+            nested.unmerge(&mut vcpu.vmcb);
+        }
         if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
             let cr8 = u64::from(vcpu.vmcb.v_tpr());
             // After SHUTDOWN the VMCB's state is undefined (APM vol. 2, 15.14.3).

@@ -13,6 +13,7 @@ use crate::host::fpu;
 use crate::linux::Pages;
 use crate::uapi::run_page::Answer;
 use crate::vcpu::apic::{Apic, PicOwner};
+use crate::vcpu::inner;
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::user_exit::set_common;
@@ -21,6 +22,7 @@ use crate::vm::clock::{ClockState, Passed};
 use crate::vm::Vm;
 use irqchip::{Ioapic, Pic, Pit};
 use kernel::prelude::*;
+use svm::nested::Nested;
 use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
@@ -54,6 +56,8 @@ pub(crate) struct VcpuSnapshot {
     vmcb: Pages<Vmcb>,
     /// One element.
     state: KVec<VcpuState>,
+    /// One element, if the guest has SVM.
+    nested: KVec<Nested>,
     apic: Apic,
     fpu: fpu::Area,
     cpuid: KVec<Entry>,
@@ -73,6 +77,10 @@ impl VcpuSnapshot {
         vmcb.copy_from(&vcpu.vmcb);
         let mut state = KVec::new();
         state.extend_from_slice(core::slice::from_ref(&*vcpu.state), GFP_KERNEL_ACCOUNT)?;
+        let mut nested = KVec::new();
+        if let Some(its) = &vcpu.nested {
+            nested.push(**its, GFP_KERNEL_ACCOUNT)?;
+        }
         let platform = &vcpu.platform;
         let mut cpuid = KVec::new();
         cpuid.extend_from_slice(&vcpu.cpuid, GFP_KERNEL_ACCOUNT)?;
@@ -81,6 +89,7 @@ impl VcpuSnapshot {
             id: vcpu.platform.mailbox.id,
             vmcb,
             state,
+            nested,
             apic: platform.apic.try_clone()?,
             fpu: platform.fpu.area.try_clone()?,
             cpuid,
@@ -109,6 +118,7 @@ impl VcpuSnapshot {
 
     /// Does beforehand what could fail.
     pub(crate) fn prepare(&self, vcpu: &mut LockedVcpu) -> Result {
+        inner::give(vcpu, !self.nested.is_empty())?;
         let cpuid = &mut vcpu.cpuid;
         let more = self.cpuid.len().saturating_sub(cpuid.len());
         Ok(cpuid.reserve(more, GFP_KERNEL_ACCOUNT)?)
@@ -140,6 +150,9 @@ impl VcpuSnapshot {
         });
         if let Some(state) = self.state.first() {
             *vcpu.state = *state;
+        }
+        if let (Some(nested), Some(old)) = (&mut vcpu.nested, self.nested.first()) {
+            nested.copy_from(old);
         }
         self.put_back_platform(vcpu, passed);
         // The filter is the VMM's: the one of now.

@@ -23,7 +23,11 @@ const LONGEST_POLL_NS: u32 = 200_000;
 pub(crate) const QUIRKS: u32 = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
     | uapi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
     | uapi::KVM_X86_QUIRK_FIX_HYPERCALL_INSN
-    | uapi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE;
+    | uapi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+    | NESTED_SVM_SHARED_PAT;
+/// `KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT`, which Linux 7.2 does not have: an inner guest shares PAT
+/// with the outer one even if it has nested paging. Here it never does.
+const NESTED_SVM_SHARED_PAT: u32 = 1 << 11;
 
 /// The choices of one VM.
 #[pin_data]

@@ -8,6 +8,7 @@ use super::{Action, Platform, UserExit};
 use crate::cpu::Guest;
 use crate::exit::RegAccess;
 use crate::features::SvmFeatures;
+use crate::nested::Nested;
 use crate::requests::Requests;
 use crate::state::{guest_cr0, guest_cr4, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use x86::cpu::{Cpu, Stop};
@@ -157,7 +158,10 @@ fn read_cr<P: Platform>(guest: &Guest<'_, P>, register: u8) -> Result<u64, Excep
         2 => Ok(guest.vmcb.cr2()),
         3 => Ok(guest.vmcb.cr3()),
         4 => Ok(guest_cr4(guest.vmcb, guest.state).bits()),
-        8 => Ok(u64::from(guest.vmcb.v_tpr())),
+        8 => Ok(match own_tpr(guest) {
+            Some(nested) => u64::from(nested.v_tpr()),
+            None => u64::from(guest.vmcb.v_tpr()),
+        }),
         _ => Err(Exception::UD),
     }
 }
@@ -190,11 +194,27 @@ fn write_cr<P: Platform>(
     Ok(Action::Resume)
 }
 
+/// The inner guest, if CR8 is its own.
+fn own_tpr<'a, P: Platform>(guest: &'a Guest<'_, P>) -> Option<&'a Nested> {
+    guest
+        .nested
+        .as_deref()
+        .filter(|nested| nested.has_own_tpr())
+}
+
 /// CR8 is the task priority (APM vol. 2, 16.6.4); V_TPR holds it (APM vol. 2, 15.21.2).
 fn write_cr8<P: Platform>(guest: &mut Guest<'_, P>, value: u64) -> Result<Action, Exception> {
     const MAX: u64 = 15;
     if value > MAX {
         return Err(Exception::GP0);
+    }
+    if let Some(nested) = guest
+        .nested
+        .as_deref_mut()
+        .filter(|nested| nested.has_own_tpr())
+    {
+        nested.set_v_tpr(value as u8);
+        return Ok(Action::Resume);
     }
     let (old, new) = (guest.vmcb.v_tpr(), value as u8);
     guest.vmcb.set_v_tpr(new);

@@ -105,6 +105,10 @@ pub fn read_msr<P: Platform>(
         MsrClass::Vmcb(msr) if origin == Origin::Guest && !has_vmcb(msr, &guest.state.features) => {
             Err(Exception::GP0)
         }
+        MsrClass::Vmcb(VmcbMsr::Pat) if origin == Origin::Host => match &guest.nested {
+            Some(nested) => Ok(nested.outer_pat(guest.vmcb)),
+            None => Ok(guest.vmcb.g_pat()),
+        },
         MsrClass::Vmcb(msr) => Ok(read_vmcb(guest, msr)),
         MsrClass::PlatformInfo
             if origin == Origin::Guest && guest.policy.contains(Policy::NO_PLATFORM_INFO) =>
@@ -206,13 +210,20 @@ fn check_deadline<P: Platform>(guest: &Guest<'_, P>, origin: Origin) -> Result<(
 impl<P: Platform> Guest<'_, P> {
     /// The guest's TSC now.
     pub fn tsc(&self) -> u64 {
-        self.platform.tsc().wrapping_add(self.vmcb.tsc_offset())
+        let tsc = self.platform.tsc().wrapping_add(self.vmcb.tsc_offset());
+        match &self.nested {
+            Some(nested) => tsc.wrapping_add(nested.tsc_offset()),
+            None => tsc,
+        }
     }
 }
 
-/// A guest that writes the TSC changes TSC_ADJUST by the same amount (APM vol. 2, 13.2.4).
+/// A guest that writes the TSC changes TSC_ADJUST by the same amount (APM vol. 2, 13.2.4). In an
+/// inner guest it is the CPU's TSC that is written: VMRUN's offset is for reads (APM vol. 2,
+/// 15.30.5).
 fn write_tsc<P: Platform>(guest: &mut Guest<'_, P>, value: u64, origin: Origin) {
-    let mut difference = value.wrapping_sub(guest.tsc());
+    let now = guest.platform.tsc().wrapping_add(guest.vmcb.tsc_offset());
+    let mut difference = value.wrapping_sub(now);
     if origin == Origin::Guest {
         let adjust = &mut guest.state.msrs.tsc_adjust;
         *adjust = adjust.wrapping_add(difference);
@@ -254,6 +265,13 @@ macro_rules! fields {
             }
             let value = check_vmcb(msr, value, origin, &guest.state.features)?;
             let vmcb = &mut *guest.vmcb;
+            match (msr, &mut guest.nested) {
+                (VmcbMsr::Pat, Some(nested)) if origin == Origin::Host => {
+                    nested.set_outer_pat(vmcb, value);
+                    return Ok(());
+                }
+                _ => {}
+            }
             match msr {
                 VmcbMsr::Efer => {}
                 VmcbMsr::DebugCtl => debug_ctl::set(vmcb, &guest.state.debug, guest.host, value),
@@ -301,6 +319,21 @@ fn write_efer_msr<P: Platform>(
             ControlRegs { efer, ..old }
         }
     };
+    let turned_off = guest.state.svme && !new.efer.contains(Efer::SVME);
     set_control_regs(guest, &new);
+    if turned_off {
+        svm_turned_off(guest);
+    }
     Ok(())
+}
+
+/// Without SVM there is no GIF. In the inner guest nothing can go on: the CPU's behaviour is
+/// undefined (APM vol. 2, 3.1.7), and ours is to shut down.
+#[cold]
+fn svm_turned_off<P: Platform>(guest: &mut Guest<'_, P>) {
+    guest.state.events.gif_clear = false;
+    if let Some(nested) = guest.nested.as_deref_mut() {
+        guest.state.events.triple_fault |= nested.is_inside();
+        nested.forget();
+    }
 }

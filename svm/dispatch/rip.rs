@@ -19,11 +19,10 @@ use crate::state::CodeHint;
 use x86::cpu::{Access, Stop};
 use x86::decode::CodeSize;
 use x86::emulate::{code_size, fetch};
-use x86::paging::walk;
 use x86::regs::{vector, Exception, Rflags, SegReg};
 
 /// The encoding of an instruction without operands in memory, as far as it is fixed.
-pub(super) struct Opcode(&'static [u8]);
+pub(crate) struct Opcode(&'static [u8]);
 
 impl Opcode {
     pub(super) const CPUID: Self = Self(&[0x0f, 0xa2]);
@@ -35,6 +34,12 @@ impl Opcode {
     pub(super) const HLT: Self = Self(&[0xf4]);
     pub(super) const PAUSE: Self = Self(&[0xf3, 0x90]);
     pub(super) const VMMCALL: Self = Self(&[0x0f, 0x01, 0xd9]);
+    pub(crate) const VMRUN: Self = Self(&[0x0f, 0x01, 0xd8]);
+    pub(crate) const VMLOAD: Self = Self(&[0x0f, 0x01, 0xda]);
+    pub(crate) const VMSAVE: Self = Self(&[0x0f, 0x01, 0xdb]);
+    pub(crate) const STGI: Self = Self(&[0x0f, 0x01, 0xdc]);
+    pub(crate) const CLGI: Self = Self(&[0x0f, 0x01, 0xdd]);
+    pub(crate) const INVLPGA: Self = Self(&[0x0f, 0x01, 0xdf]);
     pub(super) const XSETBV: Self = Self(&[0x0f, 0x01, 0xd1]);
     pub(super) const MONITOR: Self = Self(&[0x0f, 0x01, 0xc8]);
     pub(super) const MWAIT: Self = Self(&[0x0f, 0x01, 0xc9]);
@@ -57,7 +62,7 @@ const HINT_VALID: u64 = 1;
 
 /// RIP of the instruction that follows the intercepted one.
 #[inline]
-pub(super) fn next_rip<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<u64, Stop> {
+pub(crate) fn next_rip<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<u64, Stop> {
     if guest.host.contains(SvmFeatures::NRIPS) {
         let next = guest.vmcb.next_rip();
         if next != 0 {
@@ -77,7 +82,7 @@ pub(super) fn skip<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Res
 
 /// Completes an instruction: RIP, interrupt shadow, RF, and the trap of a single step.
 #[inline]
-pub(super) fn advance<P: Platform>(guest: &mut Guest<'_, P>, next: u64) {
+pub(crate) fn advance<P: Platform>(guest: &mut Guest<'_, P>, next: u64) {
     guest.vmcb.set_rip(next);
     guest.vmcb.set_interrupt_shadow(false);
     let flags = guest.vmcb.rflags();
@@ -132,8 +137,7 @@ fn find<P: Platform>(guest: &mut Guest<'_, P>, opcode: Opcode) -> Result<u64, St
         if hint.page == page && hint.cr3 == cr3 && matches(guest, hint.gpa | offset, &opcode) {
             return Ok(next);
         }
-        let paging = guest.paging();
-        let gpa = walk(guest.platform, &paging, linear, Access::Fetch)?.gpa;
+        let gpa = guest.walk(linear, Access::Fetch)?;
         guest.state.code_hint = CodeHint {
             cr3,
             page,

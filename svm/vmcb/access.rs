@@ -240,6 +240,15 @@ impl Vmcb {
             .unwrap_or(&[])
     }
 
+    /// How many bytes of the instruction there are, in the lowest byte, and these.
+    pub(crate) fn instruction(&self) -> u128 {
+        let mut bytes = [0; 16];
+        let [length, rest @ ..] = &mut bytes;
+        *length = self.control.insn_len;
+        rest.copy_from_slice(&self.control.insn_bytes);
+        u128::from_le_bytes(bytes)
+    }
+
     /// The intercept words.
     #[inline]
     pub fn intercepts(&self) -> &Intercepts {

@@ -173,7 +173,8 @@ register! {
     Ext1Ecx {
         LAHF_LM = 0: host;
         CMP_LEGACY = 1: host;
-        SVM = 2: hidden;
+        /// AMD-V; what it can do is in leaf 8000_000a.
+        SVM = 2: host if caps.svm.is_some();
         CR8_LEGACY = 4: host;
         ABM = 5: host;
         SSE4A = 6: host;

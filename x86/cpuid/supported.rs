@@ -196,6 +196,10 @@ fn extended_leaf(leaf: u32, host: [u32; 4], caps: &Caps) -> Option<[u32; 4]> {
         }
         function::ADVANCED_POWER => [0, 0, 0, Ext7Edx::offered(edx, caps)],
         function::ADDRESS_SIZES => [address_sizes(eax, caps), Ext8Ebx::offered(ebx, caps), 0, 0],
+        function::SVM => match caps.svm {
+            Some(features) => [SVM_REVISION, SVM_ASIDS, 0, features],
+            None => return None,
+        },
         function::TLB_1G => [eax, ebx, 0, 0],
         function::OPTIMIZATION => [eax & OPTIMIZATION_HINTS, 0, 0, 0],
         function::CPU_TOPOLOGY if caps.topoext => [0; 4],
@@ -209,6 +213,10 @@ fn extended_leaf(leaf: u32, host: [u32; 4], caps: &Caps) -> Option<[u32; 4]> {
 
 /// In leaf 8000_0001, EBX: the kind of package; the rest names the host's model.
 const PACKAGE_TYPE: u32 = 0xf << 28;
+/// In leaf 8000_000a, EAX: the version of AMD-V, of which there is one.
+const SVM_REVISION: u32 = 1;
+/// In leaf 8000_000a, EBX: how many ASIDs there are. They are names only.
+const SVM_ASIDS: u32 = 64;
 /// In leaf 8000_001a, EAX: FP128, MOVU, FP256.
 const OPTIMIZATION_HINTS: u32 = 0b111;
 /// In leaf 8000_0021, ECX: `TSA_SQ_NO` and `TSA_L1_NO`, two vulnerabilities that it does not have.

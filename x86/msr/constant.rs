@@ -72,7 +72,7 @@ fn constant(index: u32) -> Option<Constant> {
         index::CLK_CTL => WriteIgnored(CLK_CTL),
         index::INT_PENDING | index::MMIO_CFG_BASE => Fixed(0),
         index::SMM_ADDR | index::SMM_MASK => Fixed(0),
-        // SVM is not offered, and firmware has not locked it.
+        // Firmware has neither disabled SVM nor locked it.
         index::VM_CR => Fixed(0),
         index::IGNNE => WriteOnly,
         index::IC_CFG | index::DC_CFG | index::TW_CFG => WriteIgnored(0),

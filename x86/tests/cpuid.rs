@@ -80,6 +80,7 @@ fn caps() -> Caps {
         host_knows: 0,
         topoext: false,
         max_gpa_bits: 48,
+        svm: None,
         pv: PvFeatures::all(),
     }
 }

@@ -13,6 +13,7 @@ use svm::dispatch::{dispatch, nested_fault, Action, Platform, Policy};
 use svm::exit::{Exit, ExitCode};
 use svm::features::SvmFeatures;
 use svm::inject::{after_exit, prepare, Entry, InterruptSource};
+use svm::nested::Nested;
 use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::Vmcb;
@@ -367,6 +368,7 @@ pub struct Machine {
     pub host: SvmFeatures,
     pub cpuid: Vec<Leaf>,
     pub policy: Policy,
+    pub nested: Option<Box<Nested>>,
 }
 
 impl Machine {
@@ -394,6 +396,7 @@ impl Machine {
             host,
             cpuid: cpuid(),
             policy: Policy::empty(),
+            nested: None,
         }
     }
 
@@ -438,6 +441,7 @@ impl Machine {
             host: self.host,
             cpuid: &mut self.cpuid,
             policy: self.policy,
+            nested: self.nested.as_deref_mut(),
         }
     }
 

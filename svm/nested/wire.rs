@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The state for `KVM_GET_NESTED_STATE` and `KVM_SET_NESTED_STATE`: as KVM has it, a page with the
+//! control area of the outer guest's VMCB and the outer guest's registers. The inner guest's are
+//! those of all other ioctls.
+
+use crate::nested::area::{Control, Registers, SAVE};
+use crate::nested::Nested;
+use crate::state::{guest_efer, VcpuState};
+use crate::vmcb::Vmcb;
+use bitflags::bitflags;
+use x86::msr::is_valid_pat;
+use x86::regs::{Cr0, Efer};
+
+/// Bytes that follow the header if there is an inner guest.
+pub const STATE_PAGE: usize = 4096;
+
+/// `kvm_nested_state.flags`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateFlags(u16);
+
+bitflags! {
+    impl StateFlags: u16 {
+        /// There is an inner guest.
+        const GUEST_MODE = 1 << 0;
+        /// It has not been entered yet.
+        const RUN_PENDING = 1 << 1;
+        /// GIF.
+        const GIF_SET = 1 << 8;
+    }
+}
+
+impl Nested {
+    /// The flags, the address of the outer guest's VMCB, and the inner guest's PAT, if it has one
+    /// of its own.
+    pub fn header(&self, vmcb: &Vmcb, state: &VcpuState) -> (StateFlags, u64, u64) {
+        let mut flags = StateFlags::empty();
+        flags.set(StateFlags::GUEST_MODE, self.inside);
+        flags.set(StateFlags::RUN_PENDING, self.inside && self.run_pending);
+        flags.set(StateFlags::GIF_SET, !state.events.gif_clear);
+        let address = if self.inside { self.vmcb } else { 0 };
+        let pat = if self.has_paging() { vmcb.g_pat() } else { 0 };
+        (flags, address, pat)
+    }
+
+    /// PAT of the outer guest, which is the VMM's to read and write.
+    pub(crate) fn outer_pat(&self, vmcb: &Vmcb) -> u64 {
+        match self.has_paging() {
+            true => self.outer.g_pat,
+            false => vmcb.g_pat(),
+        }
+    }
+
+    /// Sets [`Self::outer_pat`].
+    pub(crate) fn set_outer_pat(&mut self, vmcb: &mut Vmcb, value: u64) {
+        match self.has_paging() {
+            true => self.outer.g_pat = value,
+            false => vmcb.set_g_pat(value),
+        }
+    }
+
+    /// Fills the page.
+    pub fn write_page(&self, page: &mut [u8]) {
+        self.control.write(page);
+        if let Some(save) = page.get_mut(SAVE..) {
+            self.outer.write(save);
+        }
+    }
+
+    /// Takes a state over; false if there can be no such.
+    pub fn restore(
+        &mut self,
+        vmcb: &mut Vmcb,
+        state: &mut VcpuState,
+        flags: StateFlags,
+        (address, pat): (u64, u64),
+        page: &[u8],
+    ) -> bool {
+        /// The offset into a page.
+        const OFFSET: u64 = 0xfff;
+        let inside = flags.contains(StateFlags::GUEST_MODE);
+        let gif = flags.contains(StateFlags::GIF_SET);
+        if !StateFlags::all().contains(flags) {
+            return false;
+        }
+        if inside && !guest_efer(vmcb, state).contains(Efer::SVME) {
+            return false;
+        }
+        if !inside && flags.contains(StateFlags::RUN_PENDING) {
+            return false;
+        }
+        if !inside {
+            self.forget();
+            state.events.gif_clear = !gif;
+            return true;
+        }
+        let Some((control, save)) = page.split_at_checked(SAVE) else {
+            return false;
+        };
+        let (control, mut outer) = (Control::read(control), Registers::read(save));
+        // The outer guest's is the one that `KVM_SET_MSRS` sets.
+        outer.g_pat = self.outer_pat(vmcb);
+        let features = &state.features;
+        let paged = Cr0::from_bits_retain(outer.cr0).contains(Cr0::PG);
+        let valid = address & (OFFSET | features.reserved_phys()) == 0
+            && control.is_valid(features, paged)
+            // A CPU runs only guests from protected mode.
+            && Cr0::from_bits_retain(outer.cr0).contains(Cr0::PE)
+            && outer.is_valid(features, false)
+            && (!control.has_paging() || is_valid_pat(pat));
+        if !valid {
+            return false;
+        }
+        let shadow = vmcb.interrupt_shadow();
+        self.enter(vmcb, state, control);
+        vmcb.set_interrupt_shadow(shadow);
+        (self.vmcb, self.outer) = (address, outer);
+        if self.has_paging() {
+            vmcb.set_g_pat(pat);
+        }
+        self.outer_nmi_masked = false;
+        self.run_pending = flags.contains(StateFlags::RUN_PENDING);
+        self.flush = true;
+        state.events.gif_clear = !gif;
+        true
+    }
+}
