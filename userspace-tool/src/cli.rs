@@ -3,6 +3,7 @@
 //! The command line: the one source of the arguments, the completions and the manual page.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -62,6 +63,9 @@ pub(crate) enum Command {
     /// it. Nothing changes outside. The exit status is the program's; 127 if there is no such
     /// program, 126 if it cannot be run.
     Exec(ExecArgs),
+    /// Make a machine that `pacifica run` starts
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Write completions for a shell to standard output
     Completions {
         /// The shell
@@ -79,32 +83,45 @@ pub(crate) enum Command {
 /// The arguments of `pacifica run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// The machine: a directory that has a machine.toml, or such a file. The options win over it;
+    /// disks and networks are added to its own
+    #[arg(value_name = "MACHINE", value_hint = ValueHint::AnyPath)]
+    pub(crate) machine: Option<PathBuf>,
+
+    /// The same as MACHINE
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "machine")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Write the machine as such a file to standard output, and do not start it
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
     /// The kernel: a bzImage, or an ELF image (started by PVH if it has the note, else in 64-bit
     /// mode)
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) kernel: PathBuf,
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        required_unless_present_any = ["machine", "config"]
+    )]
+    pub(crate) kernel: Option<PathBuf>,
 
     /// The initial RAM disk
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) initrd: Option<PathBuf>,
 
-    /// The kernel command line
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        default_value = "console=ttyS0",
-        allow_hyphen_values = true
-    )]
-    pub(crate) append: String,
+    /// The kernel command line; without this, console=ttyS0
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
 
-    /// The guest's memory; without K, M or G in mebibytes
-    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
-    pub(crate) memory: MemorySize,
+    /// The guest's memory; without K, M or G in mebibytes; without this, 512M
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<MemorySize>,
 
-    /// How many processors the guest has
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
-    pub(crate) cpus: u32,
+    /// How many processors the guest has; without this, 1
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=254))]
+    pub(crate) cpus: Option<u32>,
 
     /// A disk: a raw image or a disk of this machine; `,ro` behind it: the guest may only read it.
     /// May be repeated; the guest finds them as /dev/vda, /dev/vdb and so on
@@ -117,26 +134,68 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "net", value_name = "WHAT")]
     pub(crate) networks: Vec<Network>,
 
-    /// Where the first serial port goes: stdio, none, or a file for its output
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
-    pub(crate) console: ConsoleArg,
+    /// Where the first serial port goes: stdio, none, or a file for its output; without this, stdio
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) console: Option<ConsoleArg>,
 
-    /// What to do when the guest resets itself
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Reboot::Exit)]
-    pub(crate) reboot: Reboot,
+    /// What to do when the guest resets itself; without this, exit
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) reboot: Option<Reboot>,
 
-    /// The interrupt controllers: the module's, or none at all, for small test guests
-    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Irqchip::Kernel)]
-    pub(crate) irqchip: Irqchip,
+    /// The interrupt controllers: the module's, or none at all, for small test guests; without
+    /// this, kernel
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub(crate) irqchip: Option<Irqchip>,
 
     /// Say on standard error, when the guest has ended, how long it ran and why it left the
     /// processor
     #[arg(long)]
     pub(crate) summary: bool,
 
-    /// The hypervisor's device node
-    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath, default_value = DEFAULT_DEVICE)]
-    pub(crate) device: PathBuf,
+    /// The hypervisor's device node; without this, /dev/pacifica
+    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath)]
+    pub(crate) device: Option<PathBuf>,
+}
+
+/// Which machine is made.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// A Debian of its own, with a disk that has its packages
+    ///
+    /// Makes a directory with a disk, a kernel, an initial RAM disk, and a machine.toml for
+    /// `pacifica run DIRECTORY`. It needs Debian's packages mmdebstrap and e2fsprogs (from Debian
+    /// 13, or else root), and no root where user namespaces are allowed. Root has no password, and
+    /// only a login with a key is possible by way of the network.
+    Debian(DebianArgs),
+}
+
+/// The arguments of `pacifica image debian`.
+#[derive(Debug, Args)]
+pub(crate) struct DebianArgs {
+    /// The directory that is made
+    #[arg(value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+    pub(crate) destination: PathBuf,
+
+    /// The size of the disk; it takes the space that is used
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub(crate) size: MemorySize,
+
+    /// A public key with which root may log in by ssh; it adds the server, and a network by passt
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) ssh_key: Option<PathBuf>,
+
+    /// The release of Debian
+    #[arg(long, value_name = "NAME", default_value = "trixie")]
+    pub(crate) suite: String,
+
+    /// Where packages come from: an address, or a line of apt's sources; without this, where
+    /// mmdebstrap finds them
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) mirror: Option<String>,
+
+    /// Another package; may be repeated
+    #[arg(long = "package", value_name = "NAME")]
+    pub(crate) packages: Vec<String>,
 }
 
 /// The arguments of `pacifica check`.
@@ -216,6 +275,22 @@ const MEMORY_LIMIT: u64 = 512 << 30;
 /// The least memory that holds the boot structures and a small guest.
 const MEMORY_LEAST: u64 = 2 * MIB;
 
+impl fmt::Display for ConsoleArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::None => f.write_str("none"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}M", self.0 / MIB)
+    }
+}
+
 impl FromStr for MemorySize {
     type Err = String;
 
@@ -258,18 +333,6 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
-        let args = run(&["--kernel", "bzImage"]).unwrap();
-        assert_eq!(args.memory, MemorySize(512 * MIB));
-        assert_eq!(args.cpus, 1);
-        assert_eq!(args.append, "console=ttyS0");
-        assert_eq!(args.console, ConsoleArg::Stdio);
-        assert_eq!(args.reboot, Reboot::Exit);
-        assert!(!args.summary);
-        assert_eq!(args.device, PathBuf::from("/dev/pacifica"));
-    }
-
-    #[test]
     fn memory_sizes() {
         assert_eq!("1G".parse(), Ok(MemorySize(1 << 30)));
         assert_eq!("64".parse(), Ok(MemorySize(64 << 20)));
@@ -307,7 +370,8 @@ mod tests {
             &["--kernel", "k", "--cpus", "255"],
             &["--kernel", "k", "--memory", "x"],
             &["--kernel", "k", "--reboot", "never"],
-            &["--kernel", "k", "stray"],
+            &["--kernel", "k", "machine", "stray"],
+            &["machine", "--config", "file"],
             &["--kernel", "k", "--disk", ""],
             &["--kernel", "k", "--net", "tap="],
             &["--kernel", "k", "--net", "cable"],

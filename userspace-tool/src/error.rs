@@ -72,6 +72,22 @@ pub(crate) enum Error {
         /// Why not.
         error: io::Error,
     },
+    /// What describes the machine does not.
+    #[error("cannot understand the machine {}: {reason}", path.display())]
+    Machine {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A machine cannot be made.
+    #[error("{what} failed: {reason}")]
+    Image {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        reason: String,
+    },
     /// Another program uses the disk, and one of both writes to it.
     #[error("the disk {} is in use by another program", .0.display())]
     DiskInUse(PathBuf),
@@ -192,6 +208,12 @@ impl Error {
             Error::Kvm { .. } => "`dmesg` may have the module's reason; `pacifica check` looks at the host.".into(),
             Error::TooManyCpus { .. } => "Ask for fewer with --cpus.".into(),
             Error::File { what, .. } => format!("Name another file with --{what}."),
+            Error::Machine { .. } => {
+                "`pacifica run --print-config` with options writes such a file; `pacifica run --help` has the words.".into()
+            }
+            Error::Image { .. } => {
+                "It needs Debian's packages mmdebstrap and e2fsprogs, a mirror that answers (--mirror), and a directory that is not there yet.".into()
+            }
             Error::DiskInUse(_) => {
                 "End the other one. Several machines can have one disk if all say --disk FILE,ro.".into()
             }

@@ -10,8 +10,10 @@ mod console;
 mod devices;
 mod error;
 mod exec;
+mod image;
 mod kvm;
 mod layout;
+mod machine;
 mod memory;
 mod outcome;
 mod run;
@@ -25,15 +27,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ImageCommand};
 use error::{Error, Result};
 
 fn main() -> ExitCode {
     restore_terminal_on_panic();
     let result = match Cli::parse().command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(&args),
         Command::Check(args) => Ok(check::check(&args.device)),
         Command::Exec(args) => exec::exec(&args),
+        Command::Image(ImageCommand::Debian(args)) => image::debian(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pacifica", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -18,8 +18,8 @@ use crate::cli::{Irqchip, Reboot, RunArgs};
 use crate::console::{self, Action, Console, Escapes, RawMode};
 use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
-use crate::devices::Devices;
 use crate::error::{Error, Result};
+use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
 use crate::summary::Summary;
 use crate::vm::{Config, Vm};
@@ -41,33 +41,35 @@ const INPUT_LIMIT: usize = 16 * 1024;
 const FOREGROUND_INTERVAL: u16 = 500;
 
 /// Runs the guest as asked.
-pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
+    let machine = Machine::new(args)?;
+    if args.print_config {
+        print!("{}", machine.to_toml()?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = Config {
         boot: Boot {
-            kernel: args.kernel,
-            initrd: args.initrd,
-            append: args.append,
-            memory_size: args.memory.0,
+            kernel: machine.kernel,
+            initrd: machine.initrd,
+            append: machine.append,
+            memory_size: machine.memory.0,
         },
-        cpus: args.cpus,
-        irqchip: args.irqchip == Irqchip::Kernel,
+        cpus: machine.cpus,
+        irqchip: machine.irqchip == Irqchip::Kernel,
         count: args.summary,
-        devices: Devices {
-            disks: args.disks,
-            networks: args.networks,
-        },
+        devices: machine.devices,
     };
     let mut summary = Summary::begin();
-    let console = Console::open(&args.console)?;
+    let console = Console::open(&machine.console)?;
     let mut session = Session::new(&console)?;
     loop {
         let stop = Arc::new(Stop::new()?);
-        let vm = Vm::start(&args.device, &config, &console, &stop)?;
+        let vm = Vm::start(&machine.device, &config, &console, &stop)?;
         session.serve(&vm.serial, &stop)?;
         let counted = summary.add(vm.end());
         counted.map_err(|error| Error::system("reading the counters", error))?;
         match stop.outcome() {
-            Some(Outcome::Reset) if args.reboot == Reboot::Restart => continue,
+            Some(Outcome::Reset) if machine.reboot == Reboot::Restart => continue,
             Some(outcome) => {
                 session.give_terminal_back();
                 if args.summary {

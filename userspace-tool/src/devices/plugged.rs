@@ -2,6 +2,7 @@
 
 //! What is plugged into a machine, as the user says it.
 
+use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,7 +17,7 @@ use super::virtio::Device;
 use crate::error::Result;
 
 /// The devices that the user asks for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Devices {
     /// The disks, in the guest's order.
     pub(crate) disks: Vec<DiskFile>,
@@ -94,6 +95,18 @@ impl FromStr for Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.plug {
+            Plug::Passt => f.write_str("passt")?,
+            Plug::Tap(name) => write!(f, "tap={name}")?,
+            Plug::Socket(path) => write!(f, "socket={}", path.display())?,
+        }
+        let [a, b, c, d, e, g] = self.mac;
+        write!(f, ",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
 /// The bit of the first byte that says that nobody has assigned the address; that of a group.
 const LOCAL: u8 = 0b10;
 const GROUP: u8 = 0b01;
@@ -140,7 +153,7 @@ mod tests {
     fn networks() {
         let network: Network = "tap=tap0,mac=52:54:00:ab:cd:ef".parse().unwrap();
         assert_eq!(network.plug, Plug::Tap("tap0".into()));
-        assert_eq!(network.mac, [0x52, 0x54, 0, 0xab, 0xcd, 0xef]);
+        assert_eq!(network.to_string(), "tap=tap0,mac=52:54:00:ab:cd:ef");
         let network: Network = "passt".parse().unwrap();
         assert_eq!(network.plug, Plug::Passt);
         assert_eq!(network.mac[0] & (LOCAL | GROUP), LOCAL);

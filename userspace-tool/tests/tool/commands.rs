@@ -131,6 +131,46 @@ fn completions_and_manual_come_from_the_same_source() {
 }
 
 #[test]
+fn a_machine_that_is_printed_can_be_read_again() {
+    let place = std::env::temp_dir().join(format!("pacifica-machine-{}", std::process::id()));
+    std::fs::create_dir_all(&place).unwrap();
+    let words = [
+        "run",
+        "--kernel",
+        "/k",
+        "--disk",
+        "/d,ro",
+        "--net",
+        "tap=t",
+        "--print-config",
+    ];
+    let (status, first, error) = run(&words);
+    assert_eq!((status, &*error), (Some(0), ""));
+    std::fs::write(place.join("machine.toml"), &first).unwrap();
+    let directory = place.to_str().unwrap();
+    let file = format!("{directory}/machine.toml");
+    for words in [&["run", directory][..], &["run", "--config", &file]] {
+        let (status, second, error) = run(&[words, &["--print-config"]].concat());
+        assert_eq!((status, &second, &*error), (Some(0), &first, ""));
+    }
+    std::fs::write(&file, "kernel = '/k'\ncolour = 'red'\n").unwrap();
+    let (status, _, error) = run(&["run", directory]);
+    assert_eq!(status, Some(1));
+    assert!(
+        error.contains("colour") && error.contains("machine.toml"),
+        "{error}"
+    );
+    std::fs::remove_dir_all(&place).unwrap();
+}
+
+#[test]
+fn an_image_is_not_made_over_something() {
+    let (status, _, error) = run(&["image", "debian", "/"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("making / failed"), "{error}");
+}
+
+#[test]
 fn wrong_usage_has_status_2() {
     for arguments in [
         &[][..],
@@ -138,6 +178,9 @@ fn wrong_usage_has_status_2() {
         &["fly"],
         &["exec"],
         &["completions", "dos"],
+        &["image"],
+        &["image", "debian"],
+        &["image", "plan9", "x"],
     ] {
         assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
     }

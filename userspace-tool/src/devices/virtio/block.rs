@@ -2,6 +2,7 @@
 
 //! The block device: a file, or a disk of the host (virtio 1.2, 5.2).
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,13 @@ impl FromStr for DiskFile {
                 read_only,
             }),
         }
+    }
+}
+
+impl fmt::Display for DiskFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let read_only = if self.read_only { ",ro" } else { "" };
+        write!(f, "{}{read_only}", self.path.display())
     }
 }
 
