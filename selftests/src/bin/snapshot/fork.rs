@@ -10,7 +10,7 @@ use selftests::memory::{growth, kernel_memory, Mapping};
 use selftests::process::Child;
 use selftests::snapshot::{Snapshot, FORK_TIME};
 use selftests::stats;
-use selftests::tap::equal;
+use selftests::tap::{equal, skipped};
 use selftests::{memory::PAGE, patience};
 
 use crate::family::Member;
@@ -132,22 +132,31 @@ pub(crate) fn hundred(device: &Handle) -> Result<(), String> {
 /// fork(2) takes the right to write from the parent's pages, and leaves them in the nested tables.
 pub(crate) fn pages_stay(device: &Handle) -> Result<(), String> {
     let mut parent = Member::new(device, 1, 4 * MIB)?;
+    let start = parent.writer.target.start().cast();
+    // SAFETY: Only a wish for small pages in a part of the mapping.
+    unsafe { libc::madvise(start, 2 * MIB, libc::MADV_NOHUGEPAGE) };
     parent.rounds(40, 5)?;
     let file = parent
         .writer
         .machine
         .vm
         .open_with(number::GET_STATS_FD, 0)?;
-    let pages = || -> Result<u64, String> {
+    let pages = || -> Result<[u64; 2], String> {
         let count = |name| stats::counter(&file, name).map(Option::unwrap_or_default);
-        Ok(count("pages_4k")? + 512 * count("pages_2m")?)
+        Ok([count("pages_4k")?, count("pages_2m")?])
     };
     let before = pages()?;
     let child = parent.child(|child| child.rounds(3, 1))?;
     child.join()?;
-    equal("pages after a fork", pages()?, before)?;
-    equal("there are some", before > 100, true)?;
-    parent.rounds(10, 6)
+    let after = pages()?;
+    println!("# small and large pages before: {before:?}, after: {after:?}");
+    equal("pages after a fork", after, before)?;
+    equal("small ones", before[0] > 0, true)?;
+    parent.rounds(10, 6)?;
+    match before[1] {
+        0 => skipped("the small pages stay; this host had no large one to spare"),
+        _ => Ok(()),
+    }
 }
 
 /// Parent or child is killed in the midst of it, and nothing is left behind.
