@@ -45,10 +45,8 @@ pub(crate) fn enter_context(
         (vcpu.asid, vcpu.other_asid) = (None, None);
         vcpu.vmcb.set_all_dirty();
     }
-    if vcpu.nested.is_some() {
-        inner::choose_asid(vcpu);
-    }
-    if local.last_guest.changes_to(vcpu.serial) {
+    let from_inner = vcpu.nested.is_some() && inner::choose_asid(vcpu);
+    if local.last_guest.changes_to(vcpu.serial) || from_inner {
         linux::flush_predictors();
     }
     let mut flush = TlbControl::Nothing;

@@ -13,12 +13,16 @@ use svm::exit::NestedError;
 use svm::nested::{self, Nested, Turn};
 use svm::requests::Requests;
 use x86::cpu::Stop;
+use x86::features::Feature;
 
 /// The guest's CPUID has SVM, or has not.
 pub(crate) fn give(vcpu: &mut LockedVcpu, has_svm: bool) -> Result {
     if !has_svm {
-        vcpu.nested = None;
-        vcpu.platform.memory.inner.clear();
+        if vcpu.nested.take().is_some() {
+            // Nothing could set GIF again.
+            vcpu.state.events.gif_clear = false;
+            vcpu.platform.memory.inner.clear();
+        }
     } else if vcpu.nested.is_none() {
         // All ports exit, so all bits of the map are set, and it is larger than that of MSRs.
         let (all_ones, _) = host().ok_or(ENODEV)?.permission_maps();
@@ -89,16 +93,21 @@ pub(crate) fn serve(vcpu: &mut LockedVcpu) -> Result {
     Ok(())
 }
 
-/// The ASID is that of the guest that is about to run.
-pub(crate) fn choose_asid(vcpu: &mut LockedVcpu) {
+/// The ASID is that of the guest that is about to run. True if the CPU's predictors must not know
+/// what ran before: to the CPU both guests are one, but an outer guest whose CPUID has IBRS may
+/// take its own guest for less privileged than itself (APM vol. 2, 3.2.9).
+pub(crate) fn choose_asid(vcpu: &mut LockedVcpu) -> bool {
     let inner = vcpu
         .nested
         .as_ref()
         .is_some_and(|nested| nested.is_inside());
-    if inner != vcpu.asid_is_inner {
-        vcpu.asid_is_inner = inner;
-        core::mem::swap(&mut vcpu.asid, &mut vcpu.other_asid);
+    if inner == vcpu.asid_is_inner {
+        return false;
     }
+    vcpu.asid_is_inner = inner;
+    core::mem::swap(&mut vcpu.asid, &mut vcpu.other_asid);
+    let features = &vcpu.state.features;
+    !inner && (features.has(Feature::IBRS) || features.has(Feature::AUTOMATIC_IBRS))
 }
 
 /// What comes next, with interrupts off.
