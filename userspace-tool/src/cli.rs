@@ -66,6 +66,34 @@ pub(crate) enum Command {
     /// Make a machine that `pacifica run` starts
     #[command(subcommand)]
     Image(ImageCommand),
+    /// List the machines that run
+    Ps,
+    /// Stop a machine: press its power button, and end it if it does not power off in time
+    Stop {
+        /// The machine's name
+        name: String,
+        /// How long it may take, in seconds; 0: it is ended at once
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        patience: u64,
+    },
+    /// Let a machine's processors rest
+    Pause {
+        /// The machine's name
+        name: String,
+    },
+    /// Let a machine that rests go on
+    Resume {
+        /// The machine's name
+        name: String,
+    },
+    /// Show what a machine's processors have counted: exits by their reasons, and more
+    Stat {
+        /// The machine's name
+        name: String,
+        /// As a JSON object in one line
+        #[arg(long)]
+        json: bool,
+    },
     /// Write completions for a shell to standard output
     Completions {
         /// The shell
@@ -91,6 +119,10 @@ pub(crate) struct RunArgs {
     /// The same as MACHINE
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "machine")]
     pub(crate) config: Option<PathBuf>,
+
+    /// The name by which ps, stop, pause, resume and stat know it; without this, nobody does
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
 
     /// Write the machine as such a file to standard output, and do not start it
     #[arg(long)]

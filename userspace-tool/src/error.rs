@@ -88,6 +88,14 @@ pub(crate) enum Error {
         /// Why it failed.
         reason: String,
     },
+    /// A machine that runs cannot be asked, or does not do it.
+    #[error("the machine {name}: {error}")]
+    Control {
+        /// Its name.
+        name: String,
+        /// Why not.
+        error: io::Error,
+    },
     /// Another program uses the disk, and one of both writes to it.
     #[error("the disk {} is in use by another program", .0.display())]
     DiskInUse(PathBuf),
@@ -213,6 +221,9 @@ impl Error {
             }
             Error::Image { .. } => {
                 "It needs Debian's packages mmdebstrap and e2fsprogs, a mirror that answers (--mirror), and a directory that is not there yet.".into()
+            }
+            Error::Control { .. } => {
+                "`pacifica ps` lists those that run; one has a name if it was started with --name, and a name belongs to one.".into()
             }
             Error::DiskInUse(_) => {
                 "End the other one. Several machines can have one disk if all say --disk FILE,ro.".into()

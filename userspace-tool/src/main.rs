@@ -7,9 +7,11 @@ mod boot;
 mod check;
 mod cli;
 mod console;
+mod control;
 mod devices;
 mod error;
 mod exec;
+mod gate;
 mod image;
 mod kvm;
 mod layout;
@@ -24,10 +26,12 @@ mod vm;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command, ImageCommand};
+use control::{client, Request};
 use error::{Error, Result};
 
 fn main() -> ExitCode {
@@ -37,6 +41,11 @@ fn main() -> ExitCode {
         Command::Check(args) => Ok(check::check(&args.device)),
         Command::Exec(args) => exec::exec(&args),
         Command::Image(ImageCommand::Debian(args)) => image::debian(&args),
+        Command::Ps => client::list(),
+        Command::Stop { name, patience } => client::stop(&name, Duration::from_secs(patience)),
+        Command::Pause { name } => client::request(&name, Request::Pause),
+        Command::Resume { name } => client::request(&name, Request::Resume),
+        Command::Stat { name, json } => client::counters(&name, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pacifica", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

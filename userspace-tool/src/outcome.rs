@@ -36,6 +36,8 @@ pub(crate) enum Outcome {
     Host(String),
     /// The user quit with the escape.
     Quit,
+    /// `pacifica stop` ended it.
+    Stopped,
     /// A signal asked the program to end.
     Signal(Signal),
 }
@@ -50,6 +52,7 @@ impl fmt::Display for Outcome {
             Outcome::Crash(_) => f.write_str("crashed"),
             Outcome::Host(_) => f.write_str("was ended by a failure of the host"),
             Outcome::Quit => f.write_str("was ended with Ctrl-A x"),
+            Outcome::Stopped => f.write_str("was ended by `pacifica stop`"),
             Outcome::Signal(signal) => write!(f, "was ended by {signal}"),
         }
     }
@@ -59,7 +62,9 @@ impl Outcome {
     /// The exit status of the program.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Outcome::PowerOff | Outcome::Quit | Outcome::DebugExit(0) => STATUS_OK,
+            Outcome::PowerOff | Outcome::Quit | Outcome::Stopped | Outcome::DebugExit(0) => {
+                STATUS_OK
+            }
             Outcome::DebugExit(value) => {
                 STATUS_DEBUG_EXIT | (value.to_le_bytes()[0] & (STATUS_DEBUG_EXIT - 1))
             }

@@ -16,6 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::Boot;
 use crate::cli::{Irqchip, Reboot, RunArgs};
 use crate::console::{self, Action, Console, Escapes, RawMode};
+use crate::control;
+use crate::control::server::Server;
 use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
 use crate::error::{Error, Result};
@@ -56,22 +58,29 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         },
         cpus: machine.cpus,
         irqchip: machine.irqchip == Irqchip::Kernel,
-        count: args.summary,
         devices: machine.devices,
     };
     let mut summary = Summary::begin();
     let console = Console::open(&machine.console)?;
     let mut session = Session::new(&console)?;
+    let server = args.name.as_deref().map(listen).transpose()?;
     loop {
         let stop = Arc::new(Stop::new()?);
         let vm = Vm::start(&machine.device, &config, &console, &stop)?;
+        if let Some(server) = &server {
+            server.set(Some(vm.handler(&machine.device)));
+        }
         session.serve(&vm.serial, &stop)?;
-        let counted = summary.add(vm.end());
+        if let Some(server) = &server {
+            server.set(None);
+        }
+        let counted = summary.add(&vm.end());
         counted.map_err(|error| Error::system("reading the counters", error))?;
         match stop.outcome() {
             Some(Outcome::Reset) if machine.reboot == Reboot::Restart => continue,
             Some(outcome) => {
                 session.give_terminal_back();
+                drop(server);
                 if args.summary {
                     eprint!("{}", summary.text(outcome));
                 }
@@ -80,6 +89,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             None => unreachable!("serving ends with an outcome"),
         }
     }
+}
+
+/// Opens the socket of the machine of this name.
+fn listen(name: &str) -> Result<Server> {
+    let server = control::socket(name).and_then(|socket| Server::start(&socket));
+    server.map_err(|error| Error::Control {
+        name: name.into(),
+        error,
+    })
 }
 
 /// The user's side of a run. It stays over restarts of the guest.

@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kvm_bindings::KVMIO;
@@ -24,8 +26,8 @@ const ALL: &str = "exits";
 const SHOWN: usize = 6;
 
 /// The files with the counters of a virtual machine's processors. They outlive it.
-#[derive(Debug, Default)]
-pub(crate) struct Counters(Vec<File>);
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counters(Vec<Arc<File>>);
 
 impl Counters {
     /// Adds a processor's, if the module counts.
@@ -34,7 +36,33 @@ impl Counters {
         let fd = unsafe { ioctl(&vcpu.as_raw_fd(), KVM_GET_STATS_FD()) };
         if fd >= 0 {
             // SAFETY: The descriptor is new: nothing else owns it.
-            self.0.push(unsafe { File::from_raw_fd(fd) });
+            self.0.push(Arc::new(unsafe { File::from_raw_fd(fd) }));
+        }
+    }
+}
+
+impl Counters {
+    /// What all processors have counted until now, added up.
+    pub(crate) fn read(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut counts = BTreeMap::new();
+        for file in &self.0 {
+            for (name, value) in parse(&contents(file)?).unwrap_or_default() {
+                let count: &mut u64 = counts.entry(name).or_default();
+                *count = count.saturating_add(value);
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// All that such a file has now, from its beginning.
+fn contents(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        match file.read_at(&mut piece, bytes.len() as u64)? {
+            0 => return Ok(bytes),
+            count => bytes.extend(&piece[..count]),
         }
     }
 }
@@ -56,13 +84,10 @@ impl Summary {
     }
 
     /// Adds what a virtual machine has come to.
-    pub(crate) fn add(&mut self, counters: Counters) -> io::Result<()> {
-        for mut file in counters.0 {
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            for (name, value) in parse(&bytes).unwrap_or_default() {
-                *self.counts.entry(name).or_default() += value;
-            }
+    pub(crate) fn add(&mut self, counters: &Counters) -> io::Result<()> {
+        for (name, value) in counters.read()? {
+            let count = self.counts.entry(name).or_default();
+            *count = count.saturating_add(value);
         }
         Ok(())
     }

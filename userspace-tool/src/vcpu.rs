@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::devices::bus::Bus;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::outcome::{Outcome, Stop};
 
 /// The part of the page shared with the module that is used behind [`VcpuFd`]'s back.
@@ -34,7 +35,14 @@ impl RunPage {
         // SAFETY: The pointer leads to a live mapping of at least a whole `kvm_run`; the kernel and
         // this program access this byte as a single unit.
         let flag = unsafe { AtomicU8::from_ptr(&raw mut (*self.0.as_ptr()).immediate_exit) };
-        flag.store(1, Ordering::Release);
+        flag.store(1, Ordering::SeqCst);
+    }
+
+    /// Takes a request back. What is looked at afterwards is not older than this.
+    fn forget_exit(self) {
+        // SAFETY: As above.
+        let flag = unsafe { AtomicU8::from_ptr(&raw mut (*self.0.as_ptr()).immediate_exit) };
+        flag.store(0, Ordering::SeqCst);
     }
 
     /// The size of one access, after an exit for I/O. [`VcpuExit`] does not tell it.
@@ -80,8 +88,15 @@ impl Vcpu {
     }
 
     /// Runs the guest until there is an outcome.
-    fn run(&mut self, bus: &Bus, stop: &Stop) {
-        while stop.outcome().is_none() {
+    fn run(&mut self, bus: &Bus, stop: &Stop, gate: &Gate) {
+        let passenger = gate.enter();
+        loop {
+            // First, so that no request that comes behind it is lost.
+            self.page.forget_exit();
+            passenger.pass();
+            if stop.outcome().is_some() {
+                return;
+            }
             if let Some(outcome) = self.step(bus) {
                 stop.request(outcome);
             }
@@ -285,13 +300,18 @@ pub(crate) struct VcpuThread {
 
 impl VcpuThread {
     /// Starts a thread that runs the processor until there is an outcome.
-    pub(crate) fn start(mut vcpu: Vcpu, bus: Arc<Bus>, stop: Arc<Stop>) -> Result<Self> {
+    pub(crate) fn start(
+        mut vcpu: Vcpu,
+        bus: Arc<Bus>,
+        stop: Arc<Stop>,
+        gate: Arc<Gate>,
+    ) -> Result<Self> {
         let page = vcpu.page;
         let handle = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .spawn(move || {
                 let _guard = EndTogether;
-                vcpu.run(&bus, &stop);
+                vcpu.run(&bus, &stop, &gate);
                 vcpu
             })
             .map_err(|error: io::Error| Error::system("clone", error))?;

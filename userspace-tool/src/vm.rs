@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use kvm_bindings::{
     kvm_pit_config, kvm_userspace_memory_region, CpuId, KVM_MAX_CPUID_ENTRIES,
@@ -14,7 +15,9 @@ use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::boot::{self, acpi, cpu, cpuid, Boot};
 use crate::console::Console;
-use crate::devices::bus::{Bus, Shared};
+use crate::control::server::Handler;
+use crate::control::{Answer, Request, State, Status};
+use crate::devices::bus::{lock, Bus, Shared};
 use crate::devices::pci::msix::VmRoutes;
 use crate::devices::pci::{PciPorts, DEVICES};
 use crate::devices::power::{DebugExit, KeyboardController, PowerManagement};
@@ -23,10 +26,11 @@ use crate::devices::serial::Serial;
 use crate::devices::virtio::pci::{VirtioPci, WINDOW_SIZE};
 use crate::devices::Devices;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::kvm;
 use crate::layout::{
     COM1, COM1_IRQ, COM_PORTS, DEBUG_EXIT, I8042_COMMAND, IDENTITY_MAP, PCI_CONFIG,
-    PCI_CONFIG_PORTS, PCI_WINDOW, PM1A_EVENT, PM_PORTS, RTC, TSS,
+    PCI_CONFIG_PORTS, PCI_WINDOW, PM1A_EVENT, PM_PORTS, RTC, SCI_IRQ, TSS,
 };
 use crate::memory::{self, GuestMemory};
 use crate::outcome::{Outcome, Stop};
@@ -34,7 +38,7 @@ use crate::summary::Counters;
 use crate::vcpu::{self, Vcpu, VcpuThread};
 
 /// What makes a virtual machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Config {
     /// What to start.
     pub(crate) boot: Boot,
@@ -42,8 +46,6 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// Whether there are interrupt controllers.
     pub(crate) irqchip: bool,
-    /// Whether to keep the processors' counters.
-    pub(crate) count: bool,
     /// What is plugged in.
     pub(crate) devices: Devices,
 }
@@ -51,8 +53,11 @@ pub(crate) struct Config {
 /// A virtual machine that runs. When it is dropped, its processors' threads end first: nothing uses
 /// the memory any more when that goes.
 pub(crate) struct Vm {
-    threads: Vec<VcpuThread>,
+    threads: Arc<Mutex<Vec<VcpuThread>>>,
+    gate: Arc<Gate>,
     stop: Arc<Stop>,
+    power: Shared<PowerManagement>,
+    config: Config,
     /// The first serial port, for its input.
     pub(crate) serial: Shared<Serial>,
     counters: Counters,
@@ -90,13 +95,14 @@ impl Vm {
         let fd = Arc::new(create(&kvm, config.irqchip)?);
         set_memory(&fd, &memory)?;
         let serial = Shared::new(Mutex::new(Serial::new(console.writer()?)?));
-        let mut bus = bus(&serial, stop);
+        let power = Shared::new(Mutex::new(power(&fd, config.irqchip, stop)));
+        let mut bus = bus(&serial, &power, stop);
         let mut pci = PciPorts::new(stop.clone());
         plug_in(&fd, config, &memory, &mut bus, &mut pci)?;
         bus.add(PCI_CONFIG, PCI_CONFIG_PORTS, Arc::new(Mutex::new(pci)));
         let bus = Arc::new(bus);
         if config.irqchip {
-            let serial = crate::devices::bus::lock(&serial);
+            let serial = lock(&serial);
             fd.register_irqfd(serial.interrupt(), COM1_IRQ)
                 .map_err(|error| Error::kvm("KVM_IRQFD", error))?;
         }
@@ -106,28 +112,72 @@ impl Vm {
             cpu::set_up(first.fd(), &memory, entry)?;
         }
         let mut counters = Counters::default();
-        if config.count {
-            vcpus.iter().for_each(|vcpu| counters.add(vcpu.fd()));
-        }
+        vcpus.iter().for_each(|vcpu| counters.add(vcpu.fd()));
         vcpu::install_kick_handler()?;
-        let mut vm = Self {
-            threads: Vec::new(),
+        let vm = Self {
+            threads: Arc::default(),
+            gate: Arc::default(),
             stop: stop.clone(),
+            power,
+            config: config.clone(),
             serial,
             counters,
             _fd: fd,
             _memory: memory,
         };
         for vcpu in vcpus {
-            vm.threads
-                .push(VcpuThread::start(vcpu, bus.clone(), stop.clone())?);
+            let thread = VcpuThread::start(vcpu, bus.clone(), stop.clone(), vm.gate.clone())?;
+            lock(&vm.threads).push(thread);
         }
         Ok(vm)
     }
 
+    /// Who answers requests to this machine, which `node` has made. It outlives the machine, and
+    /// then does nothing.
+    pub(crate) fn handler(&self, node: &Path) -> Handler {
+        let (threads, gate, stop) = (self.threads.clone(), self.gate.clone(), self.stop.clone());
+        let (power, counters) = (self.power.clone(), self.counters.clone());
+        let (config, node, start) = (self.config.clone(), node.to_owned(), Instant::now());
+        Box::new(move |request| {
+            match request {
+                Request::Status => {
+                    return Answer::Status(Status {
+                        process: std::process::id(),
+                        state: if gate.is_closed() {
+                            State::Paused
+                        } else {
+                            State::Running
+                        },
+                        cpus: config.cpus,
+                        memory: config.boot.memory_size,
+                        seconds: start.elapsed().as_secs(),
+                        device: node.clone(),
+                    })
+                }
+                Request::Pause => {
+                    gate.close();
+                    lock(&threads).iter().for_each(VcpuThread::kick);
+                    gate.wait_for_all();
+                }
+                Request::Resume => gate.open(),
+                Request::PowerButton => lock(&power).press(),
+                Request::Quit => stop.request(Outcome::Stopped),
+                Request::Counters => {
+                    return match counters.read() {
+                        Ok(counters) => Answer::Counters { counters },
+                        Err(error) => Answer::Error {
+                            reason: error.to_string(),
+                        },
+                    }
+                }
+            }
+            Answer::Done
+        })
+    }
+
     /// Ends the virtual machine; its counters are final then.
-    pub(crate) fn end(mut self) -> Counters {
-        std::mem::take(&mut self.counters)
+    pub(crate) fn end(self) -> Counters {
+        self.counters.clone()
     }
 }
 
@@ -135,8 +185,10 @@ impl Drop for Vm {
     fn drop(&mut self) {
         // The processors go on without an outcome. If there is one already, it stays.
         self.stop.request(Outcome::Quit);
-        self.threads.iter().for_each(VcpuThread::kick);
-        self.threads.drain(..).for_each(VcpuThread::join);
+        self.gate.open();
+        let mut threads = lock(&self.threads);
+        threads.iter().for_each(VcpuThread::kick);
+        threads.drain(..).for_each(VcpuThread::join);
     }
 }
 
@@ -185,16 +237,24 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
+/// The power management, whose interrupt is a level. Without interrupt controllers, it has none.
+fn power(fd: &Arc<VmFd>, irqchip: bool, stop: &Arc<Stop>) -> PowerManagement {
+    let fd = fd.clone();
+    let line = move |up| {
+        if irqchip {
+            // The line is there, and either level is allowed.
+            let _ = fd.set_irq_line(u32::from(SCI_IRQ), up);
+        }
+    };
+    PowerManagement::new(stop.clone(), Box::new(line))
+}
+
 /// Puts the devices on their ports.
-fn bus(serial: &Shared<Serial>, stop: &Arc<Stop>) -> Bus {
+fn bus(serial: &Shared<Serial>, power: &Shared<PowerManagement>, stop: &Arc<Stop>) -> Bus {
     let mut bus = Bus::default();
     bus.add(COM1, COM_PORTS, serial.clone());
     bus.add(RTC, 2, Arc::new(Mutex::new(Rtc::new())));
-    bus.add(
-        PM1A_EVENT,
-        PM_PORTS,
-        Arc::new(Mutex::new(PowerManagement::new(stop.clone()))),
-    );
+    bus.add(PM1A_EVENT, PM_PORTS, power.clone());
     bus.add(
         I8042_COMMAND,
         1,

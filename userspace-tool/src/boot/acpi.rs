@@ -130,8 +130,8 @@ fn facs() -> [u8; 64] {
 // FADT fixed feature flags (5.2.9, table 5.10).
 const WBINVD: u32 = 1 << 0;
 const PROC_C1: u32 = 1 << 2;
-/// The power and sleep buttons are not fixed hardware, and so not there.
-const NO_FIXED_BUTTONS: u32 = 1 << 4 | 1 << 5;
+/// The sleep button is not fixed hardware, and so not there. The power button is.
+const NO_FIXED_SLEEP_BUTTON: u32 = 1 << 5;
 /// The clock's alarm cannot wake the machine through a fixed event.
 const NO_FIXED_RTC: u32 = 1 << 6;
 const TIMER_32_BITS: u32 = 1 << 8;
@@ -183,7 +183,7 @@ const HEADER_SIZE: usize = 36;
 fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let flags = WBINVD
         | PROC_C1
-        | NO_FIXED_BUTTONS
+        | NO_FIXED_SLEEP_BUTTON
         | NO_FIXED_RTC
         | TIMER_32_BITS
         | RESET_REGISTER

@@ -17,6 +17,8 @@ pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 /// What the FADT says to write to the reset control register: a hard reset, now.
 pub(crate) const RESET_SYSTEM: u8 = 0x06;
 
+/// PM1 status and enable: the power button (4.8.3.1).
+const PM1_POWER_BUTTON: u16 = 1 << 8;
 // PM1 control (ACPI specification, 4.8.3.2).
 const PM1_SCI_ENABLE: u16 = 1 << 0;
 const PM1_SLEEP_TYPE_SHIFT: u16 = 10;
@@ -27,27 +29,47 @@ const PM1_SLEEP_ENABLE: u16 = 1 << 13;
 const PM_TIMER_HZ: u128 = 3_579_545;
 
 // Offsets within the ACPI block.
+const STATUS: u16 = 0;
 const ENABLE: u16 = 2;
 const CONTROL: u16 = PM1A_CONTROL - PM1A_EVENT;
 const TIMER: usize = (PM_TIMER - PM1A_EVENT) as usize;
 
-/// The ACPI PM1a registers and the timer. The machine is always in ACPI mode and raises no events.
+/// The line of the system control interrupt: up or down.
+pub(crate) type Line = Box<dyn Fn(bool) + Send>;
+
+/// The ACPI PM1a registers and the timer. The machine is always in ACPI mode; its only event is
+/// that of the power button.
 pub(crate) struct PowerManagement {
     stop: Arc<Stop>,
+    interrupt: Line,
     start: Instant,
+    status: u16,
     enable: u16,
     control: u16,
 }
 
 impl PowerManagement {
     /// The registers after reset.
-    pub(crate) fn new(stop: Arc<Stop>) -> Self {
+    pub(crate) fn new(stop: Arc<Stop>, interrupt: Line) -> Self {
         Self {
             stop,
+            interrupt,
             start: Instant::now(),
+            status: 0,
             enable: 0,
             control: PM1_SCI_ENABLE,
         }
+    }
+
+    /// Presses the power button.
+    pub(crate) fn press(&mut self) {
+        self.status |= PM1_POWER_BUTTON;
+        self.set_line();
+    }
+
+    /// The line is up while an event is there that the guest wants to hear of.
+    fn set_line(&self) {
+        (self.interrupt)(self.status & self.enable != 0);
     }
 
     /// The timer, 32 bits wide.
@@ -59,6 +81,7 @@ impl PowerManagement {
     /// The whole block as it reads now: status, enable, control, nothing, timer.
     fn block(&self) -> [u8; PM_PORTS as usize] {
         let mut block = [0; PM_PORTS as usize];
+        block[..2].copy_from_slice(&self.status.to_le_bytes());
         block[2..4].copy_from_slice(&self.enable.to_le_bytes());
         block[4..6].copy_from_slice(&self.control.to_le_bytes());
         block[TIMER..].copy_from_slice(&self.timer().to_le_bytes());
@@ -90,7 +113,15 @@ impl PortDevice for PowerManagement {
         for (offset, word) in (offset..=u16::MAX).step_by(2).zip(data.chunks(2)) {
             let value = u16::from_le_bytes([word[0], word.get(1).copied().unwrap_or(0)]);
             match offset {
-                ENABLE => self.enable = value,
+                // Ones take events away.
+                STATUS => {
+                    self.status &= !value;
+                    self.set_line();
+                }
+                ENABLE => {
+                    self.enable = value;
+                    self.set_line();
+                }
                 CONTROL => self.set_control(value),
                 // A byte access to the upper half of the control register, where the sleep bits
                 // are.
@@ -170,7 +201,7 @@ mod tests {
     fn sleep_type_5_powers_off() {
         for (offset, data) in [(CONTROL, &[0x01, 0x34][..]), (CONTROL + 1, &[0x34])] {
             let stop = stop();
-            let mut power = PowerManagement::new(stop.clone());
+            let mut power = PowerManagement::new(stop.clone(), Box::new(|_| {}));
             power.write(CONTROL, &[0x01, 0x14]);
             assert_eq!(stop.outcome(), None);
             power.write(offset, data);
@@ -180,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_in_acpi_mode() {
-        let mut power = PowerManagement::new(stop());
+        let mut power = PowerManagement::new(stop(), Box::new(|_| {}));
         let mut word = [0xff; 2];
         power.read(CONTROL, &mut word);
         assert_eq!(word, [1, 0]);
@@ -196,8 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn the_power_button_interrupts_until_it_is_acknowledged() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let up = Arc::new(AtomicBool::new(false));
+        let line = up.clone();
+        let line = Box::new(move |level| line.store(level, Ordering::Relaxed));
+        let mut power = PowerManagement::new(stop(), line);
+        let is_up = || up.load(Ordering::Relaxed);
+        power.press();
+        assert!(!is_up());
+        power.write(ENABLE, &[0, 1]);
+        assert!(is_up());
+        let mut status = [0; 2];
+        power.read(STATUS, &mut status);
+        assert_eq!(status, [0, 1]);
+        power.write(STATUS, &[0xff, 0]);
+        assert!(is_up());
+        power.write(STATUS, &[0, 1]);
+        power.read(STATUS, &mut status);
+        assert_eq!((status, is_up()), ([0, 0], false));
+    }
+
+    #[test]
     fn the_timer_runs() {
-        let mut power = PowerManagement::new(stop());
+        let mut power = PowerManagement::new(stop(), Box::new(|_| {}));
         power.start = Instant::now() - std::time::Duration::from_secs(1);
         assert!(power.timer() >= 3_579_545);
     }

@@ -14,11 +14,11 @@ use std::thread;
 use crate::common::{device, program, variable};
 
 /// A directory with what a test needs, and a guest that runs a script.
-struct Place(PathBuf);
+pub(crate) struct Place(PathBuf);
 
 /// The drivers that the guest loads, and where the host has them.
 const DRIVERS: &str = "\
-    mkdir -p tree/bin tree/lib && cp -r /lab/net tree/lib/ && cp /lab/virtio_blk.ko tree/lib/ &&
+    mkdir -p tree/bin tree/lib && cp -r /lab/net tree/lib/ && cp /lab/virtio_blk.ko /lab/button.ko /lab/evdev.ko tree/lib/ &&
     { cat \"$PACIFICA_TEST_INITRD\"; cd tree; find . | cpio -o -H newc; } >initrd";
 
 /// What every script begins with.
@@ -31,7 +31,7 @@ while read -r module; do insmod /lib/net/$module; done </lib/net/order
 
 impl Place {
     /// A guest whose init runs this script.
-    fn new(name: &str, script: &str) -> Self {
+    pub(crate) fn new(name: &str, script: &str) -> Self {
         let place = std::env::temp_dir().join(format!("pacifica-{name}-{}", std::process::id()));
         fs::create_dir_all(place.join("tree/bin")).unwrap();
         let file = place.join("tree/bin/script");
@@ -40,7 +40,7 @@ impl Place {
         Self(place)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().into()
     }
 

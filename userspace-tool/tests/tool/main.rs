@@ -7,6 +7,7 @@
 
 mod commands;
 mod common;
+mod control;
 mod devices;
 mod guests;
 mod terminal;

@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use selftests::patience;
 
 /// A guest that writes `>`, and then whatever it reads, to the serial port.
-const ECHO_GUEST: &[u8] = &[
+pub(crate) const ECHO_GUEST: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // mov $0x3f8, %dx
     0xb0, b'>', //             mov $'>', %al
     0xee, //                   out %al, %dx

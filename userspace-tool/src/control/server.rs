@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The machine's end of its socket.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::{Answer, Request};
+use crate::devices::bus::lock;
+
+/// How long a request may be.
+const LINE_LIMIT: u64 = 4096;
+/// How long a connection may be silent. Nobody else is heard meanwhile, but not for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who answers. It changes when the machine starts again.
+pub(crate) type Handler = Box<dyn FnMut(Request) -> Answer + Send>;
+
+/// The socket, which goes with this.
+pub(crate) struct Server {
+    path: PathBuf,
+    handler: Arc<Mutex<Option<Handler>>>,
+}
+
+impl Server {
+    /// Listens there. A socket that a machine has left behind is taken away; one at which a machine
+    /// listens is not.
+    pub(crate) fn start(path: &Path) -> io::Result<Self> {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        let handler: Arc<Mutex<Option<Handler>>> = Arc::default();
+        let server = Self {
+            path: path.into(),
+            handler: handler.clone(),
+        };
+        // It ends with the program.
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    // A connection that breaks is over.
+                    let _ = serve(&stream, &handler);
+                }
+            })?;
+        Ok(server)
+    }
+
+    /// Who answers from now on.
+    pub(crate) fn set(&self, handler: Option<Handler>) {
+        *lock(&self.handler) = handler;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Answers the requests of a connection.
+fn serve(stream: &UnixStream, handler: &Mutex<Option<Handler>>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.by_ref().take(LINE_LIMIT).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => match lock(handler).as_mut() {
+                Some(handler) => handler(request),
+                None => error("the machine is about to start or to end"),
+            },
+            Err(reason) => error(&reason.to_string()),
+        };
+        let text = serde_json::to_string(&answer).map_err(io::Error::other)?;
+        let mut writer = stream;
+        writer.write_all(text.as_bytes())?;
+        writer.write_all(b"\n")?;
+    }
+}
+
+fn error(reason: &str) -> Answer {
+    Answer::Error {
+        reason: reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::client::ask;
+
+    #[test]
+    fn requests_are_answered_until_the_machine_goes() {
+        let path = std::env::temp_dir().join(format!("pacifica-control-{}", std::process::id()));
+        let server = Server::start(&path).unwrap();
+        assert!(matches!(
+            ask(&path, Request::Pause),
+            Ok(Answer::Error { .. })
+        ));
+        server.set(Some(Box::new(|request| match request {
+            Request::Pause => Answer::Done,
+            other => error(&format!("{other:?}")),
+        })));
+        assert_eq!(ask(&path, Request::Pause).unwrap(), Answer::Done);
+        assert_eq!(ask(&path, Request::Quit).unwrap(), error("Quit"));
+        // A second machine does not take the place of one that is there.
+        assert!(Server::start(&path).is_err());
+        for nonsense in ["{}\n", "\n", "x\n", "{\"request\":7}\n"] {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(nonsense.as_bytes()).unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            assert!(
+                line.starts_with("{\"answer\":\"error\""),
+                "{nonsense}: {line}"
+            );
+        }
+        drop(server);
+        assert!(!path.exists());
+        // One that was left behind is no obstacle.
+        drop(UnixListener::bind(&path).unwrap());
+        drop(Server::start(&path).unwrap());
+    }
+}
