@@ -107,6 +107,7 @@ impl Guest {
             ("feature", "xsave") => self.feature = Some((1, 26)),
             ("feature", "avx") => self.feature = Some((1, 28)),
             ("feature", "pku") => self.feature = Some((7, 3)),
+            ("feature", "svm") => self.feature = Some((0x8000_0001, 2)),
             ("rom", "yes") => self.rom = true,
             ("after-hlt", "continue") => self.after_hlt = true,
             ("cpus", count) => self.cpus = number(key, count)?,

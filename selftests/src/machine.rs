@@ -32,7 +32,7 @@ const ROM_STUBS: u64 = 0x9_0000;
 /// Pages of tables.
 const TABLES: usize = 6;
 
-/// The bit of CPUID leaf 8000_0001 ECX that guests here do not see.
+/// The bit of CPUID leaf 8000_0001 ECX that guests here do not see, unless they are about it.
 const SVM: u32 = 1 << 2;
 const GDT: usize = 0x1000;
 const PAGE_TABLES: usize = 0x2000;
@@ -195,7 +195,7 @@ impl Machine {
                 match leaf.function {
                     1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | id << 24,
                     0xb => leaf.edx = id,
-                    0x8000_0001 => leaf.ecx &= !SVM,
+                    0x8000_0001 if guest.feature != Some((0x8000_0001, 2)) => leaf.ecx &= !SVM,
                     _ => {}
                 }
             }
