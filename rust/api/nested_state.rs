@@ -42,7 +42,7 @@ pub(crate) fn get(vcpu: &LockedVcpu, arg: UserArg) -> Result {
     arg.write(&state)?;
     if let Some(nested) = inside {
         let mut page = KVec::from_elem(0_u8, STATE_PAGE, GFP_KERNEL)?;
-        nested.write_page(&mut page);
+        nested.write_page(&vcpu.vmcb, &mut page);
         arg.after::<NestedState>().write_bytes(&page)?;
     }
     Ok(())

@@ -59,9 +59,13 @@ impl Nested {
         }
     }
 
-    /// Fills the page.
-    pub fn write_page(&self, page: &mut [u8]) {
-        self.control.write(page);
+    /// Fills the page. nRIP is that of the last exit, or of the event that is to be injected.
+    pub fn write_page(&self, vmcb: &Vmcb, page: &mut [u8]) {
+        let mut control = self.control;
+        if !self.run_pending {
+            control.next_rip = vmcb.next_rip();
+        }
+        control.write(page);
         if let Some(save) = page.get_mut(SAVE..) {
             self.outer.write(save);
         }

@@ -880,7 +880,7 @@ fn a_state_that_is_saved_and_restored() {
     let (flags, address, pat) = machine.nested().header(&machine.vmcb, &machine.state);
     assert_eq!(flags, StateFlags::GUEST_MODE | StateFlags::GIF_SET);
     let mut page = vec![0; STATE_PAGE];
-    machine.nested().write_page(&mut page);
+    machine.nested().write_page(&machine.vmcb, &mut page);
 
     let mut other = outer();
     other.world.ram.copy_from_slice(&machine.world.ram);
