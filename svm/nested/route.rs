@@ -24,16 +24,52 @@ pub(crate) fn route<P: Platform>(
         Ok(code) => code?,
         Err(stop) => return Some(Err(stop)),
     };
+    let told = InnerExit {
+        told: true,
+        ..InnerExit::plain(code)
+    };
     let exit = match code {
         ExitCode::INVALID => InnerExit::plain(code),
-        code => InnerExit {
-            code,
+        ExitCode::SHUTDOWN => {
+            define(guest);
+            InnerExit::plain(code)
+        }
+        code if has_info(code) => InnerExit {
             info1: guest.vmcb.exit_info1(),
             info2: guest.vmcb.exit_info2(),
-            told: true,
+            ..told
         },
+        _ => told,
     };
     Some(leave(guest, exit).map(|()| Action::Resume))
+}
+
+/// Whether the CPU tells more than the code: of what it does not tell EXITINFO is undefined (APM
+/// vol. 2, 15.7.2).
+fn has_info(code: ExitCode) -> bool {
+    code <= ExitCode::EXCP31
+        || matches!(
+            code,
+            ExitCode::CR0_SEL_WRITE
+                | ExitCode::SWINT
+                | ExitCode::INVLPG
+                | ExitCode::INVLPGA
+                | ExitCode::IOIO
+                | ExitCode::MSR
+                | ExitCode::TASK_SWITCH
+                | ExitCode::INVPCID
+        )
+}
+
+/// What a shutdown saves is undefined (APM vol. 2, 15.14.3), and some of it would stay in the VMCB
+/// for the outer guest: the inner one was reset.
+fn define<P: Platform>(guest: &mut Guest<'_, P>) {
+    guest.vmcb.reset_after_shutdown();
+    guest.vmcb.reset_registers();
+    guest.state.events.leave_guest();
+    if let Some(nested) = guest.nested.as_deref() {
+        guest.vmcb.set_g_pat(nested.outer.g_pat);
+    }
 }
 
 /// The code with which the outer guest gets the exit.

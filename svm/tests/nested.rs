@@ -697,8 +697,34 @@ fn shutdown_of_the_inner_guest() {
     machine.set_low(at::WORD3, Word3::SHUTDOWN.bits());
     machine.vmrun();
     machine.run();
-    assert!(goes_out(&mut machine, ExitCode::SHUTDOWN, 0));
+    let pat = machine.vmcb.g_pat();
+    // What the CPU saves is anything.
+    for offset in [
+        at::DR6,
+        at::G_PAT,
+        0x640,
+        0x670,
+        0x5e0,
+        0x5e8,
+        0x5f0,
+        0x6e0,
+        at::CR0,
+        at::EFER,
+    ] {
+        poke(&mut machine.vmcb, offset, 0x1357_9bdf_0246_8ace);
+    }
+    poke(&mut machine.vmcb, EXITINTINFO, 0x8000_0030);
+    assert!(goes_out(&mut machine, ExitCode::SHUTDOWN, 77));
     assert_eq!(machine.vmcb.rip(), CODE + 3);
+    assert_eq!(machine.vmcb.g_pat(), pat);
+    for offset in [0x670, 0x5e0, 0x5e8, 0x5f0, 0x6e0] {
+        assert_eq!(support::peek(&mut machine.vmcb, offset), 0, "{offset:x}");
+    }
+    assert_eq!(machine.vmcb.dr6(), 0xffff_0ff0);
+    assert_eq!(
+        (machine.field(at::EXITINFO1), machine.field(at::EXITINTINFO)),
+        (0, 0)
+    );
     let mut machine = inner();
     let action = machine.exit(ExitCode::SHUTDOWN, 0, 0);
     assert_eq!(action, Action::User(UserExit::Shutdown));
