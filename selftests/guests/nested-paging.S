@@ -40,6 +40,7 @@
     set NP, 1
     set NCR3, NPT
     set SAVED_CR3, 0x40001000
+    set TLB_CONTROL, 1
     run
     report_field EXIT_INFO1
     report_field EXIT_INFO2
@@ -69,6 +70,7 @@
     prepare inner_read
     set NP, 1
     set NCR3, NPT
+    set TLB_CONTROL, 1
     run
     report_field EXIT_INFO1
     // Tables where no memory is.
