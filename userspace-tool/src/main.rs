@@ -6,6 +6,7 @@
 mod boot;
 mod check;
 mod cli;
+mod confine;
 mod console;
 mod control;
 mod devices;

@@ -15,9 +15,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::Boot;
 use crate::cli::{Irqchip, Reboot, RunArgs};
+use crate::confine::confine;
 use crate::console::{self, Action, Console, Escapes, RawMode};
 use crate::control;
-use crate::control::server::Server;
+use crate::control::server::{Handler, Server};
 use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
 use crate::error::{Error, Result};
@@ -63,17 +64,18 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let mut summary = Summary::begin();
     let console = Console::open(&machine.console)?;
     let mut session = Session::new(&console)?;
-    let server = args.name.as_deref().map(listen).transpose()?;
+    let mut server = args.name.as_deref().map(listen).transpose()?;
     loop {
         let stop = Arc::new(Stop::new()?);
-        let vm = Vm::start(&machine.device, &config, &console, &stop)?;
-        if let Some(server) = &server {
-            server.set(Some(vm.handler(&machine.device)));
-        }
+        // One that may start again must be able to open its files again.
+        let confine = || match machine.reboot {
+            Reboot::Exit => confine(server.as_ref().and_then(Server::directory)).map(drop),
+            Reboot::Restart => Ok(()),
+        };
+        let vm = Vm::start(&machine.device, &config, &console, &stop, confine)?;
+        answer(&mut server, Some(vm.handler(&machine.device)))?;
         session.serve(&vm.serial, &stop)?;
-        if let Some(server) = &server {
-            server.set(None);
-        }
+        answer(&mut server, None)?;
         let counted = summary.add(&vm.end());
         counted.map_err(|error| Error::system("reading the counters", error))?;
         match stop.outcome() {
@@ -91,9 +93,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     }
 }
 
+/// Lets the machine's socket, if it has one, be answered so.
+fn answer(server: &mut Option<Server>, handler: Option<Handler>) -> Result<()> {
+    let set = server.as_mut().map(|server| server.set(handler));
+    set.transpose()
+        .map(drop)
+        .map_err(|error| Error::system("clone", error))
+}
+
 /// Opens the socket of the machine of this name.
 fn listen(name: &str) -> Result<Server> {
-    let server = control::socket(name).and_then(|socket| Server::start(&socket));
+    let server = control::socket(name).and_then(|socket| Server::bind(&socket));
     server.map_err(|error| Error::Control {
         name: name.into(),
         error,

@@ -66,12 +66,14 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Makes a virtual machine and starts its processors.
+    /// Makes a virtual machine and starts its processors. `confine` is called between the two, when
+    /// all that is needed is open.
     pub(crate) fn start(
         node: &Path,
         config: &Config,
         console: &Console,
         stop: &Arc<Stop>,
+        confine: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
         let kvm = kvm::open(node)?;
         kvm::require(&kvm, node, config.irqchip)?;
@@ -114,6 +116,7 @@ impl Vm {
         let mut counters = Counters::default();
         vcpus.iter().for_each(|vcpu| counters.add(vcpu.fd()));
         vcpu::install_kick_handler()?;
+        confine()?;
         let vm = Self {
             threads: Arc::default(),
             gate: Arc::default(),

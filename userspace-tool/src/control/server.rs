@@ -24,13 +24,15 @@ pub(crate) type Handler = Box<dyn FnMut(Request) -> Answer + Send>;
 /// The socket, which goes with this.
 pub(crate) struct Server {
     path: PathBuf,
+    /// Until the first answer: then a thread has it.
+    listener: Option<UnixListener>,
     handler: Arc<Mutex<Option<Handler>>>,
 }
 
 impl Server {
-    /// Listens there. A socket that a machine has left behind is taken away; one at which a machine
-    /// listens is not.
-    pub(crate) fn start(path: &Path) -> io::Result<Self> {
+    /// Opens the socket there. A socket that a machine has left behind is taken away; one at which
+    /// a machine listens is not.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         if UnixStream::connect(path).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
@@ -39,26 +41,35 @@ impl Server {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        let handler: Arc<Mutex<Option<Handler>>> = Arc::default();
-        let server = Self {
+        Ok(Self {
             path: path.into(),
-            handler: handler.clone(),
-        };
-        // It ends with the program.
-        thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                for stream in listener.incoming().map_while(Result::ok) {
-                    // A connection that breaks is over.
-                    let _ = serve(&stream, &handler);
-                }
-            })?;
-        Ok(server)
+            listener: Some(listener),
+            handler: Arc::default(),
+        })
     }
 
-    /// Who answers from now on.
-    pub(crate) fn set(&self, handler: Option<Handler>) {
+    /// The directory of the socket.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.path.parent()
+    }
+
+    /// Who answers from now on. The thread that listens starts with the first one, from a thread
+    /// that is confined by then.
+    pub(crate) fn set(&mut self, handler: Option<Handler>) -> io::Result<()> {
         *lock(&self.handler) = handler;
+        let Some(listener) = self.listener.take() else {
+            return Ok(());
+        };
+        let handler = self.handler.clone();
+        // It ends with the program.
+        let thread = thread::Builder::new().name("control".into());
+        thread.spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                // A connection that breaks is over.
+                let _ = serve(&stream, &handler);
+            }
+        })?;
+        Ok(())
     }
 }
 
@@ -106,19 +117,21 @@ mod tests {
     #[test]
     fn requests_are_answered_until_the_machine_goes() {
         let path = std::env::temp_dir().join(format!("pacifica-control-{}", std::process::id()));
-        let server = Server::start(&path).unwrap();
+        let mut server = Server::bind(&path).unwrap();
+        server.set(None).unwrap();
         assert!(matches!(
             ask(&path, Request::Pause),
             Ok(Answer::Error { .. })
         ));
-        server.set(Some(Box::new(|request| match request {
+        let handler: Handler = Box::new(|request| match request {
             Request::Pause => Answer::Done,
             other => error(&format!("{other:?}")),
-        })));
+        });
+        server.set(Some(handler)).unwrap();
         assert_eq!(ask(&path, Request::Pause).unwrap(), Answer::Done);
         assert_eq!(ask(&path, Request::Quit).unwrap(), error("Quit"));
         // A second machine does not take the place of one that is there.
-        assert!(Server::start(&path).is_err());
+        assert!(Server::bind(&path).is_err());
         for nonsense in ["{}\n", "\n", "x\n", "{\"request\":7}\n"] {
             let mut stream = UnixStream::connect(&path).unwrap();
             stream.write_all(nonsense.as_bytes()).unwrap();
@@ -133,6 +146,6 @@ mod tests {
         assert!(!path.exists());
         // One that was left behind is no obstacle.
         drop(UnixListener::bind(&path).unwrap());
-        drop(Server::start(&path).unwrap());
+        drop(Server::bind(&path).unwrap());
     }
 }

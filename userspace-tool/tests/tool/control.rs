@@ -60,6 +60,11 @@ fn a_machine_rests_and_goes_on() {
         assert!(line.contains(state) && line.contains(&device), "{line}");
     };
     line("running");
+    // All its threads are confined.
+    for thread in std::fs::read_dir(format!("/proc/{}/task", machine.id())).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    }
     let mut input = machine.stdin.take().unwrap();
     for round in 0..20 {
         say(&["pause", &name]);
