@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! `pacifica image debian`: makes a machine with a Debian of its own from Debian's packages. The
-//! work is that of mmdebstrap, which needs no root where user namespaces are allowed, and of mke2fs.
+//! work is that of mmdebstrap, which needs no root where there are user namespaces, and of mke2fs.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
