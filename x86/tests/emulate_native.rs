@@ -392,8 +392,8 @@ fn defined_flags(insn: &Insn, before: &Mock) -> Option<Rflags> {
     })
 }
 
-/// Restores the bytes that an instruction wrote. Answers those of which the CPU wrote others: where,
-/// the CPU's, the emulator's.
+/// Restores the bytes that an instruction wrote. Answers those of which the CPU wrote others: each
+/// with its address, as the CPU wrote it, and as the emulator did.
 fn compare_memory(
     machine: &mut Machine,
     memory: &BTreeMap<u64, u8>,
