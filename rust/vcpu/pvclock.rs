@@ -109,9 +109,10 @@ pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
         };
         write_record(vcpu, at, version, |version| clock.bytes(version));
     }
-    if wall {
+    // Address 0 is none: VMMs set it at a reset, and for guests that do not have the clock.
+    let at = vcpu.state.msrs.pv_wall_clock;
+    if wall && at != 0 {
         let clock = WallClock::at_boot(real_ns(), vcpu.platform.vm.clock.now());
-        let at = vcpu.state.msrs.pv_wall_clock;
         let version = next_version(version_of(&read::<4>(vcpu, at)));
         write_record(vcpu, at, version, |version| clock.bytes(version));
     }

@@ -35,6 +35,10 @@ pub(crate) const TESTS: &[Test] = &[
         pairing,
     ),
     (
+        "a wall clock at address 0 is none: a VMM that resets a guest writes nothing",
+        no_wall_clock,
+    ),
+    (
         "the records of clocks go on from what the guest's memory has",
         records,
     ),
@@ -288,6 +292,18 @@ fn pairing(path: &str) -> Result<(), String> {
     equal("two pages", pair(&bare, 0xbfe0, 0)?.0, 0)?;
     let end = crate::bare::RAM as u32 - 32;
     equal("half a hole", pair(&bare, end, 0)?.0, -libc::EFAULT)
+}
+
+/// What a VMM sets at a reset, or for a guest that has no such clock, leaves memory alone.
+fn no_wall_clock(path: &str) -> Result<(), String> {
+    const RECORD: [u8; 12] = [0xa5; 12];
+    let bare = Bare::new(path, &[OUT[0], OUT[1], 0xeb, 0xfc])?;
+    bare.ram.write(0, &RECORD);
+    let vcpu = &bare.vcpu.handle;
+    let mut pairs = [0x11, 0x12, 0x4b56_4d00, 0x4b56_4d01].map(|msr| (msr, 0));
+    equal("set", msrs(vcpu, number::SET_MSRS, &mut pairs), Ok(4))?;
+    bare.byte()?;
+    equal("at 0", bare.ram.read(0, RECORD.len()), RECORD.to_vec())
 }
 
 /// A guest that was saved while it read a record finds, where it goes on, that the record has
