@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// After so long what should take milliseconds, or a guest's start, hangs.
 const USUAL: Duration = Duration::from_secs(300);
 
+/// How often a wait for what goes on is given the same time again.
+const RENEWALS: u32 = 4;
+
 /// By how much this program multiplies it.
 static FACTOR: AtomicU32 = AtomicU32::new(1);
 
@@ -32,18 +35,30 @@ pub fn limit() -> Duration {
 }
 
 /// Asks again and again until there is an answer, or an error.
-pub fn wait<T>(
+pub fn wait<T>(what: &str, ask: impl FnMut() -> Result<Option<T>, String>) -> Result<T, String> {
+    wait_beside(what, || 0, ask)
+}
+
+/// The same for what shows that it goes on: if more is `seen` of it when the time is over, it gets
+/// the same time again, [`RENEWALS`] times at most.
+pub fn wait_beside<T>(
     what: &str,
+    seen: impl Fn() -> usize,
     mut ask: impl FnMut() -> Result<Option<T>, String>,
 ) -> Result<T, String> {
-    let (start, limit) = (Instant::now(), limit());
+    let (mut start, limit) = (Instant::now(), limit());
+    let (mut before, mut renewals) = (seen(), RENEWALS);
     let mut pause = Duration::from_micros(200);
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
         if start.elapsed() > limit {
-            return Err(format!("{what}: not within {limit:?}"));
+            let now = seen();
+            if now <= before || renewals == 0 {
+                return Err(format!("{what}: not within {:?}", start.elapsed()));
+            }
+            (start, before, renewals) = (Instant::now(), now, renewals - 1);
         }
         sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::Duration;
 
-use selftests::patience::{limit, wait};
+use selftests::patience::{limit, wait, wait_beside};
 use serde_json::{json, Value};
 
 use crate::console::Console;
@@ -208,7 +208,9 @@ impl Qemu {
 
     /// Waits until programs of the guest have said so many whole lines with `text`; answers these.
     pub(crate) fn wait_for(&mut self, text: &str, times: usize) -> Result<Vec<String>, String> {
-        let outcome = wait(text, || {
+        let console = format!("/tmp/{}.console", self.name);
+        let said = || fs::metadata(&console).map_or(0, |about| about.len() as usize);
+        let outcome = wait_beside(text, said, || {
             let over = self.process.try_wait().map_err(|e| e.to_string())?;
             let mut lines = self.lines();
             lines.retain(|line| line.contains(text));
