@@ -106,7 +106,8 @@ const MIB: usize = 1 << 20;
 fn what_a_guest_writes_to_a_disk_is_in_the_file() {
     // Copies the second disk to the first, twice; discards a part; puts a file system on the third.
     let script = "\
-        [ $(cat /sys/block/vdb/ro) = 1 ] && ! dd if=/dev/zero of=/dev/vdb count=1 2>/dev/null
+        [ $(cat /sys/block/vdb/ro) = 1 ]
+        if dd if=/dev/zero of=/dev/vdb count=1; then exit 3; fi
         [ $(cat /sys/block/vda/serial) = first.raw ]
         dd if=/dev/vdb of=/dev/vda bs=64k conv=fsync
         dd if=/dev/vdb of=/dev/vda bs=64k seek=64 oflag=direct
@@ -115,8 +116,11 @@ fn what_a_guest_writes_to_a_disk_is_in_the_file() {
         [ $(ls /sys/bus/virtio/devices | wc -l) = 4 ]
         mke2fs /dev/vdc
         mount -t ext4 /dev/vdc /run
-        cp /dev/vdb /run/file && umount /run && mount -t ext4 -o ro /dev/vdc /run
-        cmp /dev/vdb /run/file && umount /run
+        cp /dev/vdb /run/file
+        umount /run
+        mount -t ext4 -o ro /dev/vdc /run
+        cmp /dev/vdb /run/file
+        umount /run
     ";
     let place = Place::new("disk", script);
     let (old, new) = (pattern(1, 16 * MIB), pattern(2, 2 * MIB));
@@ -151,8 +155,10 @@ fn what_a_guest_writes_to_a_disk_is_in_the_file() {
 #[ignore = "needs a hypervisor: selftests/run tool"]
 fn a_guest_talks_to_the_host_and_to_a_program() {
     let script = "\
-        ip link set eth0 up && ip addr add 10.7.0.2/24 dev eth0
-        ip link set eth1 up && ip addr add 10.8.0.2/24 dev eth1
+        ip link set eth0 up
+        ip addr add 10.7.0.2/24 dev eth0
+        ip link set eth1 up
+        ip addr add 10.8.0.2/24 dev eth1
         nc 10.7.0.1 7007 </dev/null >/tmp/file
         nc 10.7.0.1 7007 </tmp/file
         arping -I eth1 -c 1 -w 300 10.8.0.1
