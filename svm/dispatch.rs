@@ -288,10 +288,10 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             // What the CPU saved is undefined (APM vol. 2, 15.14.3). Hardware that shuts down is
             // often wired to INIT, so this is what the VMM sees, and goes on with if it does.
             let [signature, ..] = lookup(guest.cpuid, function::FEATURES, 0);
-            guest.vmcb.reset_after_shutdown();
             if let Some(nested) = guest.nested.as_deref_mut() {
-                nested.forget();
+                nested.reset(guest.vmcb);
             }
+            guest.vmcb.reset_after_shutdown();
             guest.state.init(guest.vmcb, signature);
             guest.vmcb.set_all_dirty();
             guest.platform.request(Requests::TLB_FLUSH);
@@ -380,6 +380,9 @@ fn unknown_instruction<P: Platform>(guest: &mut Guest<'_, P>) -> InternalError {
             }
         }
         length = length.saturating_sub(1);
+    }
+    if let Some(nested) = guest.nested.as_deref_mut() {
+        nested.drop_exit();
     }
     InternalError::Emulation {
         length: length as u8,

@@ -2,7 +2,7 @@
 
 //! Guests that are hypervisors: SVM as the guest sees it (APM vol. 2, chapter 15).
 //!
-//! A guest of ours, the *outer* one, runs an *inner* one with VMRUN. There is one VMCB for the CPU,
+//! The VM's guest, the *outer* one, runs an *inner* one with VMRUN. There is one VMCB for the CPU,
 //! and the outer guest never has its address:
 //!
 //! ```text
@@ -47,7 +47,30 @@ use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
 use crate::intercept::Intercepts;
 use crate::nested::area::{Control, Registers};
-use crate::vmcb::VirtualInterrupt;
+use crate::state::VcpuState;
+use crate::vmcb::{VirtualInterrupt, Vmcb};
+use x86::msr::Origin;
+
+/// EFER.SVME is clear now, by WRMSR or by the VMM. Without SVM there is no GIF. An inner guest that
+/// clears it cannot go on: what the CPU does is undefined (APM vol. 2, 3.1.7), here it shuts down.
+#[cold]
+pub fn turned_off(
+    vmcb: &mut Vmcb,
+    state: &mut VcpuState,
+    nested: Option<&mut Nested>,
+    origin: Origin,
+) {
+    state.events.gif_clear = false;
+    let Some(nested) = nested else {
+        return;
+    };
+    if origin == Origin::Guest && !nested.inside {
+        nested.gif_set();
+        return;
+    }
+    state.events.triple_fault |= origin == Origin::Guest;
+    nested.reset(vmcb);
+}
 
 /// What AMD-V offers to a guest on this host (APM vol. 3, E.4.9): what the CPU must have for it,
 /// and what costs nothing, as every VMRUN loads all fields, and a flush is a flush of everything.
@@ -194,11 +217,29 @@ impl Nested {
         (self.flush, self.switched) = (true, true);
     }
 
-    /// There is no inner guest any more, and what its registers were stays in the VMCB: INIT, and
-    /// a VMM that clears EFER.SVME.
-    pub fn forget(&mut self) {
+    /// There is no inner guest any more. What its registers were stays in the VMCB, but for PAT.
+    fn forget(&mut self, vmcb: &mut Vmcb) {
+        if self.has_paging() {
+            vmcb.set_g_pat(self.outer.g_pat);
+        }
         self.switched |= self.inside;
         (self.inside, self.run_pending, self.pending) = (false, false, None);
+    }
+
+    /// The same, and no INIT waits: INIT itself, a shutdown, a VMM that resets the vCPU.
+    pub fn reset(&mut self, vmcb: &mut Vmcb) {
+        self.forget(vmcb);
+        self.init = false;
+    }
+
+    /// Drops an exit that came of the last accesses: they were not the inner guest's own.
+    pub(crate) fn drop_exit(&mut self) {
+        self.pending = None;
+    }
+
+    /// GIF is set: what has waited for it is to be looked at.
+    pub(crate) fn gif_set(&mut self) {
+        self.switched |= self.init;
     }
 
     /// The inner guest's CR8 is V_TPR of its VMCB, and not the outer guest's task priority.

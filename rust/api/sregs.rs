@@ -8,6 +8,7 @@ use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
+use svm::nested::turned_off;
 use svm::requests::Requests;
 use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use svm::vmcb::Vmcb;
@@ -151,11 +152,19 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
         ..Segment::default()
     });
     vcpu.vmcb.set_cr2(new.cr2);
-    let LockedVcpu { vmcb, state, .. } = vcpu;
+    let LockedVcpu {
+        vmcb,
+        state,
+        nested,
+        ..
+    } = vcpu;
     vmcb.set_cr3(regs.cr3);
     set_guest_cr0(vmcb, state, sregs::normalize_cr0(regs.cr0));
     set_guest_cr4(vmcb, state, regs.cr4);
     set_guest_efer(vmcb, state, regs.efer);
+    if nested.is_some() && !regs.efer.contains(Efer::SVME) {
+        turned_off(vmcb, state, nested.as_deref_mut(), Origin::Host);
+    }
     // As on KVM, one that no CPU can have is none.
     if is_valid_cr8(new.cr8) {
         vcpu.platform.apic.set_cr8(new.cr8 as u8);

@@ -21,6 +21,8 @@ pub(crate) fn give(vcpu: &mut LockedVcpu, has_svm: bool) -> Result {
         if vcpu.nested.take().is_some() {
             // Nothing could set GIF again.
             vcpu.state.events.gif_clear = false;
+            // Under the inner guest's ASID the CPU may know of tables that go now.
+            (vcpu.asid, vcpu.other_asid, vcpu.asid_is_inner) = (None, None, false);
             vcpu.platform.memory.inner.clear();
         }
     } else if vcpu.nested.is_none() {
@@ -41,8 +43,7 @@ pub(crate) fn has_paging(vcpu: &LockedVcpu) -> bool {
 /// INIT: there is no inner guest any more.
 pub(crate) fn forget(vcpu: &mut LockedVcpu) {
     if let Some(nested) = &mut vcpu.nested {
-        nested.init = false;
-        nested.forget();
+        nested.reset(&mut vcpu.vmcb);
     }
 }
 

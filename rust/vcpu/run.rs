@@ -323,14 +323,15 @@ fn guest_loop(vcpu: &mut LockedVcpu, host: &Host, irqs: &IrqsOff) -> Result<Left
                 linux::enter_guest(vmcb, save, vcpu.state.regs.gpr.as_mut_ptr(), irqs)
             }
         };
-        if let (Err(_), Some(nested)) = (&entered, &mut vcpu.nested) {
-            nested.unmerge(&mut vcpu.vmcb);
-        }
         if let Err(error) = entered {
+            if let Some(nested) = &mut vcpu.nested {
+                nested.unmerge(&mut vcpu.vmcb);
+            }
             inject::cancel(&mut vcpu.vmcb, &mut vcpu.state);
             return Err(error);
         }
         inject::after_exit(&mut vcpu.vmcb, &mut vcpu.state, features);
+        // Not before that sets all clean bits: it clears some.
         if let Some(nested) = &mut vcpu.nested {
             nested.unmerge(&mut vcpu.vmcb);
         }

@@ -118,7 +118,9 @@ impl VcpuSnapshot {
 
     /// Does beforehand what could fail.
     pub(crate) fn prepare(&self, vcpu: &mut LockedVcpu) -> Result {
-        inner::give(vcpu, !self.nested.is_empty())?;
+        if !self.nested.is_empty() {
+            inner::give(vcpu, true)?;
+        }
         let cpuid = &mut vcpu.cpuid;
         let more = self.cpuid.len().saturating_sub(cpuid.len());
         Ok(cpuid.reserve(more, GFP_KERNEL_ACCOUNT)?)
@@ -151,8 +153,10 @@ impl VcpuSnapshot {
         if let Some(state) = self.state.first() {
             *vcpu.state = *state;
         }
-        if let (Some(nested), Some(old)) = (&mut vcpu.nested, self.nested.first()) {
-            nested.copy_from(old);
+        match (&mut vcpu.nested, self.nested.first()) {
+            (Some(nested), Some(old)) => nested.copy_from(old),
+            // To take it away cannot fail.
+            _ => drop(inner::give(vcpu, false)),
         }
         self.put_back_platform(vcpu, passed);
         // The filter is the VMM's: the one of now.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// A VMCB in a read-only slot can be loaded from, and not be written: neither by VMSAVE nor by VMRUN.
+// A VMCB in a read-only slot can be loaded from, and not be written: neither by VMSAVE nor by
+// VMRUN.
 // mode: long64
 // feature: svm
 // rom: yes

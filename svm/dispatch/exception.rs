@@ -56,7 +56,12 @@ fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
     let insn = match fetch(guest, &[]) {
         Err(Stop::WouldSleep) => return Err(Stop::WouldSleep),
         Ok(insn) if insn.is(Map::TwoByte, 0x01) && insn.modrm == VMCALL && insn.length == 3 => insn,
-        _ => return Ok(false),
+        _ => {
+            if let Some(nested) = guest.nested.as_deref_mut() {
+                nested.drop_exit();
+            }
+            return Ok(false);
+        }
     };
     let linear = linear_rip(guest, insn.mode);
     match guest.patch(linear, insn.length.into(), VMMCALL) {

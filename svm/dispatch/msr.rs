@@ -9,6 +9,7 @@ use super::{Action, Platform, Policy};
 use crate::cpu::Guest;
 use crate::debug_ctl;
 use crate::io::Phase;
+use crate::nested;
 use crate::requests::Requests;
 use x86::cpu::{Cpu, Stop};
 use x86::cpuid;
@@ -127,7 +128,10 @@ pub fn read_msr<P: Platform>(
         }
         MsrClass::ApicBase => Ok(guest.platform.apic_base()),
         MsrClass::X2Apic(register) => guest.platform.x2apic_read(register),
-        MsrClass::Tsc => Ok(guest.tsc()),
+        MsrClass::Tsc => Ok(match origin {
+            Origin::Host => guest.outer_tsc(),
+            Origin::Guest => guest.tsc(),
+        }),
         MsrClass::TscDeadline => {
             check_deadline(guest, origin)?;
             Ok(guest.platform.tsc_deadline(origin))
@@ -210,11 +214,17 @@ fn check_deadline<P: Platform>(guest: &Guest<'_, P>, origin: Origin) -> Result<(
 impl<P: Platform> Guest<'_, P> {
     /// The guest's TSC now.
     pub fn tsc(&self) -> u64 {
-        let tsc = self.platform.tsc().wrapping_add(self.vmcb.tsc_offset());
+        let tsc = self.outer_tsc();
         match &self.nested {
             Some(nested) => tsc.wrapping_add(nested.tsc_offset()),
             None => tsc,
         }
+    }
+
+    /// The same without the offset of VMRUN: the TSC that the VMM reads and writes, and that WRMSR
+    /// writes.
+    fn outer_tsc(&self) -> u64 {
+        self.platform.tsc().wrapping_add(self.vmcb.tsc_offset())
     }
 }
 
@@ -222,8 +232,7 @@ impl<P: Platform> Guest<'_, P> {
 /// inner guest it is the CPU's TSC that is written: VMRUN's offset is for reads (APM vol. 2,
 /// 15.30.5).
 fn write_tsc<P: Platform>(guest: &mut Guest<'_, P>, value: u64, origin: Origin) {
-    let now = guest.platform.tsc().wrapping_add(guest.vmcb.tsc_offset());
-    let mut difference = value.wrapping_sub(now);
+    let mut difference = value.wrapping_sub(guest.outer_tsc());
     if origin == Origin::Guest {
         let adjust = &mut guest.state.msrs.tsc_adjust;
         *adjust = adjust.wrapping_add(difference);
@@ -319,21 +328,10 @@ fn write_efer_msr<P: Platform>(
             ControlRegs { efer, ..old }
         }
     };
-    let turned_off = guest.state.svme && !new.efer.contains(Efer::SVME);
     set_control_regs(guest, &new);
-    if turned_off {
-        svm_turned_off(guest);
+    if guest.nested.is_some() && !new.efer.contains(Efer::SVME) {
+        let nested = guest.nested.as_deref_mut();
+        nested::turned_off(guest.vmcb, guest.state, nested, origin);
     }
     Ok(())
-}
-
-/// Without SVM there is no GIF. In the inner guest nothing can go on: the CPU's behaviour is
-/// undefined (APM vol. 2, 3.1.7), and ours is to shut down.
-#[cold]
-fn svm_turned_off<P: Platform>(guest: &mut Guest<'_, P>) {
-    guest.state.events.gif_clear = false;
-    if let Some(nested) = guest.nested.as_deref_mut() {
-        guest.state.events.triple_fault |= nested.is_inside();
-        nested.forget();
-    }
 }

@@ -36,7 +36,12 @@ pub(crate) fn instruction<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Actio
             let loaded = Loaded::of(guest.vmcb);
             loaded.store(guest.platform, gpa).map_err(refused)?;
         }
-        ExitCode::STGI => guest.state.events.gif_clear = false,
+        ExitCode::STGI => {
+            guest.state.events.gif_clear = false;
+            if let Some(nested) = guest.nested.as_deref_mut() {
+                nested.gif_set();
+            }
+        }
         ExitCode::CLGI => guest.state.events.gif_clear = true,
         _ => invlpga(guest),
     }

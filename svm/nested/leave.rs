@@ -15,12 +15,13 @@ use x86::cpu::{MemError, Stop};
 use x86::regs::{vector, Cr0, Rflags};
 
 impl Control {
-    /// Notes why the inner guest exited. The event that was to be injected is gone.
+    /// Notes why the inner guest exited. The event that was to be injected is gone, and all of its
+    /// field is clear: kvm_amd looks at that after an NMI.
     pub(super) fn set_exit(&mut self, exit: InnerExit, event: u64, next: u64, instruction: u128) {
         self.exit_code = exit.code.0;
         (self.exit_info1, self.exit_info2) = (exit.info1, exit.info2);
         self.exit_int_info = event;
-        self.event_inj &= !Event::VALID;
+        self.event_inj = 0;
         (self.next_rip, self.instruction) = (next, instruction);
     }
 }
@@ -68,7 +69,6 @@ pub fn leave<P: Platform>(guest: &mut Guest<'_, P>, exit: InnerExit) -> Result<(
 impl Nested {
     /// The outer guest's registers are those of now.
     fn return_to_outer(&mut self, vmcb: &mut Vmcb, state: &mut VcpuState) {
-        let paging = self.control.has_paging();
         let outer = self.outer;
         let after = Registers {
             cpl: 0,
@@ -78,9 +78,6 @@ impl Nested {
             ..outer
         };
         after.apply(vmcb, state);
-        if paging {
-            vmcb.set_g_pat(outer.g_pat);
-        }
         vmcb.set_interrupt_shadow(false);
         vmcb.set_next_rip(0);
         let events = &mut state.events;
@@ -90,7 +87,7 @@ impl Nested {
         events.set_nmi_masked(nmi_masked);
         state.io.clear();
         state.mp_state = MpState::Runnable;
-        self.forget();
+        self.forget(vmcb);
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | event | in the inner guest |
 //! |---|---|
-//! | exception of ours | an exit, if the outer guest intercepts its vector |
+//! | an exception that the module raises | an exit, if the outer guest intercepts its vector |
 //! | INIT, NMI, interrupt | likewise, by their intercepts; else as ever |
 //! | V_IRQ of the outer guest's VMCB | VINTR, if it is intercepted; else it is delivered (APM vol. 2, 15.21.4) |
 //!
@@ -214,7 +214,7 @@ impl<S: InterruptSource> InterruptSource for Source<'_, S> {
 impl crate::event::Events {
     /// The inner guest's events are gone: into EXITINTINFO, or with it. NMIs that wait stay.
     pub(crate) fn leave_guest(&mut self) {
-        self.exception = None;
+        (self.exception, self.held) = (None, None);
         (self.interrupt, self.interrupt_cut_short) = (None, false);
         (self.nmi_injected, self.nmi_cut_short) = (false, false);
         self.of_vmm = false;

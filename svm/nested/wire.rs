@@ -94,7 +94,7 @@ impl Nested {
             return false;
         }
         if !inside {
-            self.forget();
+            self.reset(vmcb);
             state.events.gif_clear = !gif;
             return true;
         }
@@ -115,6 +115,12 @@ impl Nested {
         if !valid {
             return false;
         }
+        // By this the CPU walks the outer guest's tables.
+        let mut efer = Efer::from_bits_retain(outer.efer);
+        efer.set(Efer::LMA, paged && efer.contains(Efer::LME));
+        outer.efer = efer.bits();
+        vmcb.set_g_pat(outer.g_pat);
+        self.init = false;
         let shadow = vmcb.interrupt_shadow();
         self.enter(vmcb, state, control);
         vmcb.set_interrupt_shadow(shadow);

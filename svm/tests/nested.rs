@@ -6,7 +6,7 @@ mod support;
 
 use proptest::prelude::*;
 use support::{bytes, poke, Machine, CODE, EXITINTINFO, NRIP, RAM, USER_MMIO};
-use svm::dispatch::{Action, InternalError, UserExit};
+use svm::dispatch::{read_msr, write_msr, Action, InternalError, UserExit};
 use svm::event::{Event, QueuedException};
 use svm::exit::{ExitCode, NestedError};
 use svm::features::SvmFeatures;
@@ -14,6 +14,7 @@ use svm::inject::Entry;
 use svm::intercept::{Intercepts, Word3, Word4};
 use svm::nested::{self, InnerExit, Nested, StateFlags, Turn, STATE_PAGE};
 use svm::vmcb::VirtualInterrupt;
+use x86::msr::Origin;
 use x86::regs::{gpr, vector, Efer, Exception, Rflags};
 
 /// Where the outer guest has its VMCB, ...
@@ -356,7 +357,7 @@ fn what_vmrun_refuses_with_paging() {
             ExitCode::INVALID.0,
             "{offset:x} {value:x}"
         );
-        // Nobody looks at them without.
+        // Without, they are not looked at.
         let mut machine = outer();
         machine.set(offset, value);
         machine.vmrun();
@@ -742,6 +743,70 @@ fn svme_cleared_inside() {
     assert_eq!(machine.turn(), Turn::Enter(Entry::Shutdown));
 }
 
+/// After #VMEXIT all of EVENTINJ is clear (APM vol. 2, 15.20): kvm_amd looks at the whole field to
+/// see whether its NMI is still to come.
+#[test]
+fn an_event_that_was_injected_is_gone() {
+    let mut machine = outer();
+    machine.set(at::EVENTINJ, 1 << 31 | 2 << 8 | 2);
+    assert_eq!(machine.vmrun(), Action::Resume);
+    assert_eq!(machine.turn(), Turn::Enter(Entry::Run));
+    machine.run();
+    assert_eq!(machine.instruction(ExitCode::VMMCALL), Action::Resume);
+    assert!(!machine.is_inside());
+    assert_eq!(machine.field(at::EVENTINJ), 0);
+}
+
+#[test]
+fn a_vmm_that_turns_svm_off() {
+    const OUTER_PAT: u64 = 0x0007_0406_0007_0406;
+    let mut machine = outer();
+    machine.vmcb.set_g_pat(OUTER_PAT);
+    machine.set(at::NP, 1).set(at::NCR3, NCR3);
+    machine.set(at::G_PAT, 0x0606_0606_0606_0606);
+    assert_eq!(machine.vmrun(), Action::Resume);
+    assert_ne!(machine.vmcb.g_pat(), OUTER_PAT);
+    let nested = machine.nested.as_deref_mut().expect("it has SVM");
+    nested.init = true;
+    machine.state.events.gif_clear = true;
+    let nested = Some(nested);
+    nested::turned_off(&mut machine.vmcb, &mut machine.state, nested, Origin::Host);
+    assert!(!machine.is_inside());
+    assert!(!machine.nested().init, "no INIT of before comes");
+    assert!(!machine.state.events.gif_clear);
+    assert!(!machine.state.events.triple_fault);
+    assert_eq!(machine.vmcb.g_pat(), OUTER_PAT);
+}
+
+#[test]
+fn an_init_that_waits_for_gif_is_looked_at() {
+    for waits in [false, true] {
+        let mut machine = outer();
+        machine.state.events.gif_clear = true;
+        machine.nested.as_deref_mut().expect("it has SVM").init = waits;
+        assert_eq!(machine.instruction(ExitCode::STGI), Action::Resume);
+        let nested = machine.nested.as_deref_mut().expect("it has SVM");
+        assert_eq!(nested.take_switched(), waits);
+    }
+}
+
+/// What the VMM saves and restores is the outer guest's, as `KVM_SET_MSRS` takes it.
+#[test]
+fn the_vmm_reads_the_outer_guests_tsc() {
+    const TSC: u32 = 0x10;
+    const AHEAD: u64 = 1 << 40;
+    let mut machine = outer();
+    machine.set(at::TSC_OFFSET, AHEAD);
+    assert_eq!(machine.vmrun(), Action::Resume);
+    machine.run();
+    let inner = read_msr(&mut machine.guest(), TSC, Origin::Guest).expect("the TSC");
+    let outer = read_msr(&mut machine.guest(), TSC, Origin::Host).expect("the TSC");
+    assert_eq!(inner.wrapping_sub(outer), AHEAD);
+    let before = machine.vmcb.tsc_offset();
+    write_msr(&mut machine.guest(), TSC, outer, Origin::Host).expect("the TSC");
+    assert_eq!(machine.vmcb.tsc_offset(), before);
+}
+
 #[test]
 fn the_cpu_refuses() {
     let mut machine = inner();
@@ -946,16 +1011,26 @@ fn efer_shows_svme_to_who_has_it() {
     assert!(efer.contains(Efer::SVME));
 }
 
+/// Codes of exits that the inner guest can make: all intercepts, nested faults, and a VMCB that the
+/// CPU refuses.
+fn exit_code() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        20 => 0..=ExitCode::TLBSYNC.0,
+        2 => Just(ExitCode::NPF.0),
+        1 => Just(ExitCode::INVALID.0),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     /// Whatever is in the VMCB, and however the inner guest exits: nothing panics, and the CPU gets
-    /// all of our intercepts, and no address of the guest's.
+    /// all of the module's intercepts, and no address of the guest's.
     #[test]
     fn hostile_vmcbs(
         fields in proptest::collection::vec((0..0x400_usize, any::<u64>()), 0..12),
         saved in proptest::collection::vec((0x400..0x6f8_usize, any::<u64>()), 0..6),
-        exits in proptest::collection::vec((0..0xa8_u64, any::<u64>(), any::<u64>(), any::<u64>()), 1..12),
+        exits in proptest::collection::vec((exit_code(), any::<[u64; 3]>()), 1..12),
         paging in any::<bool>(),
         valid in any::<bool>(),
     ) {
@@ -970,7 +1045,7 @@ proptest! {
             }
         }
         machine.vmrun();
-        for (code, info1, info2, event) in exits {
+        for (code, [info1, info2, event]) in exits {
             match machine.turn() {
                 Turn::Leave => {
                     machine.leave_if_due();
@@ -1001,7 +1076,8 @@ proptest! {
             machine.world.requests = svm::requests::Requests::empty();
             machine.handle();
             if machine.is_inside() && paging {
-                let _ = nested::resolve(&mut machine.guest(), info2, NestedError::from_bits_retain(info1));
+                let error = NestedError::from_bits_retain(info1);
+                let _ = nested::resolve(&mut machine.guest(), info2, error);
             }
         }
     }
