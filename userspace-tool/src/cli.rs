@@ -120,7 +120,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "machine")]
     pub(crate) config: Option<PathBuf>,
 
-    /// The name by which ps, stop, pause, resume and stat know it; without this, nobody does
+    /// The name by which ps, stop, pause, resume and stat find the machine; without it they do not
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 

@@ -2,7 +2,8 @@
 
 //! What a machine gives up before its guest runs (Landlock, landlock(7)): its threads open no file
 //! and no device, make no connection by TCP, start no program, and get no rights that they have
-//! not. A guest that has taken one over has what is open: its memory, disks and network.
+//! not. A guest that has taken one over has what is open: its memory, disks and network; and what
+//! Landlock is not asked for: UNIX sockets, UDP, signals (docs/machines.md).
 
 use std::path::Path;
 

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Who waits.
 #[derive(Debug, Default)]
@@ -47,11 +48,14 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Waits until all threads wait, or the gate is open again.
-    pub(crate) fn wait_for_all(&self) {
-        let arrived = |state: &mut State| self.is_closed() && state.waiting < state.threads;
-        let state = self.changed.wait_while(self.lock(), arrived);
-        drop(state.unwrap_or_else(PoisonError::into_inner));
+    /// Waits until all threads wait, or the gate is open again; not longer than this. False if the
+    /// time is over.
+    pub(crate) fn wait_for_all(&self, limit: Duration) -> bool {
+        let coming = |state: &mut State| self.is_closed() && state.waiting < state.threads;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, coming);
+        let (state, outcome) = waited.unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        !outcome.timed_out()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -90,7 +94,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
-    fn nobody_passes_a_closed_gate() {
+    fn no_thread_passes_a_closed_gate() {
         let gate = Gate::default();
         let (rounds, end) = (AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
@@ -105,7 +109,7 @@ mod tests {
             }
             for _ in 0..100 {
                 gate.close();
-                gate.wait_for_all();
+                assert!(gate.wait_for_all(Duration::from_secs(300)));
                 // Threads that have not entered yet may come later, but find it closed.
                 let before = rounds.load(Ordering::SeqCst);
                 std::thread::yield_now();
@@ -118,6 +122,6 @@ mod tests {
         });
         assert_eq!(gate.lock().threads, 0);
         gate.close();
-        gate.wait_for_all();
+        assert!(gate.wait_for_all(Duration::from_secs(300)));
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn debian(args: &DebianArgs) -> Result<ExitCode> {
     fs::create_dir(place).map_err(|error| failed(&format!("making {}", place.display()), error))?;
     let made = fill(args, place);
     if made.is_err() {
-        // It was made here, so nothing of anybody else is in it.
+        // This program made it, so all that is in it is its own.
         let _ = fs::remove_dir_all(place);
     }
     made?;
@@ -201,10 +201,12 @@ fn step(what: &str, command: &mut Command) -> Result<()> {
     let mut child = child.map_err(|error| failed(&name, error))?;
     let mut said: Vec<String> = Vec::new();
     let pipe = child.stderr.take();
+    // Not all that it says need be text.
     let lines = pipe
         .into_iter()
-        .flat_map(|pipe| BufReader::new(pipe).lines());
+        .flat_map(|pipe| BufReader::new(pipe).split(b'\n'));
     for line in lines.map_while(std::result::Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
         bar.set_message(line.trim_start_matches("I: ").to_owned());
         said.push(line);
         if said.len() > LAST {

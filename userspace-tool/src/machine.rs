@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{ConsoleArg, Irqchip, MemorySize, Reboot, RunArgs, DEFAULT_DEVICE};
-use crate::devices::{Devices, DiskFile, Network};
+use crate::devices::{Devices, DiskFile, Network, Plug};
 use crate::error::{Error, Result};
 use crate::layout::MIB;
 
@@ -87,6 +87,13 @@ impl Machine {
             let path = absolute(&disk.path);
             DiskFile { path, ..*disk }.to_string()
         };
+        let network = |network: &Network| {
+            let plug = match &network.plug {
+                Plug::Socket(path) => Plug::Socket(absolute(path)),
+                other => other.clone(),
+            };
+            Network { plug, ..*network }.to_string()
+        };
         let console = match &self.console {
             ConsoleArg::File(path) => ConsoleArg::File(absolute(path)),
             other => other.clone(),
@@ -98,12 +105,7 @@ impl Machine {
             memory: Some(self.memory.to_string()),
             cpus: Some(self.cpus),
             disk: self.devices.disks.iter().map(disk).collect(),
-            net: self
-                .devices
-                .networks
-                .iter()
-                .map(Network::to_string)
-                .collect(),
+            net: self.devices.networks.iter().map(network).collect(),
             console: Some(console.to_string()),
             reboot: Some(word(self.reboot)),
             irqchip: Some(word(self.irqchip)),
@@ -145,6 +147,11 @@ fn merge(args: &RunArgs, file: File, place: &Path) -> std::result::Result<Machin
     }
     disks.extend(args.disks.iter().cloned());
     let mut networks = parse_all::<Network>("net", &file.net)?;
+    for network in &mut networks {
+        if let Plug::Socket(path) = &mut network.plug {
+            *path = place.join(&*path);
+        }
+    }
     networks.extend(args.networks.iter().cloned());
     let console = match parse("console", file.console)? {
         Some(ConsoleArg::File(path)) => Some(ConsoleArg::File(at(path))),
@@ -164,7 +171,8 @@ fn merge(args: &RunArgs, file: File, place: &Path) -> std::result::Result<Machin
         console: (args.console.clone().or(console)).unwrap_or(ConsoleArg::Stdio),
         reboot: (args.reboot.or(choice("reboot", file.reboot)?)).unwrap_or(Reboot::Exit),
         irqchip: (args.irqchip.or(choice("irqchip", file.irqchip)?)).unwrap_or(Irqchip::Kernel),
-        device: (args.device.clone().or(file.device)).unwrap_or_else(|| DEFAULT_DEVICE.into()),
+        device: (args.device.clone().or(file.device.map(at)))
+            .unwrap_or_else(|| DEFAULT_DEVICE.into()),
     })
 }
 
@@ -235,7 +243,8 @@ mod tests {
     #[test]
     fn options_win_over_the_file_and_add_to_its_lists() {
         let text =
-            "kernel = 'k'\nmemory = '1G'\ncpus = 2\ndisk = ['a,ro', '/b']\nreboot = 'restart'";
+            "kernel = 'k'\nmemory = '1G'\ncpus = 2\ndisk = ['a,ro', '/b']\nreboot = 'restart'
+            net = ['socket=s']\ndevice = 'd'";
         let machine = machine(text, &["--memory", "2G", "--disk", "c"]).unwrap();
         assert_eq!(machine.kernel, PathBuf::from("/m/k"));
         assert_eq!((machine.memory, machine.cpus), (MemorySize(2 << 30), 2));
@@ -247,6 +256,9 @@ mod tests {
             .map(DiskFile::to_string)
             .collect();
         assert_eq!(disks, ["/m/a,ro", "/b", "c"]);
+        let plug = &machine.devices.networks[0].plug;
+        assert_eq!(plug, &Plug::Socket("/m/s".into()));
+        assert_eq!(machine.device, PathBuf::from("/m/d"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod console;
 mod control;
 mod devices;
 mod error;
+mod eventfd;
 mod exec;
 mod gate;
 mod image;

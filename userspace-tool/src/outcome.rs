@@ -6,9 +6,10 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use nix::sys::signal::Signal;
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::eventfd;
 
 /// The guest powered off, or the user quit.
 pub(crate) const STATUS_OK: u8 = 0;
@@ -90,7 +91,7 @@ impl Stop {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             outcome: OnceLock::new(),
-            event: EventFd::new(EFD_NONBLOCK).map_err(|error| Error::system("eventfd", error))?,
+            event: eventfd::new()?,
         })
     }
 

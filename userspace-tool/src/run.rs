@@ -3,10 +3,11 @@
 //! `pacifica run`: starts the guest and serves its console until it ends.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use landlock::RulesetStatus;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{self, SigSet, Signal};
@@ -22,6 +23,7 @@ use crate::control::server::{Handler, Server};
 use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
 use crate::error::{Error, Result};
+use crate::eventfd;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
 use crate::summary::Summary;
@@ -69,7 +71,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         let stop = Arc::new(Stop::new()?);
         // One that may start again must be able to open its files again.
         let confine = || match machine.reboot {
-            Reboot::Exit => confine(server.as_ref().and_then(Server::directory)).map(drop),
+            Reboot::Exit => {
+                let status = confine(server.as_ref().and_then(Server::directory))?;
+                if status != RulesetStatus::FullyEnforced {
+                    eprintln!("pacifica: this kernel confines the machine in part or not at all (Landlock)");
+                }
+                Ok(())
+            }
             Reboot::Restart => Ok(()),
         };
         let vm = Vm::start(&machine.device, &config, &console, &stop, confine)?;
@@ -185,8 +193,7 @@ impl Session {
         let ours = !self.terminal || self.raw.is_some();
         let room = self.terminal || lock(serial).waiting() < INPUT_LIMIT;
         let stdin = io::stdin();
-        // SAFETY: The eventfds live longer than the borrows, which end with this function.
-        let [stopped, drained] = [stop.event(), drained].map(|event| unsafe { borrow(event) });
+        let [stopped, drained] = [stop.event(), drained].map(eventfd::borrow);
         let mut descriptors = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(stopped, PollFlags::POLLIN),
@@ -288,7 +295,7 @@ impl Session {
             Outcome::Crash(report) => eprint!("pacifica: the guest crashed: {report}"),
             Outcome::Host(reason) => eprintln!("pacifica: {reason}"),
             Outcome::Signal(signal) => {
-                // End as if the signal had not been caught, so that whoever waits for us sees it.
+                // End as if the signal had not been caught, so that the parent sees it.
                 let mut mask = SigSet::empty();
                 mask.add(*signal);
                 let _ = signal::raise(*signal).and_then(|()| mask.thread_unblock());
@@ -297,15 +304,4 @@ impl Session {
         }
         ExitCode::from(outcome.status())
     }
-}
-
-/// An eventfd for [`PollFd`].
-///
-/// # Safety
-///
-/// The eventfd must stay open for as long as the result is used.
-unsafe fn borrow<'a>(event: &EventFd) -> BorrowedFd<'a> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: The descriptor is open, and the caller keeps it so.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     kvm_pit_config, kvm_userspace_memory_region, CpuId, KVM_MAX_CPUID_ENTRIES,
@@ -36,6 +36,9 @@ use crate::memory::{self, GuestMemory};
 use crate::outcome::{Outcome, Stop};
 use crate::summary::Counters;
 use crate::vcpu::{self, Vcpu, VcpuThread};
+
+/// How long a pause may take: a processor may wait for a console that is not read.
+const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What makes a virtual machine.
 #[derive(Debug, Clone)]
@@ -160,7 +163,12 @@ impl Vm {
                 Request::Pause => {
                     gate.close();
                     lock(&threads).iter().for_each(VcpuThread::kick);
-                    gate.wait_for_all();
+                    if !gate.wait_for_all(PAUSE_LIMIT) {
+                        gate.open();
+                        return Answer::Error {
+                            reason: "a processor waits for its console".into(),
+                        };
+                    }
                 }
                 Request::Resume => gate.open(),
                 Request::PowerButton => lock(&power).press(),

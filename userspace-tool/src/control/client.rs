@@ -14,9 +14,10 @@ use super::{directory, socket, Answer, Request, State, Status, ENDING};
 use crate::error::{Error, Result};
 use crate::layout::MIB;
 
-/// Asks a machine.
-pub(crate) fn ask(socket: &Path, request: Request) -> io::Result<Answer> {
+/// Asks a machine, and waits for its answer: without a limit, as long as it takes.
+pub(crate) fn ask(socket: &Path, request: Request, limit: Option<Duration>) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(limit)?;
     let text = serde_json::to_string(&request).map_err(io::Error::other)?;
     stream.write_all(text.as_bytes())?;
     stream.write_all(b"\n")?;
@@ -34,7 +35,7 @@ fn ask_name(name: &str, request: Request) -> Result<Answer> {
         error,
     };
     match socket(name)
-        .and_then(|socket| ask(&socket, request))
+        .and_then(|socket| ask(&socket, request, None))
         .map_err(failed)?
     {
         Answer::Error { reason } => Err(failed(io::Error::other(reason))),
@@ -50,22 +51,41 @@ pub(crate) fn request(name: &str, request: Request) -> Result<ExitCode> {
 
 /// How often a machine that is to stop is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// How long one that is to be listed may think about it.
+const LIST_LIMIT: Duration = Duration::from_secs(2);
+
+/// Whether no machine has the socket any more: all that it had open is closed then.
+fn is_gone(socket: &Path) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    let connected = UnixStream::connect(socket).map(drop);
+    connected.is_err_and(|error| matches!(error.kind(), NotFound | ConnectionRefused))
+}
 
 /// Presses the power button, and ends the machine if it has not powered off after `patience`.
 pub(crate) fn stop(name: &str, patience: Duration) -> Result<ExitCode> {
+    let socket = socket(name).map_err(|error| Error::Control {
+        name: name.into(),
+        error,
+    })?;
     if !patience.is_zero() {
         ask_name(name, Request::PowerButton)?;
+        // A machine that rests hears of no button; one that ends already need not go on.
+        let _ = ask_name(name, Request::Resume);
         let start = Instant::now();
         while start.elapsed() < patience {
-            if ask_name(name, Request::Status).is_err() {
+            if is_gone(&socket) {
                 return Ok(ExitCode::SUCCESS);
             }
             sleep(INTERVAL);
         }
         eprintln!("pacifica: {name} has not powered off: it is ended");
     }
-    ask_name(name, Request::Quit)?;
-    while ask_name(name, Request::Status).is_ok() {
+    match ask_name(name, Request::Quit) {
+        // It may have gone by itself just now.
+        Err(error) if !is_gone(&socket) => return Err(error),
+        _ => {}
+    }
+    while !is_gone(&socket) {
         sleep(INTERVAL);
     }
     Ok(ExitCode::SUCCESS)
@@ -78,8 +98,12 @@ fn machines() -> io::Result<Vec<(String, Status)>> {
         let path: PathBuf = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str());
         if let (Some(name), true) = (name, path.extension().is_some_and(|end| end == ENDING)) {
-            if let Ok(Answer::Status(status)) = ask(&path, Request::Status) {
-                machines.push((name.to_owned(), status));
+            match ask(&path, Request::Status, Some(LIST_LIMIT)) {
+                Ok(Answer::Status(status)) => machines.push((name.to_owned(), status)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    eprintln!("pacifica: {name} does not answer");
+                }
+                _ => {}
             }
         }
     }

@@ -9,7 +9,7 @@ pub(crate) mod server;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,9 @@ pub(crate) enum State {
 /// What the name of a socket ends with.
 const ENDING: &str = "socket";
 
+/// The mode bits that let others write.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// Where the sockets of this user's machines are; the directory is made if it is not there.
 pub(crate) fn directory() -> io::Result<PathBuf> {
     let place = match std::env::var_os("XDG_RUNTIME_DIR") {
@@ -94,12 +97,13 @@ pub(crate) fn directory() -> io::Result<PathBuf> {
         .recursive(true)
         .mode(0o700)
         .create(&place)?;
-    // One of somebody else could hold sockets of somebody else.
-    let owner = std::os::unix::fs::MetadataExt::uid(&fs::symlink_metadata(&place)?);
-    match owner == nix::unistd::geteuid().as_raw() {
+    // Where another user can write the sockets may be another user's.
+    let about = fs::symlink_metadata(&place)?;
+    let own = about.is_dir() && about.uid() == nix::unistd::geteuid().as_raw();
+    match own && about.mode() & OTHERS_WRITE == 0 {
         true => Ok(place),
         false => Err(io::Error::other(format!(
-            "{} is somebody else's",
+            "{} is not this user's alone",
             place.display()
         ))),
     }
@@ -112,10 +116,7 @@ pub(crate) fn socket(name: &str) -> io::Result<PathBuf> {
         let reason = format!("{name:?} is no name: letters, digits, '-', '_' and '.'");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
-    Ok(directory()?
-        .join(name)
-        .with_extension(ENDING)
-        .with_file_name(format!("{name}.{ENDING}")))
+    Ok(directory()?.join(format!("{name}.{ENDING}")))
 }
 
 #[cfg(test)]

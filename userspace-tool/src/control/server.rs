@@ -2,7 +2,7 @@
 
 //! The machine's end of its socket.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
+
 use super::{Answer, Request};
 use crate::devices::bus::lock;
 
 /// How long a request may be.
 const LINE_LIMIT: u64 = 4096;
-/// How long a connection may be silent. Nobody else is heard meanwhile, but not for ever.
+/// How long a connection may be silent: others wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who answers. It changes when the machine starts again.
@@ -23,6 +25,8 @@ pub(crate) type Handler = Box<dyn FnMut(Request) -> Answer + Send>;
 
 /// The socket, which goes with this.
 pub(crate) struct Server {
+    /// The name is this machine's. The file stays: another machine may wait for it.
+    _lock: Flock<File>,
     path: PathBuf,
     /// Until the first answer: then a thread has it.
     listener: Option<UnixListener>,
@@ -33,15 +37,16 @@ impl Server {
     /// Opens the socket there. A socket that a machine has left behind is taken away; one at which
     /// a machine listens is not.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        if UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
+        let in_use = |_| io::Error::from(io::ErrorKind::AddrInUse);
+        let file = File::create(path.with_extension("lock"))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(in_use)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
         Ok(Self {
+            _lock: lock,
             path: path.into(),
             listener: Some(listener),
             handler: Arc::default(),
@@ -89,12 +94,12 @@ fn serve(stream: &UnixStream, handler: &Mutex<Option<Handler>>) -> io::Result<()
         if reader.by_ref().take(LINE_LIMIT).read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => match lock(handler).as_mut() {
-                Some(handler) => handler(request),
-                None => error("the machine is about to start or to end"),
-            },
-            Err(reason) => error(&reason.to_string()),
+        // Until the answer is written: a machine that ends at a request waits for that.
+        let mut handler = lock(handler);
+        let answer = match (serde_json::from_str(&line), handler.as_mut()) {
+            (Ok(request), Some(handler)) => handler(request),
+            (Ok(_), None) => error("the machine is about to start or to end"),
+            (Err(reason), _) => error(&reason.to_string()),
         };
         let text = serde_json::to_string(&answer).map_err(io::Error::other)?;
         let mut writer = stream;
@@ -120,7 +125,7 @@ mod tests {
         let mut server = Server::bind(&path).unwrap();
         server.set(None).unwrap();
         assert!(matches!(
-            ask(&path, Request::Pause),
+            ask(&path, Request::Pause, None),
             Ok(Answer::Error { .. })
         ));
         let handler: Handler = Box::new(|request| match request {
@@ -128,10 +133,11 @@ mod tests {
             other => error(&format!("{other:?}")),
         });
         server.set(Some(handler)).unwrap();
-        assert_eq!(ask(&path, Request::Pause).unwrap(), Answer::Done);
-        assert_eq!(ask(&path, Request::Quit).unwrap(), error("Quit"));
+        assert_eq!(ask(&path, Request::Pause, None).unwrap(), Answer::Done);
+        assert_eq!(ask(&path, Request::Quit, None).unwrap(), error("Quit"));
         // A second machine does not take the place of one that is there.
-        assert!(Server::bind(&path).is_err());
+        let second = Server::bind(&path).map(drop).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         for nonsense in ["{}\n", "\n", "x\n", "{\"request\":7}\n"] {
             let mut stream = UnixStream::connect(&path).unwrap();
             stream.write_all(nonsense.as_bytes()).unwrap();
@@ -147,5 +153,6 @@ mod tests {
         // One that was left behind is no obstacle.
         drop(UnixListener::bind(&path).unwrap());
         drop(Server::bind(&path).unwrap());
+        fs::remove_file(path.with_extension("lock")).unwrap();
     }
 }

@@ -107,7 +107,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// The bit of the first byte that says that nobody has assigned the address; that of a group.
+/// In the first byte of an address: it is not one that the IEEE has assigned; it is a group's.
 const LOCAL: u8 = 0b10;
 const GROUP: u8 = 0b01;
 

@@ -7,10 +7,11 @@ use std::io::{self, Write};
 
 use vm_superio::serial::SerialEvents;
 use vm_superio::Trigger;
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::ByteDevice;
 use crate::error::{Error, Result};
+use crate::eventfd;
 
 /// An interrupt line: an eventfd that the module watches.
 struct InterruptLine(EventFd);
@@ -48,9 +49,8 @@ pub(crate) struct Serial {
 impl Serial {
     /// A port that writes to `output`.
     pub(crate) fn new(output: Output) -> Result<Self> {
-        let event = || EventFd::new(EFD_NONBLOCK).map_err(|error| Error::system("eventfd", error));
-        let port =
-            vm_superio::Serial::with_events(InterruptLine(event()?), Drained(event()?), output);
+        let (line, drained) = (InterruptLine(eventfd::new()?), Drained(eventfd::new()?));
+        let port = vm_superio::Serial::with_events(line, drained, output);
         Ok(Self {
             port,
             waiting: VecDeque::new(),

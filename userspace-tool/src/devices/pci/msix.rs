@@ -10,10 +10,11 @@ use kvm_bindings::{
     KVM_IRQCHIP_PIC_SLAVE, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
 };
 use kvm_ioctls::VmFd;
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::bus::lock;
 use crate::error::{Error, Result};
+use crate::eventfd;
 use crate::layout::IOAPIC_PINS;
 
 /// How many pins each of the two PICs has.
@@ -54,7 +55,7 @@ impl VmRoutes {
 
 impl Routes for VmRoutes {
     fn take(&self) -> Result<(u32, EventFd)> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::system("eventfd", error))?;
+        let event = eventfd::new()?;
         let mut messages = lock(&self.messages);
         let number = IOAPIC_PINS + messages.len() as u32;
         self.vm
@@ -70,12 +71,18 @@ impl Routes for VmRoutes {
         let Some(slot) = index.and_then(|index| messages.get_mut(index)) else {
             return Ok(());
         };
-        if slot.replace(message) == Some(message) {
+        let before = slot.replace(message);
+        if before == Some(message) {
             return Ok(());
         }
         let routes = KvmIrqRouting::from_entries(&entries(&messages))
-            .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        Ok(self.vm.set_gsi_routing(&routes)?)
+            .map_err(|error| std::io::Error::other(format!("{error:?}")));
+        let result = routes.and_then(|routes| Ok(self.vm.set_gsi_routing(&routes)?));
+        if let (Err(_), Some(slot)) = (&result, index.and_then(|index| messages.get_mut(index))) {
+            // A message that is refused must not be in the way of all others.
+            *slot = before;
+        }
+        result
     }
 }
 
@@ -281,7 +288,7 @@ pub(crate) mod tests {
 
     impl Routes for Noted {
         fn take(&self) -> Result<(u32, EventFd)> {
-            let event = EventFd::new(EFD_NONBLOCK).unwrap();
+            let event = eventfd::new().unwrap();
             let mut events = lock(&self.events);
             events.push(event.try_clone().unwrap());
             Ok((events.len() as u32 - 1, event))

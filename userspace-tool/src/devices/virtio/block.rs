@@ -26,6 +26,9 @@ use crate::memory::GuestMemory;
 
 /// The unit of all addresses and sizes in requests.
 const SECTOR: u64 = 512;
+/// How much a request may move at once. Descriptors may name the same memory again and again, and a
+/// thread that is in the midst of a transfer cannot be ended.
+const TRANSFER_LIMIT: u64 = 64 << 20;
 /// How many ranges a request to discard or to write zeros may name, and how long each may be.
 const RANGES: u32 = 64;
 const RANGE_SECTORS: u32 = 1 << 21;
@@ -82,7 +85,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Opens the file. One that somebody else writes is refused, for the file's sake.
+    /// Opens the file. One that another machine of this program writes is refused (flock(2)).
     pub(crate) fn open(disk: &DiskFile) -> Result<Self> {
         let failed = |error: io::Error| Error::File {
             what: "disk",
@@ -118,7 +121,7 @@ impl Block {
     fn request(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Served<u32> {
         let mut header = [0; HEADER_SIZE];
         chain.read(memory, &mut header)?;
-        let [kind, _] = [0, 4].map(|at| word(&header, at));
+        let kind = word(&header, 0);
         let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
         match kind {
             VIRTIO_BLK_T_IN => {
@@ -150,19 +153,21 @@ impl Block {
         Ok(VIRTIO_BLK_S_OK)
     }
 
-    /// Makes sure that whole sectors are meant that are there; returns their place and size in
-    /// bytes.
-    fn check(&self, sector: u64, bytes: u64) -> Served<(u64, u64)> {
+    /// Makes sure that whole sectors are meant that are there; returns where they begin, in bytes.
+    fn check(&self, sector: u64, bytes: u64) -> Served<u64> {
         let last = sector.checked_add(bytes / SECTOR).ok_or(Failed)?;
         match bytes % SECTOR == 0 && last <= self.sectors {
-            true => Ok((sector * SECTOR, bytes)),
+            true => Ok(sector * SECTOR),
             false => Err(Failed),
         }
     }
 
     /// Goes to where the next transfer begins.
     fn seek(&mut self, sector: u64, bytes: u64) -> Served<()> {
-        let (start, _) = self.check(sector, bytes)?;
+        if bytes > TRANSFER_LIMIT {
+            return Err(Failed);
+        }
+        let start = self.check(sector, bytes)?;
         self.file.seek(SeekFrom::Start(start))?;
         Ok(())
     }
@@ -194,11 +199,12 @@ impl Block {
             if sectors > RANGE_SECTORS {
                 return Err(Failed);
             }
-            let place = self.check(first, u64::from(sectors) * SECTOR)?;
-            ranges.push((place, flags & FLAG_UNMAP != 0));
+            let length = u64::from(sectors) * SECTOR;
+            let start = self.check(first, length)?;
+            ranges.push((start, length, flags & FLAG_UNMAP != 0));
         }
         // All are good before the first is touched.
-        for ((start, length), unmap) in ranges {
+        for (start, length, unmap) in ranges {
             if length > 0 {
                 self.clear(start, length, zero && !unmap)?;
             }

@@ -35,7 +35,7 @@ pub(crate) struct Tap {
 nix::ioctl_write_int!(tunsetiff, b'T', 202);
 
 impl Tap {
-    /// Attaches to the device of this name; whoever may, makes it with that.
+    /// Attaches to the device of this name, and makes it if there is none (`CAP_NET_ADMIN`).
     pub(crate) fn open(name: &str) -> Result<Self> {
         let failed = |error: io::Error| Error::Network {
             what: format!("TAP device {name}"),

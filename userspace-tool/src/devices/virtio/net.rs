@@ -19,6 +19,8 @@ pub(crate) type Mac = [u8; 6];
 
 /// The header before each frame (5.1.6.1), and where in it the number of buffers stands.
 const HEADER_SIZE: usize = 12;
+/// The shortest frame: two addresses and the type.
+const FRAME_LEAST: usize = 14;
 const HEADER_BUFFERS: usize = 10;
 
 // The queues.
@@ -50,6 +52,10 @@ impl Net {
         chain.read(memory, &mut [0; HEADER_SIZE])?;
         let length = chain.readable() as usize;
         let frame = self.frame.get_mut(..length).ok_or(Failed)?;
+        // passt ends at what is shorter than the addresses and the type.
+        if length < FRAME_LEAST {
+            return Err(Failed);
+        }
         chain.read(memory, frame)?;
         self.link.send(frame);
         Ok(())

@@ -11,7 +11,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Interrupt, QueueAccess, Worker};
 use super::{Device, COMMON_FEATURES, QUEUE_SIZE};
@@ -19,7 +19,8 @@ use crate::devices::bus::{lock, MemoryDevice, Shared};
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::{self, Msix, Routes};
 use crate::devices::pci::Function;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::eventfd;
 use crate::memory::GuestMemory;
 
 /// The vendor of all virtio devices, and what is added to a device's number (4.1.2.1).
@@ -140,7 +141,6 @@ impl VirtioPci {
         config.make_writable(msix_control, msix::CONTROL_WRITABLE);
 
         let msix = Arc::new(Mutex::new(Msix::new(vectors, routes)?));
-        let event = |_| EventFd::new(EFD_NONBLOCK).map_err(|error| Error::system("eventfd", error));
         Ok(Self {
             config,
             msix_control,
@@ -154,7 +154,7 @@ impl VirtioPci {
                 ..Common::default()
             },
             interrupts: (0..queues).map(|_| Interrupt::new(msix.clone())).collect(),
-            doorbells: (0..queues).map(event).collect::<Result<_>>()?,
+            doorbells: (0..queues).map(|_| eventfd::new()).collect::<Result<_>>()?,
             msix,
             worker: None,
         })
@@ -313,12 +313,6 @@ impl VirtioPci {
             config_vector: super::worker::NO_VECTOR,
             ..Common::default()
         };
-    }
-}
-
-impl Drop for VirtioPci {
-    fn drop(&mut self) {
-        self.worker = None;
     }
 }
 

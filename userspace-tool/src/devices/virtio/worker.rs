@@ -3,21 +3,22 @@
 //! The thread that serves a device's queues while its driver is there.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::Device;
 use crate::devices::bus::{lock, Shared};
 use crate::devices::pci::msix::Msix;
 use crate::error::{Error, Result};
+use crate::eventfd;
 use crate::memory::GuestMemory;
 
 /// No vector: the driver wants no interrupt.
@@ -63,6 +64,8 @@ pub(crate) struct QueueAccess {
     interrupt: Interrupt,
     /// The guest has broken its rings: they are not looked at any more until the next reset.
     broken: bool,
+    /// The worker is to end: no further request is begun.
+    ended: Arc<AtomicBool>,
 }
 
 impl QueueAccess {
@@ -74,6 +77,7 @@ impl QueueAccess {
             memory,
             interrupt,
             broken,
+            ended: Arc::default(),
         }
     }
 
@@ -89,7 +93,7 @@ impl QueueAccess {
 
     /// The next request, if there is one.
     pub(crate) fn pop(&mut self) -> Option<Chain> {
-        if self.broken {
+        if self.broken || self.ended.load(Ordering::Relaxed) {
             return None;
         }
         // An index that cannot be right is an error here.
@@ -145,6 +149,7 @@ impl QueueAccess {
 /// The thread. It ends when this is dropped.
 pub(crate) struct Worker {
     end: EventFd,
+    ended: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -152,10 +157,14 @@ impl Worker {
     /// Starts the thread; each queue has a doorbell.
     pub(crate) fn start(
         device: Shared<dyn Device>,
-        queues: Vec<QueueAccess>,
+        mut queues: Vec<QueueAccess>,
         doorbells: Vec<EventFd>,
     ) -> Result<Self> {
-        let end = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::system("eventfd", error))?;
+        let end = eventfd::new()?;
+        let flag = Arc::new(AtomicBool::new(false));
+        for queue in &mut queues {
+            queue.ended = flag.clone();
+        }
         let ended = end
             .try_clone()
             .map_err(|error| Error::system("dup", error))?;
@@ -166,6 +175,7 @@ impl Worker {
             .map_err(|error: io::Error| Error::system("clone", error))?;
         Ok(Self {
             end,
+            ended: flag,
             handle: Some(handle),
         })
     }
@@ -173,6 +183,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
         // The counter of a fresh eventfd cannot overflow.
         let _ = self.end.write(1);
         if let Some(handle) = self.handle.take() {
@@ -237,12 +248,10 @@ fn wait(
     end: &EventFd,
     timeout: PollTimeout,
 ) -> Ready {
-    let readable = |event: &EventFd| {
-        // SAFETY: The eventfd is open for as long as the result is used: until this function ends.
-        let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-        PollFd::new(event, PollFlags::POLLIN)
-    };
-    let mut descriptors: Vec<_> = [end].into_iter().chain(doorbells).map(readable).collect();
+    let events = [end].into_iter().chain(doorbells).map(eventfd::borrow);
+    let mut descriptors: Vec<_> = events
+        .map(|event| PollFd::new(event, PollFlags::POLLIN))
+        .collect();
     descriptors.extend(source.map(|source| PollFd::new(source, PollFlags::POLLIN)));
     match poll(&mut descriptors, timeout) {
         Ok(_) => {}
