@@ -461,7 +461,7 @@ fn compare(
         return Ok(());
     }
     Err(format!(
-        "{bytes:02x?} flags {flags:?} memory {other_memory:x?}\n{:x?}\nnative {:x?}\nemulated {:x?}",
+        "{bytes:02x?} flags {flags:?}\nmemory {other_memory:x?}\n{:x?}\nnative {:x?}\nemulated {:x?}",
         before.state.gpr, native.state.gpr, emulated.state.gpr,
     ))
 }
