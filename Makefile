@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # `make help` lists what there is. Everything is built in the lab (build/lab), a Debian 13 tree that
-# needs nothing of this machine; only with KDIR the module is built with this machine's own compiler.
+# needs nothing of this machine. Only with KDIR, or for a running kernel that is supported but not Debian's, the module
+# is built with this machine's own compiler (selftests/lab/target).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,7 +14,7 @@ build := build
 enter := selftests/lab/enter
 target := x86_64-unknown-linux-gnu
 tool := $(build)/tool/$(target)/release/pacifica
-# Warnings are errors when V=e or in CI.
+# Warnings are errors if CI=true.
 strict = $(if $(filter true,$(CI)),W=e CONFIG_OBJTOOL_WERROR=y)
 
 .PHONY: all
@@ -33,16 +34,16 @@ export SERIES RELEASE MIRROR
 .PHONY: lab
 lab: ## prepare the lab: compiler, kernel and emulator, under build/lab
 	@selftests/lab/prepare
+.PHONY: lab-update
+lab-update: ## ask the mirror again which kernels there are, and take the newest
+	@selftests/lab/prepare --update
 
 # ---- build ---------------------------------------------------------------------------------------
 
 # Sources of all crates that Cargo.lock names: for the module's two, and for builds without network.
 $(build)/vendor/.stamp: Cargo.lock
 	@$(MAKE) lab
-	@echo 'make: fetching the crates that Cargo.lock names'
-	@rm -rf $(build)/vendor
-	@$(enter) cargo vendor --quiet --locked build/vendor >/dev/null
-	@touch $@
+	@selftests/lab/vendor
 
 .PHONY: module lab-module
 ifdef KDIR
@@ -190,7 +191,11 @@ endif
 prefix ?= /usr/local
 
 .PHONY: install
-install: all ## install module, program, udev rule and man page (root)
+install: ## install what `make` has built: module, program, udev rule and man page (root)
+	@test -e $(build)/module/$(release)/pacifica.ko && test -e $(tool) || \
+		{ echo 'make: nothing is built for kernel $(release): first, as yourself, make$(if $(KDIR), KDIR=$(KDIR))' >&2; exit 1; }
+	@test -n '$(DESTDIR)' || test '$(release)' = "$$(uname -r)" || \
+		{ echo "make: the module was built for $(release), and this kernel is $$(uname -r): see docs/install.md" >&2; exit 1; }
 	install -D -m 644 $(build)/module/$(release)/pacifica.ko $(DESTDIR)/lib/modules/$(release)/updates/pacifica.ko
 	install -D -m 755 $(tool) $(DESTDIR)$(prefix)/bin/pacifica
 	install -D -m 644 packaging/60-pacifica.rules $(DESTDIR)/etc/udev/rules.d/60-pacifica.rules
@@ -203,6 +208,7 @@ install: all ## install module, program, udev rule and man page (root)
 .PHONY: clean distclean
 clean: ## remove what was built, but not the lab
 	rm -rf $(build)/module $(build)/tool $(build)/crates $(build)/selftests $(build)/selftests-target \
-		$(build)/logs $(build)/lint $(build)/clippy $(build)/doc $(build)/kernels $(build)/kdir $(build)/debs target
+		$(build)/logs $(build)/lint $(build)/clippy $(build)/doc $(build)/kernels $(build)/kdir $(build)/debs \
+		$(build)/debug $(build)/upstream $(build)/kvm-ioctls $(build)/bench $(build)/status target
 distclean: ## remove the lab, too
 	rm -rf $(build) target

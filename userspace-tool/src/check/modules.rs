@@ -143,7 +143,7 @@ impl Modules {
                 match (self.installed, self.dkms) {
                     (true, _) => "`modprobe pacifica`",
                     (false, true) => "DKMS has not built it for this kernel: `dkms autoinstall` does, or says why not.",
-                    (false, false) => "`apt install pacifica-dkms`, or `make load` in the source tree",
+                    (false, false) => "in the source tree: `make load`, or for good `make debs` and `apt install ./build/debs/*.deb` (docs/install.md)",
                 },
             );
         }

@@ -6,6 +6,7 @@
 //! `snapshot [WORD]...`: the tests whose names contain one of the words.
 
 mod family;
+mod faults;
 mod fork;
 mod fork_hostile;
 mod hostile;
@@ -134,7 +135,7 @@ fn main() -> ExitCode {
     };
     catch_interruptions();
     let mut tap = Tap::start();
-    for (name, test) in TESTS {
+    for (name, test) in TESTS.iter().chain(faults::tests()) {
         let chosen = wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
         if !chosen {
             continue;
