@@ -25,6 +25,7 @@ use kernel::prelude::*;
 
 use api::node;
 use linux::compat;
+use svm::features::SvmFeatures;
 
 mod api;
 mod host;
@@ -50,6 +51,10 @@ module! {
             default: 0,
             description: "1: guests can be hypervisors, if their CPUID has SVM",
         },
+        tsc_scaling: u8 {
+            default: 1,
+            description: "0: a guest's TSC runs at the host's rate only",
+        },
     },
 }
 
@@ -59,7 +64,7 @@ struct Pacifica {
 
 impl kernel::Module for Pacifica {
     fn init(_: &'static ThisModule) -> Result<Self> {
-        host::init()?;
+        host::init(unwanted())?;
         devices()
             .map(|devices| Self { devices })
             .inspect_err(|_| host::exit())
@@ -69,6 +74,14 @@ impl kernel::Module for Pacifica {
 /// Whether guests may have SVM.
 fn has_nested() -> bool {
     compat::is_set(module_parameters::nested.value())
+}
+
+/// What the CPU has, perhaps, and is not to be used.
+fn unwanted() -> SvmFeatures {
+    match compat::is_set(module_parameters::tsc_scaling.value()) {
+        true => SvmFeatures::empty(),
+        false => SvmFeatures::TSC_RATE_MSR,
+    }
 }
 
 /// The nodes that are asked for.

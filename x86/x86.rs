@@ -19,4 +19,5 @@ pub mod paging;
 pub mod pvclock;
 pub mod regs;
 pub mod sregs;
+pub mod tsc;
 pub mod xsave;

@@ -4,7 +4,6 @@
 
 use crate::linux::Sleep;
 use crate::uapi::{self, UserArg};
-use crate::vcpu::platform;
 use crate::vcpu::pvclock::touch_time;
 use crate::vcpu::LockedVcpu;
 use crate::vm::option;
@@ -212,12 +211,12 @@ fn get_lapic(vcpu: &LockedVcpu, arg: UserArg) -> Result {
     let mut page = [0u8; STATE_SIZE];
     let lapic = vcpu.platform.apic.kernel().ok_or(EINVAL)?;
     let wide_ids = vcpu.platform.vm.irqchip.has_wide_ids();
-    lapic.state(&mut page, platform::now(vcpu.vmcb.tsc_offset()), wide_ids);
+    lapic.state(&mut page, vcpu.now(), wide_ids);
     arg.write_bytes(&page)
 }
 
 fn set_lapic(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
-    let now = platform::now(vcpu.vmcb.tsc_offset());
+    let now = vcpu.now();
     let lapic = vcpu.platform.apic.kernel_mut().ok_or(EINVAL)?;
     let mut page = [0u8; STATE_SIZE];
     arg.read_bytes(&mut page)?;

@@ -21,6 +21,7 @@ use crate::vm::clock;
 use crate::vm::config;
 use kernel::ffi::c_long;
 use kernel::prelude::*;
+use svm::features::SvmFeatures;
 use x86::msr::index::PATCH_LEVEL;
 use x86::msr::{feature, FEATURE_MSRS, SAVED_MSRS};
 
@@ -116,6 +117,9 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | uapi::KVM_CAP_EXT_EMUL_CPUID
         | uapi::KVM_CAP_DEVICE_CTRL
         | uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
+        uapi::KVM_CAP_TSC_CONTROL | uapi::KVM_CAP_VM_TSC_CONTROL => {
+            host().is_some_and(|host| host.features.contains(SvmFeatures::TSC_RATE_MSR)) as c_long
+        }
         uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::MANUAL_LOG_FLAGS as c_long,
         uapi::KVM_CAP_DIRTY_LOG_RING | uapi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
             dirty_ring::MOST_BYTES as c_long

@@ -12,14 +12,12 @@ use crate::api::sregs;
 use crate::api::stats_fd::StatsFd;
 use crate::api::sync_regs;
 use crate::host::resumes;
-use crate::linux;
 use crate::uapi::file::{self, FileObject};
 use crate::uapi::{self, UserArg};
 use crate::vcpu::pvclock;
 use crate::vcpu::requests;
 use crate::vcpu::run;
 use crate::vcpu::{LockedVcpu, Vcpu};
-use crate::vm::clock;
 use crate::vm::Vm;
 use kernel::bindings;
 use kernel::ffi::c_long;
@@ -137,10 +135,8 @@ fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
             })?;
         }
         uapi::KVM_SET_MP_STATE => regs::set_mp_state(vcpu, &arg.read()?)?,
-        uapi::KVM_GET_TSC_KHZ => return Ok(linux::tsc_khz() as c_long),
-        // The TSC runs at the host's rate, always.
-        uapi::KVM_SET_TSC_KHZ if !clock::is_own_rate(arg.0) => return Err(EINVAL),
-        uapi::KVM_SET_TSC_KHZ => {}
+        uapi::KVM_GET_TSC_KHZ => return Ok(vcpu.platform.tsc_rate.khz as c_long),
+        uapi::KVM_SET_TSC_KHZ => pvclock::set_khz(vcpu, arg.0)?,
         uapi::KVM_GET_FPU
         | uapi::KVM_SET_FPU
         | uapi::KVM_GET_XSAVE

@@ -8,7 +8,6 @@ use crate::api::stats_fd::StatsFd;
 use crate::api::system;
 use crate::api::vcpu;
 use crate::irq::vcpu_table::MAX_VCPU_ID;
-use crate::linux;
 use crate::memory::dirty_log::Clear;
 use crate::memory::Region;
 use crate::uapi::file::{self, FileObject};
@@ -224,11 +223,15 @@ impl FileObject for Vm {
             uapi::KVM_SET_CLOCK => this.clock.set(arg, &this.vcpu_table),
             uapi::KVM_IRQFD => this.eventfds.irqfd(&this.irqchip, arg),
             uapi::KVM_IOEVENTFD => this.eventfds.ioeventfd(arg),
-            uapi::KVM_GET_TSC_KHZ => Ok(linux::tsc_khz() as c_long),
-            uapi::KVM_SET_TSC_KHZ => match this.vcpu_table.count() {
-                0 if clock::is_own_rate(arg.0) => Ok(0),
-                _ => Err(EINVAL),
-            },
+            uapi::KVM_GET_TSC_KHZ => Ok(this.clock.rate().khz as c_long),
+            uapi::KVM_SET_TSC_KHZ => {
+                let _setup = this.setup.lock();
+                if this.vcpu_table.count() != 0 {
+                    return Err(EINVAL);
+                }
+                this.clock.set_rate(clock::rate(arg.0, this.features)?);
+                Ok(0)
+            }
             uapi::KVM_X86_SET_MSR_FILTER => this.config.set_msr_filter(arg, &this.vcpu_table),
             uapi::KVM_GET_STATS_FD => StatsFd::of_vm(&this.stats, this.pid, this.serial),
             uapi::KVM_REGISTER_COALESCED_MMIO => this.coalesced.change(arg, true),

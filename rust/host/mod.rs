@@ -34,6 +34,7 @@ use svm::asid::AsidPool;
 use svm::features::SvmFeatures;
 use svm::predictors::LastGuest;
 use svm::{iopm, msrpm};
+use x86::tsc::TscRatio;
 
 /// VM_CR (APM vol. 2, 15.30.1).
 const MSR_VM_CR: u32 = bindings::MSR_VM_CR;
@@ -43,9 +44,7 @@ const VM_CR_SVMDIS: u64 = 1 << 4;
 const MSR_VM_HSAVE_PA: u32 = bindings::MSR_VM_HSAVE_PA;
 const MSR_EFER: u32 = bindings::MSR_EFER;
 /// TSC ratio (APM vol. 2, 15.30.5): how much faster than the host's the guest's TSC runs.
-const MSR_TSC_RATIO: u32 = bindings::MSR_AMD64_TSC_RATIO;
-/// As fast: 8 bits of integer, 32 of fraction.
-const TSC_RATIO_ONE: u64 = 1 << 32;
+pub(crate) const MSR_TSC_RATIO: u32 = bindings::MSR_AMD64_TSC_RATIO;
 /// TSC_AUX (APM vol. 2, 3.2.8).
 pub(crate) const MSR_TSC_AUX: u32 = bindings::MSR_TSC_AUX;
 /// DebugCtl.
@@ -77,6 +76,8 @@ pub(crate) struct PerCpu {
     pub(crate) asids: AsidPool,
     /// Who has trained the branch predictors.
     pub(crate) last_guest: LastGuest,
+    /// The TSC ratio, which acts on guests only.
+    pub(crate) tsc_ratio: TscRatio,
     /// TSC_AUX of the host, which never changes while the CPU is online.
     pub(crate) tsc_aux: u64,
 }
@@ -84,8 +85,10 @@ pub(crate) struct PerCpu {
 /// The CPUs, and who holds SVM.
 pub(crate) struct Host {
     cpus: KVec<CpuState>,
-    /// What this host's SVM can do.
+    /// What this host's SVM can do, but for what parameters of the module have turned off.
     pub(crate) features: SvmFeatures,
+    /// The CPU has a TSC ratio.
+    has_tsc_ratio: bool,
     /// Extended state.
     pub(crate) fpu: HostState,
     /// OSVW: how many errata the CPU knows, and which it has (APM vol. 2, appendix E).
@@ -169,11 +172,14 @@ fn is_virtual() -> bool {
 }
 
 /// Looks at the CPU and prepares what each one needs.
-pub(crate) fn init() -> Result {
-    let (features, asids) = detect().map_err(|why| {
+///
+/// `unwanted` is not to be used, even if it is there.
+pub(crate) fn init(unwanted: SvmFeatures) -> Result {
+    let (all, asids) = detect().map_err(|why| {
         pr_err!("{why}\n");
         ENODEV
     })?;
+    let features = all.difference(unwanted);
     let count = kernel::cpu::nr_cpu_ids() as usize;
     let mut cpus = KVec::with_capacity(count, GFP_KERNEL)?;
     for _ in 0..count {
@@ -184,6 +190,7 @@ pub(crate) fn init() -> Result {
                 on: false,
                 asids: AsidPool::new(asids),
                 last_guest: LastGuest::default(),
+                tsc_ratio: TscRatio::ONE,
                 tsc_aux: 0,
             }),
         };
@@ -198,6 +205,7 @@ pub(crate) fn init() -> Result {
     let host = Host {
         cpus,
         features,
+        has_tsc_ratio: all.contains(SvmFeatures::TSC_RATE_MSR),
         fpu: HostState::new(),
         errata: errata(),
         msrpm,
@@ -441,11 +449,12 @@ fn cpu_on(irqs: &mut IrqsOff) -> Result {
     // What the TLB holds of earlier days must not be met again.
     local.asids.restart();
     local.last_guest = LastGuest::default();
-    if host.features.contains(SvmFeatures::TSC_RATE_MSR) {
+    if host.has_tsc_ratio {
         // Another hypervisor may have left its own (APM vol. 2, 15.30.5).
         // SAFETY: It acts on guests only.
-        unsafe { linux::wrmsr(MSR_TSC_RATIO, TSC_RATIO_ONE) }?;
+        unsafe { linux::wrmsr(MSR_TSC_RATIO, TscRatio::ONE.bits()) }?;
     }
+    local.tsc_ratio = TscRatio::ONE;
     local.tsc_aux = linux::rdmsr(MSR_TSC_AUX).unwrap_or(0);
     linux::reduce_speculation(true);
     local.on = true;
@@ -462,6 +471,10 @@ fn cpu_off(irqs: &mut IrqsOff) {
         return;
     }
     linux::reduce_speculation(false);
+    if local.tsc_ratio != TscRatio::ONE {
+        // SAFETY: It acts on guests only, and none runs here.
+        let _ = unsafe { linux::wrmsr(MSR_TSC_RATIO, TscRatio::ONE.bits()) };
+    }
     // SAFETY: No guest runs here: interrupts are off, and the flag is down. If an MSR write
     // fails, SVM is off already.
     let _ = unsafe { linux::wrmsr(MSR_VM_HSAVE_PA, 0) };

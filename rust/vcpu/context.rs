@@ -4,7 +4,7 @@
 //!
 //! Interrupts stay off from [`enter_context`] to [`leave_context`].
 
-use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX};
+use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX, MSR_TSC_RATIO};
 use crate::linux::{self, IrqsOff};
 use crate::vcpu::inner;
 use crate::vcpu::LockedVcpu;
@@ -13,6 +13,7 @@ use svm::debug_ctl;
 use svm::exit::Exit;
 use svm::requests::Requests;
 use svm::vmcb::{TlbControl, DR6_RESET};
+use x86::tsc::TscRatio;
 
 /// Whether the handler changed what [`enter_context`] has put into the CPU.
 pub(crate) fn context_is_stale(vcpu: &mut LockedVcpu, host: &Host, exit: &Exit) -> bool {
@@ -78,12 +79,25 @@ pub(crate) fn enter_context(
         // SAFETY: Only RDTSCP and RDPID read it, and `leave_context` brings the host's value back.
         let _ = unsafe { linux::wrmsr(MSR_TSC_AUX, u64::from(vcpu.tsc_aux)) };
     }
+    let ratio = vcpu.platform.tsc_rate.ratio;
+    if ratio != local.tsc_ratio {
+        set_tsc_ratio(local, ratio);
+    }
     let guest = vcpu.state.breakpoints(&vcpu.vmcb);
     vcpu.debug_ctl = debug_ctl::by_hand(&vcpu.vmcb, &vcpu.state.debug);
     linux::debug_enter(guest, vcpu.debug_ctl, &mut vcpu.host_breakpoints, irqs);
     linux::guest_timing_enter(irqs);
     let (cr4, xcr0) = (vcpu.vmcb.cr4(), vcpu.state.xcr0);
     vcpu.platform.fpu.enter(cr4, xcr0, &host.fpu, irqs);
+}
+
+/// It stays in the CPU until another guest needs another one.
+#[cold]
+fn set_tsc_ratio(local: &mut PerCpu, ratio: TscRatio) {
+    // SAFETY: It acts on guests only.
+    if unsafe { linux::wrmsr(MSR_TSC_RATIO, ratio.bits()) }.is_ok() {
+        local.tsc_ratio = ratio;
+    }
 }
 
 /// Gives the CPU the guest's DebugCtl if that is another one than before: the guest has written it,

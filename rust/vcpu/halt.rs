@@ -14,10 +14,9 @@
 
 use crate::irq::mailbox::Mailbox;
 use crate::linux;
-use crate::vcpu::platform;
+use crate::vcpu::pvclock;
 use crate::vcpu::steal_time;
 use crate::vcpu::LockedVcpu;
-use crate::vm::clock;
 use crate::vm::stats::Count;
 use irqchip::dest::IdSet;
 use irqchip::lapic::Deadline;
@@ -113,8 +112,8 @@ pub(crate) fn set_timer(vcpu: &LockedVcpu) {
     match lapic.timer_deadline() {
         None => vcpu.timer.cancel(),
         Some(deadline) => {
-            let now = platform::now(vcpu.vmcb.tsc_offset());
-            let wait = until(deadline, now).saturating_sub(vcpu.pace.early_ns);
+            let now = vcpu.now();
+            let wait = until(vcpu, deadline, now).saturating_sub(vcpu.pace.early_ns);
             vcpu.timer.start(now.ns.saturating_add_signed(wait.max(0)));
         }
     }
@@ -122,31 +121,31 @@ pub(crate) fn set_timer(vcpu: &LockedVcpu) {
 
 /// The host's timer has expired: what the clocks show at the deadline, which is waited for.
 pub(crate) fn meet_deadline(vcpu: &mut LockedVcpu) -> Now {
-    let tsc_offset = vcpu.vmcb.tsc_offset();
-    let mut now = platform::now(tsc_offset);
+    let mut now = vcpu.now();
     let lapic = vcpu.platform.apic.kernel();
     let Some(deadline) = lapic.and_then(|lapic| lapic.timer_deadline()) else {
         return now;
     };
-    let wait = until(deadline, now);
+    let wait = until(vcpu, deadline, now);
     let early = vcpu.pace.early_ns;
     // Otherwise the deadline was moved meanwhile, or another thread had the CPU.
     if (-TOO_LATE_NS..=early).contains(&wait) {
         vcpu.pace.early_ns = (early - wait / 4).clamp(0, MOST_EARLY_NS);
-        while until(deadline, now) > 0 {
+        while until(vcpu, deadline, now) > 0 {
             linux::cond_resched();
-            now = platform::now(tsc_offset);
+            now = vcpu.now();
         }
     }
     now
 }
 
 /// Nanoseconds until a deadline; negative if it has passed.
-fn until(deadline: Deadline, now: Now) -> i64 {
+fn until(vcpu: &LockedVcpu, deadline: Deadline, now: Now) -> i64 {
+    let ticks = |ticks| signed(pvclock::scale(vcpu).ns(ticks));
     match deadline {
         Deadline::Ns(ns) => ns.wrapping_sub(now.ns) as i64,
-        Deadline::Tsc(tsc) if tsc < now.tsc => -signed(clock::ticks_to_ns(now.tsc - tsc)),
-        Deadline::Tsc(tsc) => signed(clock::ticks_to_ns(tsc - now.tsc)),
+        Deadline::Tsc(tsc) if tsc < now.tsc => -ticks(now.tsc - tsc),
+        Deadline::Tsc(tsc) => ticks(tsc - now.tsc),
     }
 }
 

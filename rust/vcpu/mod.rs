@@ -33,7 +33,7 @@ use crate::vm::config::disable_exits;
 use crate::vm::stats::Stats;
 use crate::vm::Vm;
 use core::pin::Pin;
-use irqchip::Lapic;
+use irqchip::{Lapic, Now};
 use kernel::bindings;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
@@ -124,6 +124,11 @@ pub(crate) struct LockedVcpu {
 }
 
 impl LockedVcpu {
+    /// What the clocks show to the guest.
+    pub(crate) fn now(&self) -> Now {
+        self.platform.now(self.vmcb.tsc_offset())
+    }
+
     /// The guest as the handlers see it. `sleep` says what they may do.
     #[inline]
     pub(crate) fn guest(&mut self, sleep: Sleep) -> Guest<'_, VcpuPlatform> {
@@ -176,7 +181,8 @@ impl Vcpu {
         vmcb.set_ncr3(vm.memory.ncr3());
         disable_exits(&mut vmcb, vm.config.disabled_exits());
         // The guest's TSC begins at zero.
-        vmcb.set_tsc_offset(vm.clock.tsc_offset());
+        let tsc_rate = vm.clock.rate();
+        vmcb.set_tsc_offset(vm.clock.tsc_offset(tsc_rate));
 
         if apic.is_kernel() && id != vm.boot_cpu() {
             state.mp_state = MpState::Uninitialized;
@@ -198,6 +204,7 @@ impl Vcpu {
                 mailbox: mailbox.clone(),
                 run_page: run_page.clone(),
                 tsc_offset: 0,
+                tsc_rate,
                 sleep: Sleep::Forbidden,
                 apic,
                 pic: match vm.irqchip.is_full() {

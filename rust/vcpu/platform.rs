@@ -22,6 +22,7 @@ use svm::requests::Requests;
 use x86::cpu::{GuestMemory, MemError};
 use x86::msr::Origin;
 use x86::regs::Exception;
+use x86::tsc::TscRate;
 
 /// What a vCPU has besides its VMCB and [`svm::state::VcpuState`]: what surrounds it, as the
 /// handlers see it.
@@ -33,6 +34,8 @@ pub(crate) struct VcpuPlatform {
     pub(crate) run_page: RunPage,
     /// What the guest's TSC is ahead of the host's, for the time of one handler.
     pub(crate) tsc_offset: u64,
+    /// How fast the guest's TSC runs.
+    pub(crate) tsc_rate: TscRate,
     /// Likewise: whether interrupts are on, and the guest's registers out of the CPU.
     pub(crate) sleep: Sleep,
     /// The local APIC.
@@ -67,14 +70,6 @@ pub(crate) struct VcpuPlatform {
     pub(crate) msr_filter: Option<Arc<MsrFilter>>,
 }
 
-/// What the clocks show to a guest with this TSC offset.
-pub(crate) fn now(tsc_offset: u64) -> Now {
-    Now {
-        ns: linux::now(),
-        tsc: linux::rdtsc().wrapping_add(tsc_offset),
-    }
-}
-
 /// A message to more than one vCPU, which is not sent with interrupts off: waking one takes some
 /// thousand instructions.
 #[derive(Clone, Copy)]
@@ -86,6 +81,14 @@ pub(crate) enum Ipi {
 }
 
 impl VcpuPlatform {
+    /// What the clocks show to a guest with this TSC offset.
+    pub(crate) fn now(&self, tsc_offset: u64) -> Now {
+        Now {
+            ns: linux::now(),
+            tsc: self.tsc().wrapping_add(tsc_offset),
+        }
+    }
+
     /// Sends what a handler has put off. Interrupts are on.
     #[cold]
     pub(crate) fn send_ipi(&mut self) {
@@ -214,7 +217,7 @@ impl GuestMemory for VcpuPlatform {
 
 impl Platform for VcpuPlatform {
     fn tsc(&self) -> u64 {
-        linux::rdtsc()
+        self.tsc_rate.ratio.scale(linux::rdtsc())
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {
@@ -241,7 +244,7 @@ impl Platform for VcpuPlatform {
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
         match self.lapic_place(gpa) {
             Some(LapicPlace::Register(offset)) => {
-                let now = now(self.tsc_offset);
+                let now = self.now(self.tsc_offset);
                 if let Some(lapic) = self.apic.kernel_mut() {
                     lapic.mmio_read(offset, data, now);
                     return true;
@@ -259,7 +262,7 @@ impl Platform for VcpuPlatform {
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> bool {
         match self.lapic_place(gpa) {
             Some(LapicPlace::Register(offset)) => {
-                let now = now(self.tsc_offset);
+                let now = self.now(self.tsc_offset);
                 if let Some(lapic) = self.apic.kernel_mut() {
                     let effect = lapic.mmio_write(offset, data, now);
                     self.apic_effect(effect);
@@ -306,7 +309,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
-        let now = now(self.tsc_offset);
+        let now = self.now(self.tsc_offset);
         let lapic = self.apic.kernel_mut().ok_or(Exception::GP0)?;
         lapic
             .msr_read(X2APIC_MSRS + u32::from(register), now)
@@ -314,7 +317,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn x2apic_write(&mut self, register: u8, value: u64) -> core::result::Result<(), Exception> {
-        let now = now(self.tsc_offset);
+        let now = self.now(self.tsc_offset);
         let lapic = self.apic.kernel_mut().ok_or(Exception::GP0)?;
         let effect = lapic
             .msr_write(X2APIC_MSRS + u32::from(register), value, now)
@@ -324,7 +327,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn tsc_deadline(&mut self, origin: Origin) -> u64 {
-        let now = now(self.tsc_offset);
+        let now = self.now(self.tsc_offset);
         let Some(lapic) = self.apic.kernel_mut() else {
             return 0;
         };
@@ -335,7 +338,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn set_tsc_deadline(&mut self, value: u64, origin: Origin) {
-        let now = now(self.tsc_offset);
+        let now = self.now(self.tsc_offset);
         if let Some(lapic) = self.apic.kernel_mut() {
             let effect = match origin {
                 Origin::Guest => lapic.set_tsc_deadline(value, now),
@@ -351,7 +354,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
-        self.vm.clock.sync_tsc(value, offset)
+        self.vm.clock.sync_tsc(self.tsc_rate, value, offset)
     }
 
     #[inline]
@@ -366,7 +369,8 @@ impl Platform for VcpuPlatform {
     }
 
     fn real_time_at_tsc(&self) -> Option<(u64, u64)> {
-        linux::real_at_tsc().filter(|_| linux::tsc_stable())
+        let (tsc, real) = linux::real_at_tsc().filter(|_| linux::tsc_stable())?;
+        Some((self.tsc_rate.ratio.scale(tsc), real))
     }
 
     fn wake(&mut self, apic_id: u32) {

@@ -7,7 +7,7 @@ use crate::linux;
 use crate::linux::{IrqsOff, Sleep};
 use crate::uapi::{self, UserArg};
 use crate::vcpu::LockedVcpu;
-use crate::vm::clock::real_ns;
+use crate::vm::clock::{rate, real_ns};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::requests::Requests;
@@ -33,13 +33,32 @@ pub(crate) fn attribute(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result
         uapi::KVM_GET_DEVICE_ATTR => value.write(&vcpu.vmcb.tsc_offset())?,
         uapi::KVM_SET_DEVICE_ATTR => {
             let offset = value.read()?;
-            vcpu.platform.vm.clock.set_tsc_offset(offset);
+            let rate = vcpu.platform.tsc_rate;
+            vcpu.platform.vm.clock.set_tsc_offset(rate, offset);
             vcpu.vmcb.set_tsc_offset(offset);
             touch_time(vcpu);
         }
         _ => {}
     }
     Ok(())
+}
+
+/// KVM_SET_TSC_KHZ: the guest's TSC runs at this rate, as if it had since the VM was made or its
+/// TSC was set.
+pub(crate) fn set_khz(vcpu: &mut LockedVcpu, khz: usize) -> Result {
+    let vm = &vcpu.platform.vm;
+    let rate = rate(khz, vm.features)?;
+    if vcpu.platform.tsc_rate.ratio != rate.ratio {
+        vcpu.vmcb.set_tsc_offset(vm.clock.tsc_offset(rate));
+        touch_time(vcpu);
+    }
+    vcpu.platform.tsc_rate = rate;
+    Ok(())
+}
+
+/// The rate at which the guest's TSC counts.
+pub(crate) fn scale(vcpu: &LockedVcpu) -> Scale {
+    Scale::new(vcpu.platform.tsc_rate.real_khz(linux::tsc_khz()))
 }
 
 /// The host was suspended: the guest's TSC goes on from where it was, and its clock has another
@@ -50,6 +69,7 @@ pub(crate) fn after_suspend(vcpu: &mut LockedVcpu) {
     let more = lost.wrapping_sub(vcpu.tsc_lost);
     (vcpu.tsc_lost, vcpu.resumes) = (lost, host::resumes());
     vcpu.last_tsc = 0;
+    let more = vcpu.platform.tsc_rate.ratio.scale(more);
     let offset = vcpu.vmcb.tsc_offset().wrapping_add(more);
     vcpu.vmcb.set_tsc_offset(offset);
     touch_time(vcpu);
@@ -63,7 +83,9 @@ pub(crate) fn is_elsewhere(vcpu: &mut LockedVcpu, _: &IrqsOff) -> bool {
         return false;
     }
     vcpu.clock_cpu = cpu;
-    let back = vcpu.last_tsc.saturating_sub(linux::rdtsc());
+    let ratio = vcpu.platform.tsc_rate.ratio;
+    let now = ratio.scale(linux::rdtsc());
+    let back = ratio.scale(vcpu.last_tsc).saturating_sub(now);
     let offset = vcpu.vmcb.tsc_offset().wrapping_add(back);
     vcpu.vmcb.set_tsc_offset(offset);
     touch_time(vcpu);
@@ -100,10 +122,11 @@ pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
         let at = at & !SYSTEM_TIME_ON;
         let old: [u8; PvClock::SIZE] = read(vcpu, at);
         let version = next_version(version_of(&old));
+        let ratio = vcpu.platform.tsc_rate.ratio;
         let clock = PvClock {
-            tsc: base.tsc.wrapping_add(vcpu.vmcb.tsc_offset()),
+            tsc: ratio.scale(base.tsc).wrapping_add(vcpu.vmcb.tsc_offset()),
             system_time: base.ns,
-            scale: Scale::new(linux::tsc_khz()),
+            scale: scale(vcpu),
             stable: linux::tsc_stable(),
             guest_stopped: vcpu.platform.guest_stopped || PvClock::tells_stop(&old),
         };

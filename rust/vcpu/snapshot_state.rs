@@ -27,6 +27,7 @@ use svm::requests::Requests;
 use svm::state::VcpuState;
 use svm::vmcb::{TlbControl, Vmcb};
 use x86::cpuid::Entry;
+use x86::tsc::TscRate;
 
 /// The small values of [`LockedVcpu`] and its platform.
 #[derive(Clone, Copy)]
@@ -40,6 +41,7 @@ struct Small {
     physical_bits: u8,
     has_x2apic: bool,
     has_run: bool,
+    tsc_rate: TscRate,
     /// What the host's TSC had lost, as far as it is in the offset.
     tsc_lost: u64,
     /// The host's TSC when the guest was last in a CPU, where the CPUs' TSCs differ.
@@ -103,6 +105,7 @@ impl VcpuSnapshot {
                 physical_bits: platform.physical_bits,
                 has_x2apic: platform.has_x2apic,
                 has_run: vcpu.has_run,
+                tsc_rate: platform.tsc_rate,
                 tsc_lost: vcpu.tsc_lost,
                 last_tsc: vcpu.last_tsc,
                 sipi_vector: vcpu.platform.mailbox.sipi_vector(),
@@ -146,9 +149,11 @@ impl VcpuSnapshot {
         vcpu.vmcb.set_all_dirty();
         vcpu.vmcb.set_tlb_control(TlbControl::Nothing);
         let offset = self.vmcb.tsc_offset();
+        let TscRate { ratio, .. } = self.small.tsc_rate;
+        let lost = vcpu.tsc_lost.wrapping_sub(self.small.tsc_lost);
         vcpu.vmcb.set_tsc_offset(match passed {
-            Some(passed) => offset.wrapping_sub(passed.tsc),
-            None => offset.wrapping_add(vcpu.tsc_lost.wrapping_sub(self.small.tsc_lost)),
+            Some(passed) => offset.wrapping_sub(ratio.scale(passed.tsc)),
+            None => offset.wrapping_add(ratio.scale(lost)),
         });
         if let Some(state) = self.state.first() {
             *vcpu.state = *state;
@@ -188,6 +193,7 @@ impl VcpuSnapshot {
         // The guest's page tables are others, and its timers and clock are to be set.
         platform.requests =
             small.requests | Requests::TLB_FLUSH | Requests::SET_TIMER | Requests::PV_CLOCK;
+        platform.tsc_rate = small.tsc_rate;
         platform.pic = small.pic;
         platform.unhalted = small.unhalted;
         platform.yield_to = small.yield_to;

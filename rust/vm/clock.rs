@@ -8,8 +8,10 @@ use crate::linux::{self, IrqLock};
 use crate::uapi::{self, UserArg};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
+use svm::features::SvmFeatures;
 use svm::requests::Requests;
 use x86::pvclock::Scale;
+use x86::tsc::{TscOrigin, TscRate};
 
 /// The clock of a VM and the TSC that its vCPUs share.
 ///
@@ -25,8 +27,10 @@ pub(crate) struct VmClock {
 #[derive(Clone, Copy)]
 struct State {
     base: Base,
-    /// The TSC offset of new vCPUs, and of those whose TSC is set to nearly the same.
-    tsc_offset: u64,
+    /// The rate of the TSC of new vCPUs.
+    rate: TscRate,
+    /// Where the TSC of new vCPUs begins, and of those whose TSC is set to nearly the same.
+    origin: TscOrigin,
     /// What of [`host::tsc_lost`] is in it already.
     tsc_lost: u64,
     /// The VMM has set the TSC.
@@ -74,17 +78,19 @@ impl State {
         self.base
     }
 
-    /// The TSC offset, with what the host's TSC has lost since it was set.
-    fn tsc_offset(&mut self) -> u64 {
+    /// The offset of a TSC of this rate, with what the host's TSC has lost since it was set.
+    fn tsc_offset(&mut self, rate: TscRate) -> u64 {
         let lost = host::tsc_lost();
         let more = lost.wrapping_sub(self.tsc_lost);
-        self.set_tsc_offset(self.tsc_offset.wrapping_add(more));
-        self.tsc_offset
+        self.origin.host = self.origin.host.wrapping_sub(more);
+        self.tsc_lost = lost;
+        self.origin.offset(rate.ratio)
     }
 
-    fn set_tsc_offset(&mut self, offset: u64) {
-        self.tsc_offset = offset;
+    fn set_tsc_offset(&mut self, rate: TscRate, offset: u64) {
+        self.origin = TscOrigin::of(rate.ratio, offset, linux::rdtsc());
         self.tsc_lost = host::tsc_lost();
+        self.tsc_is_set = true;
     }
 }
 
@@ -97,38 +103,49 @@ impl VmClock {
         let base = Base::new(0);
         let state = State {
             base,
-            tsc_offset: base.tsc.wrapping_neg(),
+            rate: TscRate::host(linux::tsc_khz()),
+            origin: TscOrigin {
+                host: base.tsc,
+                guest: 0,
+            },
             tsc_lost: host::tsc_lost(),
             tsc_is_set: false,
         };
         pin_init!(Self { state <- IrqLock::new(state, c"pacifica_clock", kernel::static_lock_class!()) })
     }
 
-    /// The TSC offset of a new vCPU: all begin together.
-    pub(crate) fn tsc_offset(&self) -> u64 {
-        self.state.lock().tsc_offset()
+    /// The rate of a new vCPU's TSC.
+    pub(crate) fn rate(&self) -> TscRate {
+        self.state.lock().rate
+    }
+
+    /// The VMM sets it.
+    pub(crate) fn set_rate(&self, rate: TscRate) {
+        self.state.lock().rate = rate;
+    }
+
+    /// The offset of a TSC of this rate that begins with all others.
+    pub(crate) fn tsc_offset(&self, rate: TscRate) -> u64 {
+        self.state.lock().tsc_offset(rate)
     }
 
     /// The VMM sets a vCPU's TSC offset, and the coming ones follow.
-    pub(crate) fn set_tsc_offset(&self, offset: u64) {
-        let mut state = self.state.lock();
-        state.set_tsc_offset(offset);
-        state.tsc_is_set = true;
+    pub(crate) fn set_tsc_offset(&self, rate: TscRate, offset: u64) {
+        self.state.lock().set_tsc_offset(rate, offset);
     }
 
     /// The offset for a TSC that the VMM sets to `value`, which exactly would be `offset`. A VMM
     /// that sets one vCPU after the other means them to be equal: less than a second apart counts
     /// as that, and so does zero.
-    pub(crate) fn sync_tsc(&self, value: u64, offset: u64) -> u64 {
-        let second = u64::from(linux::tsc_khz()).wrapping_mul(1000);
+    pub(crate) fn sync_tsc(&self, rate: TscRate, value: u64, offset: u64) -> u64 {
+        let second = u64::from(rate.khz).wrapping_mul(1000);
         let mut state = self.state.lock();
-        let ahead = offset.wrapping_sub(state.tsc_offset());
+        let ahead = offset.wrapping_sub(state.tsc_offset(rate));
         let near = ahead.wrapping_add(second) < second.wrapping_mul(2);
         if value != 0 && !(state.tsc_is_set && near) {
-            state.set_tsc_offset(offset);
-            state.tsc_is_set = true;
+            state.set_tsc_offset(rate, offset);
         }
-        state.tsc_offset()
+        state.tsc_offset(rate)
     }
 
     /// The guest's time at an instant not long ago.
@@ -146,7 +163,8 @@ impl VmClock {
     pub(crate) fn save(&self) -> ClockState {
         let mut state = self.state.lock();
         state.base();
-        state.tsc_offset();
+        let rate = state.rate;
+        state.tsc_offset(rate);
         ClockState(*state)
     }
 
@@ -158,7 +176,8 @@ impl VmClock {
             base.tsc = base.tsc.wrapping_add(passed.tsc);
             base.boot = base.boot.wrapping_add(passed.boot);
             base.resumes = host::resumes();
-            state.set_tsc_offset(state.tsc_offset.wrapping_sub(passed.tsc));
+            state.origin.host = state.origin.host.wrapping_add(passed.tsc);
+            state.tsc_lost = host::tsc_lost();
         }
         *self.state.lock() = state;
     }
@@ -249,13 +268,16 @@ pub(crate) fn real_ns() -> u64 {
     sec.wrapping_mul(NS_PER_SEC).wrapping_add(u64::from(nsec))
 }
 
-/// Whether a guest's TSC can have this frequency: the host's, with KVM's tolerance of 250 ppm.
-pub(crate) fn is_own_rate(khz: usize) -> bool {
-    let host = linux::tsc_khz() as usize;
-    khz == 0 || khz.abs_diff(host) <= host / 4000
+/// The argument of KVM_SET_TSC_KHZ.
+pub(crate) fn rate(khz: usize, features: SvmFeatures) -> Result<TscRate> {
+    let scaling = features.contains(SvmFeatures::TSC_RATE_MSR);
+    u32::try_from(khz)
+        .ok()
+        .and_then(|khz| TscRate::new(khz, linux::tsc_khz(), scaling))
+        .ok_or(EINVAL)
 }
 
-/// Nanoseconds in so many ticks of the TSC.
+/// Nanoseconds in so many ticks of the host's TSC.
 pub(crate) fn ticks_to_ns(ticks: u64) -> u64 {
     Scale::new(linux::tsc_khz()).ns(ticks)
 }

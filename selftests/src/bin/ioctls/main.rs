@@ -23,6 +23,7 @@ mod storm;
 mod sync;
 mod system;
 mod time;
+mod tsc_rate;
 mod vfio;
 mod vm;
 mod vmms;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         msr::TESTS,
         paravirtual::TESTS,
         time::TESTS,
+        tsc_rate::TESTS,
         deadline::TESTS,
         pointers::TESTS,
         poison::TESTS,

@@ -111,7 +111,12 @@ fn real_time(path: &str) -> Result<(), String> {
     equal("5 seconds", (5 * SECOND..most).contains(&third.clock), true)
 }
 
-fn attribute(vcpu: &Handle, number: Number, attr: u64, value: &mut u64) -> Result<i32, String> {
+pub(crate) fn attribute(
+    vcpu: &Handle,
+    number: Number,
+    attr: u64,
+    value: &mut u64,
+) -> Result<i32, String> {
     let attr = kvm_device_attr {
         group: 0, // KVM_VCPU_TSC_CTRL
         attr,
@@ -144,7 +149,7 @@ fn tsc_offset(path: &str) -> Result<(), String> {
     equal("the next one", its, new)
 }
 
-fn tsc(vcpu: &Handle) -> Result<u64, String> {
+pub(crate) fn tsc(vcpu: &Handle) -> Result<u64, String> {
     let mut pair = [(TSC, 0)];
     equal("read TSC", msrs(vcpu, number::GET_MSRS, &mut pair)?, 1)?;
     Ok(pair[0].1)
