@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-int qemu_plugin_version = 7;
+int qemu_plugin_version = PLUGIN_VERSION;
 
 enum { INSTRUCTIONS, VMRUN, VMLOAD, VMSAVE, WRMSR, XSETBV, KINDS, BEGIN = KINDS, END, IRETQ, ALL };
 
@@ -96,7 +96,7 @@ static void special(unsigned cpu, void *kind)
 		mark(cpu, (uintptr_t)kind);
 }
 
-static void translated(struct qemu_plugin_tb *tb, void *unused)
+static void translated(TRANSLATED(tb))
 {
 	size_t n = qemu_plugin_tb_n_insns(tb), pauses = 0;
 
@@ -114,7 +114,7 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, (void *)(2 * n + pauses));
 }
 
-static void ended(void *unused)
+static void ended(ENDED)
 {
 	uint64_t all[KINDS];
 	FILE *file = fopen(out, "w");
@@ -138,6 +138,8 @@ int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
 		return -1;
 	strcpy(out, argv[0] + 4);
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated, NULL);
+	if (own && !qemu_plugin_register_vcpu_discon_cb)
+		return -1;
 	if (own)
 		qemu_plugin_register_vcpu_discon_cb(id, DISCON_INTERRUPT | DISCON_EXCEPTION, interrupted, NULL);
 	qemu_plugin_register_atexit_cb(id, ended, NULL);

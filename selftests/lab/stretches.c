@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int qemu_plugin_version = 7;
+int qemu_plugin_version = PLUGIN_VERSION;
 
 enum { CLI, STI, CLGI, STGI, VMRUN, VMSAVE, IRETQ, SYSCALL, SYSRETQ, ALL };
 
@@ -193,7 +193,7 @@ static void interrupted(unsigned int index, int type, uint64_t from, uint64_t to
 	cpu->interrupts_off = true;
 }
 
-static void translated(struct qemu_plugin_tb *tb, void *unused)
+static void translated(TRANSLATED(tb))
 {
 	/* For ever: the block may be executed until QEMU ends. */
 	struct block *block = malloc(sizeof(*block));
@@ -216,7 +216,7 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, 0, block);
 }
 
-static void ended(void *unused)
+static void ended(ENDED)
 {
 	FILE *file = fopen(out, "w");
 
@@ -233,6 +233,8 @@ static void ended(void *unused)
 int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
 {
 	if (argc != 1 || strncmp(argv[0], "out=", 4) || strlen(argv[0]) - 4 >= sizeof(out))
+		return -1;
+	if (!qemu_plugin_register_vcpu_discon_cb)
 		return -1;
 	strcpy(out, argv[0] + 4);
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated, NULL);
