@@ -86,6 +86,39 @@ pub(crate) enum Command {
         /// The machine's name
         name: String,
     },
+    /// Make two machines of one that runs: both go on
+    Fork(ForkArgs),
+    /// Take a snapshot of a machine, in memory: `pacifica reset` brings it back to this instant
+    ///
+    /// Its memory, processors, devices and disks. It takes the place of an earlier snapshot, and
+    /// goes with the machine. /dev/pacifica has snapshots, /dev/kvm has none.
+    Snapshot {
+        /// The machine's name
+        name: String,
+    },
+    /// Bring a machine back to its snapshot, at the cost of what has changed since
+    Reset {
+        /// The machine's name
+        name: String,
+    },
+    /// Write a machine that runs to a file, from which `pacifica restore` brings it back
+    ///
+    /// It rests meanwhile, and goes on. The file has its memory, processors and devices, and not
+    /// what is on its disks: they must be as they were when it is brought back. A file that is
+    /// there is replaced when the new one is whole, and not before.
+    Save {
+        /// The machine's name
+        name: String,
+        /// The file
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// Do not compress memory: it can be mapped then, and is read when the guest touches it
+        #[arg(long)]
+        mapped: bool,
+    },
+    /// Bring a machine back that was saved
+    #[command(after_help = EXIT_STATUS)]
+    Restore(RestoreArgs),
     /// Show what a machine's processors have counted: exits by their reasons, and more
     Stat {
         /// The machine's name
@@ -109,7 +142,7 @@ pub(crate) enum Command {
 }
 
 /// The arguments of `pacifica run`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct RunArgs {
     /// The machine: a directory that has a machine.toml, or such a file. The options win over it;
     /// disks and networks are added to its own
@@ -185,6 +218,62 @@ pub(crate) struct RunArgs {
     pub(crate) summary: bool,
 
     /// The hypervisor's device node; without this, /dev/pacifica
+    #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath)]
+    pub(crate) device: Option<PathBuf>,
+}
+
+/// The arguments of `pacifica fork`.
+#[derive(Debug, Args)]
+pub(crate) struct ForkArgs {
+    /// The machine's name
+    pub(crate) name: String,
+
+    /// The name of the other one
+    pub(crate) new: String,
+
+    /// A network of the other one, in the place of the machine's own, in their order; may be
+    /// repeated. Without this, passt is started anew, and a socket connected to anew; a TAP device
+    /// has one machine
+    #[arg(short, long = "net", value_name = "WHAT")]
+    pub(crate) networks: Vec<Network>,
+
+    /// A file for the output of the other one's first serial port, and for what the program says;
+    /// without this, it goes nowhere
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) console: Option<PathBuf>,
+}
+
+/// The arguments of `pacifica restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The file that `pacifica save` has written
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+
+    /// The name by which ps, stop, pause, resume, save and stat find the machine
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Check the memory of a file that was saved with --mapped before the guest goes on; other
+    /// files are always checked
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// A network in the place of the machine's own, in their order; may be repeated. The hardware
+    /// addresses stay
+    #[arg(short, long = "net", value_name = "WHAT")]
+    pub(crate) networks: Vec<Network>,
+
+    /// Where the first serial port goes; without this, where it went
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) console: Option<ConsoleArg>,
+
+    /// Say on standard error, when the guest has ended, how long it ran and why it left the
+    /// processor
+    #[arg(long)]
+    pub(crate) summary: bool,
+
+    /// The hypervisor's device node; without this, the one that the machine had
     #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath)]
     pub(crate) device: Option<PathBuf>,
 }
@@ -303,7 +392,7 @@ impl FromStr for ConsoleArg {
 pub(crate) struct MemorySize(pub(crate) u64);
 
 /// The most memory that a guest may have: below what every AMD-V processor can address.
-const MEMORY_LIMIT: u64 = 512 << 30;
+pub(crate) const MEMORY_LIMIT: u64 = 512 << 30;
 /// The least memory that holds the boot structures and a small guest.
 const MEMORY_LEAST: u64 = 2 * MIB;
 

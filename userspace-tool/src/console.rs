@@ -61,6 +61,11 @@ pub(crate) fn restore() {
     }
 }
 
+/// In a child of fork(2): the terminal is the parent's, and is not put back from here.
+pub(crate) fn forget() {
+    *lock(&SAVED) = None;
+}
+
 /// Whether this process may read from the terminal now: it runs in the foreground.
 pub(crate) fn in_foreground() -> bool {
     nix::unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group == nix::unistd::getpgrp())
@@ -102,6 +107,15 @@ impl Console {
             input,
             terminal: input && io::stdin().is_terminal(),
         })
+    }
+
+    /// A console that was opened elsewhere, for output.
+    pub(crate) fn given(file: File) -> Self {
+        Self {
+            output: ConsoleOutput::File(file),
+            input: false,
+            terminal: false,
+        }
     }
 
     /// A new writer of the guest's output.

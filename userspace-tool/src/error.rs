@@ -169,6 +169,25 @@ pub(crate) enum Error {
         /// Why not.
         error: io::Error,
     },
+    /// A file is no machine that was saved.
+    #[error("cannot restore {}: {reason}", path.display())]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A state cannot be put back.
+    #[error("the state is not this machine's: {0}")]
+    State(String),
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
     /// A system call that should not fail did.
     #[error("{call} failed: {error}")]
     System {
@@ -243,6 +262,10 @@ impl Error {
             Error::CommandLine(_) => "Give another with --append.".into(),
             Error::Memory { .. } => "Ask for less with --memory.".into(),
             Error::Console { .. } => "Choose another with --console: stdio, none, or a file.".into(),
+            Error::Saved { .. } | Error::State(_) => {
+                "`pacifica save` writes such files. One that is damaged cannot be mended.".into()
+            }
+            Error::Write { .. } => "Name another file; a file that was there is as it was.".into(),
             Error::System { .. } => "`pacifica check` looks at the host; as root more is allowed.".into(),
         })
     }

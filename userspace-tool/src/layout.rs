@@ -42,6 +42,9 @@ pub(crate) const ACPI: u64 = 0xe_0000;
 /// Where the ACPI tables must end.
 pub(crate) const ACPI_END: u64 = 0x10_0000;
 
+/// The page with the machine's generation ID, behind the tables.
+pub(crate) const GENERATION: u64 = ACPI_END - PAGE_SIZE;
+
 /// High memory: where kernels are loaded.
 pub(crate) const HIGH_MEMORY: u64 = MIB;
 /// The gap for memory-mapped devices below 4 GiB.
@@ -87,8 +90,10 @@ pub(crate) const PM1A_EVENT: u16 = 0x600;
 pub(crate) const PM1A_CONTROL: u16 = 0x604;
 /// The ACPI power-management timer.
 pub(crate) const PM_TIMER: u16 = 0x608;
+/// The ACPI general-purpose events: a byte of status, a byte that enables.
+pub(crate) const GPE0: u16 = 0x60c;
 /// How many ports the ACPI blocks take together.
-pub(crate) const PM_PORTS: u16 = 12;
+pub(crate) const PM_PORTS: u16 = 14;
 /// How many pins the I/O APIC has. Messages have the interrupt numbers behind them.
 pub(crate) const IOAPIC_PINS: u32 = 24;
 /// The ACPI system control interrupt.

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::boot::Boot;
 use crate::cli::{ConsoleArg, Irqchip, MemorySize, Reboot, RunArgs, DEFAULT_DEVICE};
 use crate::devices::{Devices, DiskFile, Network, Plug};
 use crate::error::{Error, Result};
 use crate::layout::MIB;
+use crate::vm::Config;
 
 /// The name of the file in a machine's directory.
 pub(crate) const FILE_NAME: &str = "machine.toml";
@@ -78,6 +80,27 @@ impl Machine {
             path: named.cloned().unwrap_or_default(),
             reason,
         })
+    }
+
+    /// The machine of such a file's text, with absolute paths.
+    pub(crate) fn from_toml(text: &str) -> std::result::Result<Self, String> {
+        let file = toml::from_str(text).map_err(|error| error.to_string())?;
+        merge(&RunArgs::default(), file, Path::new("/"))
+    }
+
+    /// What makes its virtual machine.
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            boot: Boot {
+                kernel: self.kernel.clone(),
+                initrd: self.initrd.clone(),
+                append: self.append.clone(),
+                memory_size: self.memory.0,
+            },
+            cpus: self.cpus,
+            irqchip: self.irqchip == Irqchip::Kernel,
+            devices: self.devices.clone(),
+        }
     }
 
     /// The file that describes this machine from anywhere.

@@ -13,14 +13,18 @@ mod devices;
 mod error;
 mod eventfd;
 mod exec;
+mod fork;
 mod gate;
+mod generation;
 mod image;
 mod kvm;
 mod layout;
 mod machine;
 mod memory;
 mod outcome;
+mod parts;
 mod run;
+mod state;
 mod summary;
 mod vcpu;
 mod vm;
@@ -47,6 +51,11 @@ fn main() -> ExitCode {
         Command::Stop { name, patience } => client::stop(&name, Duration::from_secs(patience)),
         Command::Pause { name } => client::request(&name, Request::Pause),
         Command::Resume { name } => client::request(&name, Request::Resume),
+        Command::Snapshot { name } => client::request(&name, Request::Snapshot),
+        Command::Reset { name } => client::reset(&name),
+        Command::Fork(args) => client::fork(&args),
+        Command::Save { name, file, mapped } => client::save(&name, &file, mapped),
+        Command::Restore(args) => run::restore(&args),
         Command::Stat { name, json } => client::counters(&name, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pacifica", &mut io::stdout());

@@ -8,18 +8,16 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{madvise, MmapAdvise};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    ReadVolatile,
-};
+use pacifica_vm::{Memory, Region};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion, ReadVolatile};
 
 use crate::error::{Error, Result};
 use crate::layout::{
     ABOVE_4G, ACPI, ACPI_END, HIGH_MEMORY, IDENTITY_MAP, LOW_MEMORY_END, MIB, MMIO_GAP, PAGE_SIZE,
 };
 
-/// The guest's memory.
-pub(crate) type GuestMemory = GuestMemoryMmap<()>;
+/// The guest's memory. A snapshot hears of what devices are about to write.
+pub(crate) type GuestMemory = Memory;
 
 /// A range of physical addresses: its start and its size.
 pub(crate) type Range = (u64, u64);
@@ -51,13 +49,13 @@ pub(crate) fn allocate(size: u64) -> Result<GuestMemory> {
 }
 
 /// Asks for huge pages: they save the processor most of the work of nested page walks.
-fn prefer_huge_pages(region: &GuestRegionMmap<()>) {
-    let Some(start) = NonNull::new(region.as_ptr().cast()) else {
+fn prefer_huge_pages(region: &Region) {
+    let Some(start) = NonNull::new(region.mapping().as_ptr().cast()) else {
         return;
     };
     // SAFETY: The range is one whole mapping of ours, and this advice does not change its contents.
     // A kernel without huge pages refuses the advice, and nothing is lost.
-    let _ = unsafe { madvise(start, region.size(), MmapAdvise::MADV_HUGEPAGE) };
+    let _ = unsafe { madvise(start, region.mapping().size(), MmapAdvise::MADV_HUGEPAGE) };
 }
 
 /// What a range of the memory map is for. The values are those of the E820 interface and of PVH.

@@ -14,8 +14,7 @@ use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::Boot;
-use crate::cli::{Irqchip, Reboot, RunArgs};
+use crate::cli::{Reboot, RestoreArgs, RunArgs};
 use crate::confine::confine;
 use crate::console::{self, Action, Console, Escapes, RawMode};
 use crate::control;
@@ -24,10 +23,13 @@ use crate::devices::bus::{lock, Shared};
 use crate::devices::serial::Serial;
 use crate::error::{Error, Result};
 use crate::eventfd;
+use crate::fork::{self, Child, Job};
 use crate::machine::Machine;
-use crate::outcome::{Outcome, Stop};
+use crate::memory;
+use crate::outcome::{self, Outcome, Stop};
+use crate::state::{self, State};
 use crate::summary::Summary;
-use crate::vm::{Config, Vm};
+use crate::vm::{Forked, Origin, Vm};
 
 /// The signals that end the program.
 const ENDING: [Signal; 4] = [
@@ -52,25 +54,93 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         print!("{}", machine.to_toml()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let config = Config {
-        boot: Boot {
-            kernel: machine.kernel,
-            initrd: machine.initrd,
-            append: machine.append,
-            memory_size: machine.memory.0,
-        },
-        cpus: machine.cpus,
-        irqchip: machine.irqchip == Irqchip::Kernel,
-        devices: machine.devices,
+    start(&machine, Origin::Boot, args.name.as_deref(), args.summary)
+}
+
+/// In the child of a machine: runs it until it ends, and ends with it. Nothing of the parent's that
+/// is on the stack is dropped.
+fn begin(child: Child) -> ! {
+    let status = forked(child).unwrap_or_else(|error| {
+        eprintln!("pacifica: {error}");
+        outcome::STATUS_HOST_ERROR
+    });
+    std::process::exit(status.into())
+}
+
+fn forked(child: Child) -> Result<u8> {
+    console::forget();
+    fork::settle(&child)?;
+    let (machine, name, files) = (child.machine, child.name, child.files);
+    let console = Console::given(files.console.into());
+    let session = Session::new(&console)?;
+    let server = control::socket(&name)
+        .and_then(|socket| Server::given(&socket, files.lock.into(), files.listener.into()))
+        .map_err(|error| Error::Control { name, error })?;
+    let devices = &machine.devices;
+    let devices = devices.given(files.disks, files.networks, files.random)?;
+    let origin = Origin::Forked(Forked {
+        state: child.state,
+        memory: child.memory,
+        kvm: child.kvm,
+        devices,
+    });
+    live(&machine, origin, &console, session, Some(server), false)
+}
+
+/// Brings a machine back that was saved.
+pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode> {
+    let wrong = |reason: String| Error::Saved {
+        path: args.file.clone(),
+        reason,
     };
-    let mut summary = Summary::begin();
+    let file = memory::open("file", &args.file).map_err(|error| wrong(error.to_string()))?;
+    let contents = state::file::read::<State>(&file).map_err(|error| wrong(error.to_string()))?;
+    let mut machine = Machine::from_toml(&contents.state.machine).map_err(wrong)?;
+    if machine.memory.0 != contents.memory {
+        return Err(wrong(
+            "it has memory of another size than its machine".into(),
+        ));
+    }
+    if args.networks.len() > machine.devices.networks.len() {
+        return Err(wrong("its machine has fewer networks".into()));
+    }
+    for (own, new) in machine.devices.networks.iter_mut().zip(&args.networks) {
+        own.plug = new.plug.clone();
+    }
+    machine.console = args.console.clone().unwrap_or(machine.console);
+    machine.device = args.device.clone().unwrap_or(machine.device);
+    let memory = contents.load(file, args.check);
+    let memory = memory.map_err(|error| wrong(error.to_string()))?;
+    let origin = Origin::Saved(Box::new(contents.state), memory);
+    start(&machine, origin, args.name.as_deref(), args.summary)
+}
+
+/// Opens what is around a machine, and runs it until it ends.
+fn start(machine: &Machine, origin: Origin, name: Option<&str>, says: bool) -> Result<ExitCode> {
     let console = Console::open(&machine.console)?;
-    let mut session = Session::new(&console)?;
-    let mut server = args.name.as_deref().map(listen).transpose()?;
+    let session = Session::new(&console)?;
+    let server = name.map(listen).transpose()?;
+    live(machine, origin, &console, session, server, says).map(ExitCode::from)
+}
+
+/// Runs a machine until it ends; says how, as the program's exit status.
+fn live(
+    machine: &Machine,
+    origin: Origin,
+    console: &Console,
+    mut session: Session,
+    mut server: Option<Server>,
+    says: bool,
+) -> Result<u8> {
+    // A child is confined by its parent.
+    let confined = matches!(origin, Origin::Forked(_));
+    let mut origin = Some(origin);
+    let mut summary = Summary::begin();
     loop {
         let stop = Arc::new(Stop::new()?);
         // One that may start again must be able to open its files again.
         let confine = || match machine.reboot {
+            Reboot::Exit if confined => Ok(()),
             Reboot::Exit => {
                 let status = confine(server.as_ref().and_then(Server::directory))?;
                 if status != RulesetStatus::FullyEnforced {
@@ -80,9 +150,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             }
             Reboot::Restart => Ok(()),
         };
-        let vm = Vm::start(&machine.device, &config, &console, &stop, confine)?;
+        // A guest that resets itself begins where its kernel does.
+        let origin = origin.take().unwrap_or(Origin::Boot);
+        let vm = Vm::start(machine, origin, console, &stop, confine)?;
         answer(&mut server, Some(vm.handler(&machine.device)))?;
-        session.serve(&vm.serial, &stop)?;
+        while let Some(job) = session.serve(&vm, &stop)? {
+            if let Some(child) = job.run() {
+                begin(child);
+            }
+        }
+        vm.jobs.close();
         answer(&mut server, None)?;
         let counted = summary.add(&vm.end());
         counted.map_err(|error| Error::system("reading the counters", error))?;
@@ -91,7 +168,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             Some(outcome) => {
                 session.give_terminal_back();
                 drop(server);
-                if args.summary {
+                if says {
                     eprint!("{}", summary.text(outcome));
                 }
                 return Ok(session.end(outcome));
@@ -134,6 +211,7 @@ struct Ready {
     signal: bool,
     input: bool,
     drained: bool,
+    job: bool,
 }
 
 impl Session {
@@ -166,11 +244,15 @@ impl Session {
         Ok(())
     }
 
-    /// Serves console and signals until there is an outcome.
-    fn serve(&mut self, serial: &Shared<Serial>, stop: &Stop) -> Result<()> {
+    /// Serves console and signals until there is an outcome, or a fork is asked for.
+    fn serve(&mut self, vm: &Vm, stop: &Stop) -> Result<Option<Job>> {
+        let serial = &vm.serial;
         let drained = lock(serial).drained()?;
         while stop.outcome().is_none() {
-            let ready = self.wait(serial, stop, &drained)?;
+            let ready = self.wait(serial, [stop.event(), &drained, vm.jobs.event()])?;
+            if let Some(job) = ready.job.then(|| vm.jobs.take()).flatten() {
+                return Ok(Some(job));
+            }
             if ready.signal {
                 self.handle_signals(stop)?;
             }
@@ -184,21 +266,19 @@ impl Session {
                 self.read_input(serial, stop)?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Waits until something happens.
-    fn wait(&self, serial: &Shared<Serial>, stop: &Stop, drained: &EventFd) -> Result<Ready> {
+    fn wait(&self, serial: &Shared<Serial>, events: [&EventFd; 3]) -> Result<Ready> {
         // In the background, a terminal is not ours to read.
         let ours = !self.terminal || self.raw.is_some();
         let room = self.terminal || lock(serial).waiting() < INPUT_LIMIT;
         let stdin = io::stdin();
-        let [stopped, drained] = [stop.event(), drained].map(eventfd::borrow);
-        let mut descriptors = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stopped, PollFlags::POLLIN),
-            PollFd::new(drained, PollFlags::POLLIN),
-        ];
+        let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        for event in events.map(eventfd::borrow) {
+            descriptors.push(PollFd::new(event, PollFlags::POLLIN));
+        }
         if self.input && ours && room {
             descriptors.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
@@ -222,7 +302,8 @@ impl Session {
         Ok(Ready {
             signal: ready(0),
             drained: ready(2),
-            input: ready(3),
+            job: ready(3),
+            input: ready(4),
         })
     }
 
@@ -289,7 +370,7 @@ impl Session {
     }
 
     /// Says how the run ended.
-    fn end(mut self, outcome: &Outcome) -> ExitCode {
+    fn end(mut self, outcome: &Outcome) -> u8 {
         self.give_terminal_back();
         match outcome {
             Outcome::Crash(report) => eprint!("pacifica: the guest crashed: {report}"),
@@ -302,6 +383,6 @@ impl Session {
             }
             _ => {}
         }
-        ExitCode::from(outcome.status())
+        outcome.status()
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt::Write;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use std::thread::{self, JoinHandle};
 use kvm_bindings::{
     kvm_run, kvm_segment, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use nix::errno::Errno;
+use nix::sys::mman::{madvise, MmapAdvise};
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::devices::bus::Bus;
@@ -64,6 +66,16 @@ impl RunPage {
     }
 }
 
+/// What comes after a run of the guest.
+enum Next {
+    /// Another run.
+    Go,
+    /// The thread has been called.
+    Called,
+    /// The end.
+    End(Outcome),
+}
+
 /// Where a processor begins after a reset: the offset, and the base of the code segment.
 const RESET_VECTOR: (u64, u64) = (0xfff0, 0xffff_0000);
 
@@ -77,14 +89,29 @@ pub(crate) struct Vcpu {
 
 impl Vcpu {
     /// Wraps processor number `id`.
-    pub(crate) fn new(mut fd: VcpuFd, id: u32) -> Self {
+    pub(crate) fn new(mut fd: VcpuFd, id: u32, vm: &VmFd) -> Result<Self> {
+        leave_out(fd.get_kvm_run(), vm)?;
         let page = RunPage(NonNull::from(fd.get_kvm_run()));
-        Self { fd, id, page }
+        Ok(Self { fd, id, page })
     }
 
     /// The module's handle.
     pub(crate) fn fd(&self) -> &VcpuFd {
         &self.fd
+    }
+
+    /// Another handle, for other threads while this processor rests: never for `KVM_RUN`.
+    pub(crate) fn handle(&self, vm: &VmFd) -> Result<VcpuFd> {
+        // SAFETY: The descriptor is open, and the answer is a new one or an error.
+        let copy = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if copy < 0 {
+            return Err(Error::system("dup", io::Error::last_os_error()));
+        }
+        // SAFETY: The descriptor is a processor's, and nothing else owns it.
+        let handle = unsafe { vm.create_vcpu_from_rawfd(copy) };
+        let mut handle = handle.map_err(|error| Error::kvm("mmap", error))?;
+        leave_out(handle.get_kvm_run(), vm)?;
+        Ok(handle)
     }
 
     /// Runs the guest until there is an outcome.
@@ -93,41 +120,59 @@ impl Vcpu {
         loop {
             // First, so that no request that comes behind it is lost.
             self.page.forget_exit();
-            passenger.pass();
+            if gate.is_closed() {
+                self.complete(bus, stop);
+                passenger.pass();
+            }
             if stop.outcome().is_some() {
                 return;
             }
-            if let Some(outcome) = self.step(bus) {
+            if let Next::End(outcome) = self.step(bus) {
                 stop.request(outcome);
             }
         }
     }
 
+    /// Lets the module finish the instruction whose access this program has served: the registers
+    /// are those behind it then.
+    fn complete(&mut self, bus: &Bus, stop: &Stop) {
+        while stop.outcome().is_none() {
+            self.page.request_exit();
+            match self.step(bus) {
+                Next::Called => return,
+                Next::Go => {}
+                Next::End(outcome) => stop.request(outcome),
+            }
+        }
+    }
+
     /// Runs the guest until it needs something, and provides that.
-    fn step(&mut self, bus: &Bus) -> Option<Outcome> {
+    fn step(&mut self, bus: &Bus) -> Next {
         let page = self.page;
         let reason = match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 bus.read(port, page.io_size(), data);
-                return None;
+                return Next::Go;
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 bus.write(port, page.io_size(), data);
-                return None;
+                return Next::Go;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 bus.read_memory(address, data);
-                return None;
+                return Next::Go;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 bus.write_memory(address, data);
-                return None;
+                return Next::Go;
             }
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Next::Called,
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-                return Some(Outcome::PowerOff)
+                return Next::End(Outcome::PowerOff)
             }
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Outcome::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                return Next::End(Outcome::Reset)
+            }
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 "it reported a crash".to_string()
             }
@@ -149,16 +194,16 @@ impl Vcpu {
             Ok(exit) => format!("an exit that this program did not ask for: {exit:?}"),
             Err(error) => match Errno::from_raw(error.errno()) {
                 // A kick, or a processor that now waits for its start-up interrupt.
-                Errno::EINTR | Errno::EAGAIN => return None,
+                Errno::EINTR | Errno::EAGAIN => return Next::Called,
                 _ => {
-                    return Some(Outcome::Host(format!(
+                    return Next::End(Outcome::Host(format!(
                         "KVM_RUN failed on processor {}: {error}",
                         self.id
                     )))
                 }
             },
         };
-        Some(Outcome::Crash(self.report(&reason)))
+        Next::End(Outcome::Crash(self.report(&reason)))
     }
 
     /// A report on a crash, for a human.
@@ -257,6 +302,14 @@ fn write_segment(text: &mut String, name: &str, segment: &kvm_segment) -> std::f
         "{name:<3}={:04x} base={:016x} limit={:08x} type={:x} s={} dpl={} p={} l={} db={} g={}",
         s.selector, s.base, s.limit, s.type_, s.s, s.dpl, s.present, s.l, s.db, s.g
     )
+}
+
+/// Keeps a processor's page out of children: with it, they would keep this virtual machine.
+fn leave_out(page: &mut kvm_run, vm: &VmFd) -> Result<()> {
+    let start = NonNull::from(page).cast();
+    // SAFETY: The range is one whole mapping, and this advice does not change its contents.
+    unsafe { madvise(start, vm.run_size(), MmapAdvise::MADV_DONTFORK) }
+        .map_err(|error| Error::system("madvise", error))
 }
 
 /// The signal that interrupts `KVM_RUN`.

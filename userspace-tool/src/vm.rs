@@ -20,20 +20,24 @@ use crate::control::{Answer, Request, State, Status};
 use crate::devices::bus::{lock, Bus, Shared};
 use crate::devices::pci::msix::VmRoutes;
 use crate::devices::pci::{PciPorts, DEVICES};
-use crate::devices::power::{DebugExit, KeyboardController, PowerManagement};
-use crate::devices::rtc::Rtc;
+use crate::devices::power::{DebugExit, KeyboardController};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::pci::{VirtioPci, WINDOW_SIZE};
+use crate::devices::virtio::Device;
 use crate::devices::Devices;
 use crate::error::{Error, Result};
+use crate::fork::Jobs;
 use crate::gate::Gate;
 use crate::kvm;
 use crate::layout::{
     COM1, COM1_IRQ, COM_PORTS, DEBUG_EXIT, I8042_COMMAND, IDENTITY_MAP, PCI_CONFIG,
-    PCI_CONFIG_PORTS, PCI_WINDOW, PM1A_EVENT, PM_PORTS, RTC, SCI_IRQ, TSS,
+    PCI_CONFIG_PORTS, PCI_WINDOW, PM1A_EVENT, PM_PORTS, RTC, TSS,
 };
+use crate::machine::Machine;
 use crate::memory::{self, GuestMemory};
 use crate::outcome::{Outcome, Stop};
+use crate::parts::{self, Parts};
+use crate::state;
 use crate::summary::Counters;
 use crate::vcpu::{self, Vcpu, VcpuThread};
 
@@ -53,32 +57,60 @@ pub(crate) struct Config {
     pub(crate) devices: Devices,
 }
 
+/// Where a machine begins.
+pub(crate) enum Origin {
+    /// Where its kernel does.
+    Boot,
+    /// Where it was saved, with this memory.
+    Saved(Box<state::State>, GuestMemory),
+    /// Where its parent was.
+    Forked(Forked),
+}
+
+/// What a machine has from its parent, and of its own.
+pub(crate) struct Forked {
+    pub(crate) state: Box<state::State>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) kvm: Kvm,
+    pub(crate) devices: Vec<Shared<dyn Device>>,
+}
+
 /// A virtual machine that runs. When it is dropped, its processors' threads end first: nothing uses
 /// the memory any more when that goes.
 pub(crate) struct Vm {
     threads: Arc<Mutex<Vec<VcpuThread>>>,
     gate: Arc<Gate>,
     stop: Arc<Stop>,
-    power: Shared<PowerManagement>,
     config: Config,
     /// The first serial port, for its input.
     pub(crate) serial: Shared<Serial>,
     counters: Counters,
-    _fd: Arc<VmFd>,
-    _memory: GuestMemory,
+    parts: Arc<Parts>,
+    /// Forks that are asked for.
+    pub(crate) jobs: Arc<Jobs>,
 }
 
 impl Vm {
     /// Makes a virtual machine and starts its processors. `confine` is called between the two, when
     /// all that is needed is open.
     pub(crate) fn start(
-        node: &Path,
-        config: &Config,
+        machine: &Machine,
+        origin: Origin,
         console: &Console,
         stop: &Arc<Stop>,
         confine: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
-        let kvm = kvm::open(node)?;
+        let (node, config) = (&machine.device, &machine.config());
+        let (kvm, devices, saved) = match origin {
+            Origin::Boot => (None, None, None),
+            Origin::Saved(state, memory) => (None, None, Some((state, memory))),
+            Origin::Forked(child) => (
+                Some(child.kvm),
+                Some(child.devices),
+                Some((child.state, child.memory)),
+            ),
+        };
+        let kvm = kvm.map_or_else(|| kvm::open(node), Ok)?;
         kvm::require(&kvm, node, config.irqchip)?;
         let limit = kvm.get_max_vcpus();
         if config.cpus as usize > limit {
@@ -87,50 +119,60 @@ impl Vm {
                 limit,
             });
         }
-        let memory = memory::allocate(config.boot.memory_size)?;
-        let tables = acpi::Tables::new(config.cpus);
-        memory::write(
-            &memory,
-            "the ACPI tables",
-            acpi::Tables::ADDRESS,
-            &tables.bytes,
-        )?;
-        let entry = boot::load(&memory, &config.boot, acpi::Tables::ADDRESS)?;
+        let (memory, begin) = match saved {
+            Some((state, memory)) => (memory, Begin::Saved(state)),
+            None => {
+                let (memory, entry) = load(config)?;
+                (memory, Begin::Entry(entry))
+            }
+        };
+        let plugged = devices.map_or_else(|| open(config), Ok)?;
 
         let fd = Arc::new(create(&kvm, config.irqchip)?);
         set_memory(&fd, &memory)?;
-        let serial = Shared::new(Mutex::new(Serial::new(console.writer()?)?));
-        let power = Shared::new(Mutex::new(power(&fd, config.irqchip, stop)));
-        let mut bus = bus(&serial, &power, stop);
-        let mut pci = PciPorts::new(stop.clone());
-        plug_in(&fd, config, &memory, &mut bus, &mut pci)?;
-        bus.add(PCI_CONFIG, PCI_CONFIG_PORTS, Arc::new(Mutex::new(pci)));
+        let ports = Parts::devices(&fd, config.irqchip, console, stop)?;
+        let mut bus = bus(&ports, stop);
+        let functions = plug_in(&fd, plugged, &memory, &mut bus, &ports.pci)?;
+        bus.add(PCI_CONFIG, PCI_CONFIG_PORTS, ports.pci.clone());
         let bus = Arc::new(bus);
         if config.irqchip {
-            let serial = lock(&serial);
+            let serial = lock(&ports.serial);
             fd.register_irqfd(serial.interrupt(), COM1_IRQ)
                 .map_err(|error| Error::kvm("KVM_IRQFD", error))?;
         }
 
         let vcpus = create_vcpus(&kvm, &fd, config)?;
-        if let Some(first) = vcpus.first() {
-            cpu::set_up(first.fd(), &memory, entry)?;
-        }
         let mut counters = Counters::default();
         vcpus.iter().for_each(|vcpu| counters.add(vcpu.fd()));
+        let parts = Arc::new(Parts {
+            machine: machine.to_toml()?,
+            memory_size: config.boot.memory_size,
+            irqchip: config.irqchip,
+            vcpus: (vcpus.iter().map(|vcpu| vcpu.handle(&fd))).collect::<Result<_>>()?,
+            kvm,
+            vm: fd,
+            devices: ports,
+            functions,
+            memory,
+            instant: Mutex::default(),
+        });
+        match &begin {
+            Begin::Entry(entry) => parts.set_up(*entry)?,
+            Begin::Saved(state) => parts.restore(state)?,
+        }
         vcpu::install_kick_handler()?;
         confine()?;
         let vm = Self {
             threads: Arc::default(),
             gate: Arc::default(),
             stop: stop.clone(),
-            power,
             config: config.clone(),
-            serial,
+            serial: parts.devices.serial.clone(),
             counters,
-            _fd: fd,
-            _memory: memory,
+            parts,
+            jobs: Arc::new(Jobs::new()?),
         };
+        vm.parts.go_on();
         for vcpu in vcpus {
             let thread = VcpuThread::start(vcpu, bus.clone(), stop.clone(), vm.gate.clone())?;
             lock(&vm.threads).push(thread);
@@ -138,18 +180,19 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Who answers requests to this machine, which `node` has made. It outlives the machine, and
-    /// then does nothing.
+    /// Who answers requests to this machine, which `node` has made. It is dropped before the
+    /// machine is.
     pub(crate) fn handler(&self, node: &Path) -> Handler {
         let (threads, gate, stop) = (self.threads.clone(), self.gate.clone(), self.stop.clone());
-        let (power, counters) = (self.power.clone(), self.counters.clone());
+        let (parts, counters) = (self.parts.clone(), self.counters.clone());
         let (config, node, start) = (self.config.clone(), node.to_owned(), Instant::now());
-        Box::new(move |request| {
+        let (pause, jobs) = (Pause { threads, gate }, self.jobs.clone());
+        Box::new(move |request, files| {
             match request {
                 Request::Status => {
                     return Answer::Status(Status {
                         process: std::process::id(),
-                        state: if gate.is_closed() {
+                        state: if pause.gate.is_closed() {
                             State::Paused
                         } else {
                             State::Running
@@ -161,17 +204,12 @@ impl Vm {
                     })
                 }
                 Request::Pause => {
-                    gate.close();
-                    lock(&threads).iter().for_each(VcpuThread::kick);
-                    if !gate.wait_for_all(PAUSE_LIMIT) {
-                        gate.open();
-                        return Answer::Error {
-                            reason: "a processor waits for its console".into(),
-                        };
+                    if let Err(reason) = pause.pause() {
+                        return Answer::Error { reason };
                     }
                 }
-                Request::Resume => gate.open(),
-                Request::PowerButton => lock(&power).press(),
+                Request::Resume => pause.gate.open(),
+                Request::PowerButton => lock(&parts.devices.power).press(),
                 Request::Quit => stop.request(Outcome::Stopped),
                 Request::Counters => {
                     return match counters.read() {
@@ -180,6 +218,35 @@ impl Vm {
                             reason: error.to_string(),
                         },
                     }
+                }
+                Request::Describe => {
+                    return Answer::Machine {
+                        machine: parts.machine.clone(),
+                    }
+                }
+                Request::Fork { machine, name } => {
+                    let fork = || parts.fork((&machine, name), files, &jobs);
+                    if let Err(reason) = pause.paused(fork) {
+                        return Answer::Error { reason };
+                    }
+                }
+                Request::Snapshot => {
+                    if let Err(reason) = pause.paused(|| parts.snapshot()) {
+                        return Answer::Error { reason };
+                    }
+                }
+                Request::Reset => {
+                    return match pause.paused(|| parts.reset()) {
+                        Ok(pages) => Answer::Reset { pages },
+                        Err(reason) => Answer::Error { reason },
+                    }
+                }
+                Request::Save { form } => {
+                    let saved = pause.paused(|| parts.save(form, files));
+                    return match saved {
+                        Ok(bytes) => Answer::Saved { bytes },
+                        Err(reason) => Answer::Error { reason },
+                    };
                 }
             }
             Answer::Done
@@ -201,6 +268,59 @@ impl Drop for Vm {
         threads.iter().for_each(VcpuThread::kick);
         threads.drain(..).for_each(VcpuThread::join);
     }
+}
+
+/// What lets the processors rest.
+struct Pause {
+    threads: Arc<Mutex<Vec<VcpuThread>>>,
+    gate: Arc<Gate>,
+}
+
+impl Pause {
+    /// All processors rest when this returns; if one does not, all go on.
+    fn pause(&self) -> std::result::Result<(), String> {
+        self.gate.close();
+        lock(&self.threads).iter().for_each(VcpuThread::kick);
+        if self.gate.wait_for_all(PAUSE_LIMIT) {
+            return Ok(());
+        }
+        self.gate.open();
+        Err("a processor waits for its console".into())
+    }
+
+    /// Does something while they rest. Those that rested before go on resting.
+    fn paused<T>(
+        &self,
+        action: impl FnOnce() -> std::result::Result<T, String>,
+    ) -> std::result::Result<T, String> {
+        let rested = self.gate.is_closed();
+        self.pause()?;
+        let result = action();
+        if !rested {
+            self.gate.open();
+        }
+        result
+    }
+}
+
+/// How the first processor begins.
+enum Begin {
+    Entry(boot::Entry),
+    Saved(Box<state::State>),
+}
+
+/// Memory with the kernel, and where it begins.
+fn load(config: &Config) -> Result<(GuestMemory, boot::Entry)> {
+    let memory = memory::allocate(config.boot.memory_size)?;
+    let tables = acpi::Tables::new(config.cpus);
+    memory::write(
+        &memory,
+        "the ACPI tables",
+        acpi::Tables::ADDRESS,
+        &tables.bytes,
+    )?;
+    let entry = boot::load(&memory, &config.boot, acpi::Tables::ADDRESS)?;
+    Ok((memory, entry))
 }
 
 /// Makes the virtual machine and its interrupt controllers.
@@ -238,7 +358,7 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
             flags: 0,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
+            userspace_addr: region.mapping().as_ptr() as u64,
         };
         // SAFETY: The range is a whole mapping that belongs to `memory`, which is used through
         // volatile accesses only and outlives all processors' threads: see `Vm`.
@@ -248,24 +368,12 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
-/// The power management, whose interrupt is a level. Without interrupt controllers, it has none.
-fn power(fd: &Arc<VmFd>, irqchip: bool, stop: &Arc<Stop>) -> PowerManagement {
-    let fd = fd.clone();
-    let line = move |up| {
-        if irqchip {
-            // The line is there, and either level is allowed.
-            let _ = fd.set_irq_line(u32::from(SCI_IRQ), up);
-        }
-    };
-    PowerManagement::new(stop.clone(), Box::new(line))
-}
-
 /// Puts the devices on their ports.
-fn bus(serial: &Shared<Serial>, power: &Shared<PowerManagement>, stop: &Arc<Stop>) -> Bus {
+fn bus(devices: &parts::Devices, stop: &Arc<Stop>) -> Bus {
     let mut bus = Bus::default();
-    bus.add(COM1, COM_PORTS, serial.clone());
-    bus.add(RTC, 2, Arc::new(Mutex::new(Rtc::new())));
-    bus.add(PM1A_EVENT, PM_PORTS, power.clone());
+    bus.add(COM1, COM_PORTS, devices.serial.clone());
+    bus.add(RTC, 2, devices.rtc.clone());
+    bus.add(PM1A_EVENT, PM_PORTS, devices.power.clone());
     bus.add(
         I8042_COMMAND,
         1,
@@ -275,23 +383,25 @@ fn bus(serial: &Shared<Serial>, power: &Shared<PowerManagement>, stop: &Arc<Stop
     bus
 }
 
+/// Opens the devices that a machine has.
+fn open(config: &Config) -> Result<Vec<Shared<dyn Device>>> {
+    // Their interrupts are messages to local APICs.
+    match (config.irqchip, config.devices.is_empty()) {
+        (true, _) => config.devices.open(),
+        (false, true) => Ok(Vec::new()),
+        (false, false) => Err(Error::DevicesWithoutInterrupts),
+    }
+}
+
 /// Puts the virtio devices on the PCI bus: window after window, and each doorbell an eventfd that
 /// the module watches.
 fn plug_in(
     fd: &Arc<VmFd>,
-    config: &Config,
+    devices: Vec<Shared<dyn Device>>,
     memory: &GuestMemory,
     bus: &mut Bus,
-    pci: &mut PciPorts,
-) -> Result<()> {
-    // Their interrupts are messages to local APICs.
-    if !config.irqchip {
-        return match config.devices.is_empty() {
-            true => Ok(()),
-            false => Err(Error::DevicesWithoutInterrupts),
-        };
-    }
-    let devices = config.devices.open()?;
+    pci: &Shared<PciPorts>,
+) -> Result<Vec<Shared<VirtioPci>>> {
     // The host bridge is one.
     let limit = DEVICES - 1;
     if devices.len() > limit {
@@ -301,6 +411,7 @@ fn plug_in(
         });
     }
     let routes = Arc::new(VmRoutes::new(fd.clone()));
+    let mut functions = Vec::new();
     let windows = (PCI_WINDOW..).step_by(WINDOW_SIZE as usize);
     for (device, address) in devices.into_iter().zip(windows) {
         let function = VirtioPci::new(device, address, memory.clone(), routes.clone())?;
@@ -310,11 +421,12 @@ fn plug_in(
                 .map_err(|error| Error::kvm("KVM_IOEVENTFD", error))?;
         }
         let function = Shared::new(Mutex::new(function));
-        pci.add(function.clone());
+        lock(pci).add(function.clone());
         let start = u64::from(address);
-        bus.add_memory(start..start + u64::from(WINDOW_SIZE), function);
+        bus.add_memory(start..start + u64::from(WINDOW_SIZE), function.clone());
+        functions.push(function);
     }
-    Ok(())
+    Ok(functions)
 }
 
 /// Makes the processors, each with its CPUID table.
@@ -334,7 +446,7 @@ fn create_vcpus(kvm: &Kvm, fd: &VmFd, config: &Config) -> Result<Vec<Vcpu>> {
             vcpu.set_cpuid2(&cpuid::table(&supported, id, shape)?)
                 .map_err(|error| Error::kvm("KVM_SET_CPUID2", error))?;
             cpu::set_up_msrs(&vcpu)?;
-            Ok(Vcpu::new(vcpu, id))
+            Vcpu::new(vcpu, id, fd)
         })
         .collect()
 }

@@ -117,6 +117,13 @@ impl Memory {
         Ok(())
     }
 
+    /// In a child of `fork(2)`: the snapshots are the parent's, and nothing is announced to them.
+    /// [`fork()`](crate::fork()) does this itself.
+    pub fn leave_snapshots(&self) {
+        self.exclusive().clear();
+        self.clear();
+    }
+
     /// How many slices live.
     pub(crate) fn slices(&self) -> usize {
         self.iter()

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ACPI tables: processors, interrupt controllers, the serial port, PCI, power-off and
-//! reset
-//! (ACPI specification 6.5, chapter 5).
+//! The ACPI tables: processors, interrupt controllers, the serial port, PCI, power-off and reset,
+//! and the machine's generation ID (ACPI specification 6.5, chapter 5).
 
 use super::aml;
-use crate::devices::power::{RESET_SYSTEM, SLEEP_TYPE_OFF};
+use crate::devices::power::{GPE_GENERATION, RESET_SYSTEM, SLEEP_TYPE_OFF};
 use crate::layout::{
-    ACPI, ACPI_END, COM1, COM1_IRQ, COM_PORTS, IOAPIC, LAPIC, PCI_CONFIG, PCI_CONFIG_PORTS,
+    ACPI, COM1, COM1_IRQ, COM_PORTS, GENERATION, GPE0, IOAPIC, LAPIC, PCI_CONFIG, PCI_CONFIG_PORTS,
     PCI_WINDOW, PCI_WINDOW_SIZE, PM1A_CONTROL, PM1A_EVENT, PM_TIMER, RESET_CONTROL, SCI_IRQ,
 };
 
@@ -54,7 +53,7 @@ impl Tables {
         let madt = tables.append(&madt(cpus), ALIGN);
         let xsdt = tables.append(&xsdt(&[fadt, madt]), ALIGN);
         tables.bytes[..ROOT_SIZE].copy_from_slice(&root(xsdt));
-        debug_assert!(Self::ADDRESS + tables.bytes.len() as u64 <= ACPI_END);
+        debug_assert!(Self::ADDRESS + tables.bytes.len() as u64 <= GENERATION);
         tables
     }
 
@@ -157,6 +156,7 @@ const FADT_MINOR_REVISION: u8 = 5;
 const PM1A_EVENT_SIZE: u8 = 4;
 const PM1A_CONTROL_SIZE: u8 = 2;
 const PM_TIMER_SIZE: u8 = 4;
+const GPE0_SIZE: u8 = 2;
 
 // Generic addresses (5.2.3.2): the space of I/O ports, and how wide accesses are.
 const SPACE_IO: u8 = 1;
@@ -199,7 +199,17 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     put(56, &u32::from(PM1A_EVENT).to_le_bytes());
     put(64, &u32::from(PM1A_CONTROL).to_le_bytes());
     put(76, &u32::from(PM_TIMER).to_le_bytes());
-    put(88, &[PM1A_EVENT_SIZE, PM1A_CONTROL_SIZE, 0, PM_TIMER_SIZE]);
+    put(80, &u32::from(GPE0).to_le_bytes());
+    put(
+        88,
+        &[
+            PM1A_EVENT_SIZE,
+            PM1A_CONTROL_SIZE,
+            0,
+            PM_TIMER_SIZE,
+            GPE0_SIZE,
+        ],
+    );
     put(96, &NO_C2.to_le_bytes());
     put(98, &NO_C3.to_le_bytes());
     put(108, &[RTC_CENTURY]);
@@ -216,6 +226,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         &io_register(PM1A_CONTROL, PM1A_CONTROL_SIZE, ACCESS_WORD),
     );
     put(208, &io_register(PM_TIMER, PM_TIMER_SIZE, ACCESS_DWORD));
+    put(220, &io_register(GPE0, GPE0_SIZE, ACCESS_BYTE));
     table(b"FACP", FADT_REVISION, &contents)
 }
 
@@ -264,7 +275,26 @@ fn io_apic_id(cpus: u32) -> u8 {
     u8::try_from(cpus).map_or(0, |id| id & 0xf)
 }
 
-/// The definition block: the serial port, the PCI bus, and how to power off.
+/// What a driver is told when the generation ID is another one.
+const GENERATION_CHANGED: u8 = 0x80;
+const _: () = assert!(GENERATION % 8 == 0 && GENERATION < 1 << 32);
+
+/// The device with the address of the generation ID (Microsoft, "Virtual Machine Generation ID",
+/// 2012): Linux's driver vmgenid.
+fn generation() -> Vec<u8> {
+    let address = [aml::dword(GENERATION as u32), aml::dword(0)];
+    aml::device(
+        b"VGEN",
+        &[
+            aml::name(b"_HID", &aml::string("PCFC0001")),
+            aml::name(b"_CID", &aml::string("VM_Gen_Counter")),
+            aml::name(b"_DDN", &aml::string("VM_Gen_Counter")),
+            aml::name(b"ADDR", &aml::package(&address)),
+        ],
+    )
+}
+
+/// The definition block: the serial port, the PCI bus, the generation ID, and how to power off.
 fn dsdt() -> Vec<u8> {
     let off = [SLEEP_TYPE_OFF, 0, 0, 0].map(aml::byte);
     let resources = [
@@ -292,9 +322,12 @@ fn dsdt() -> Vec<u8> {
             aml::name(b"_CRS", &aml::resources(&resources)),
         ],
     );
+    let event: [u8; 4] = [b'_', b'E', b'0', b'0' + GPE_GENERATION];
+    let changed = aml::notify(b"_SB_", b"VGEN", GENERATION_CHANGED);
     let contents = [
         aml::name(b"_S5_", &aml::package(&off)),
-        aml::scope(b"_SB_", &[com1, pci].concat()),
+        aml::scope(b"_SB_", &[com1, pci, generation()].concat()),
+        aml::scope(b"_GPE", &aml::method(&event, &changed)),
     ]
     .concat();
     table(b"DSDT", 2, &contents)
@@ -324,7 +357,7 @@ mod tests {
     fn every_table_is_reachable_and_sums_to_zero() {
         for cpus in [1, 2, 254] {
             let tables = Tables::new(cpus);
-            assert!(Tables::ADDRESS + tables.bytes.len() as u64 <= ACPI_END);
+            assert!(Tables::ADDRESS + tables.bytes.len() as u64 <= GENERATION);
             assert_eq!(&tables.bytes[..8], b"RSD PTR ");
             assert_eq!(sum(&tables.bytes[..20]), 0);
             assert_eq!(sum(&tables.bytes[..36]), 0);

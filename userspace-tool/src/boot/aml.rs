@@ -5,10 +5,16 @@
 
 const BYTE_PREFIX: u8 = 0x0a;
 const DWORD_PREFIX: u8 = 0x0c;
+const STRING_PREFIX: u8 = 0x0d;
 const NAME_OP: u8 = 0x08;
 const SCOPE_OP: u8 = 0x10;
 const BUFFER_OP: u8 = 0x11;
 const PACKAGE_OP: u8 = 0x12;
+const METHOD_OP: u8 = 0x14;
+const NOTIFY_OP: u8 = 0x86;
+/// A path from the root, of two names.
+const ROOT: u8 = b'\\';
+const DUAL_NAME: u8 = 0x2e;
 const EXT_PREFIX: u8 = 0x5b;
 const DEVICE_OP: u8 = 0x82;
 
@@ -55,8 +61,24 @@ pub(super) fn byte(value: u8) -> Vec<u8> {
 }
 
 /// A number of 32 bits.
-fn dword(value: u32) -> Vec<u8> {
+pub(super) fn dword(value: u32) -> Vec<u8> {
     [&[DWORD_PREFIX][..], &value.to_le_bytes()].concat()
+}
+
+/// A text.
+pub(super) fn string(text: &str) -> Vec<u8> {
+    [&[STRING_PREFIX][..], text.as_bytes(), &[0]].concat()
+}
+
+/// A method without arguments.
+pub(super) fn method(segment: &Segment, terms: &[u8]) -> Vec<u8> {
+    packaged(&[METHOD_OP], &[segment, &[0][..], terms].concat())
+}
+
+/// Tells the driver of a device in a scope of the root what has happened to it.
+pub(super) fn notify(scope: &Segment, device: &Segment, value: u8) -> Vec<u8> {
+    let path = [&[ROOT, DUAL_NAME][..], scope, device].concat();
+    [&[NOTIFY_OP][..], &path, &byte(value)].concat()
 }
 
 /// Gives an object a name.
@@ -162,6 +184,12 @@ mod tests {
         assert_eq!(package(&[byte(5), byte(0)]), [0x12, 6, 2, 0x0a, 5, 0x0a, 0]);
         assert_eq!(device(b"COM1", &[]), *b"\x5b\x82\x05COM1");
         assert_eq!(scope(b"_SB_", &[1]), *b"\x10\x06_SB_\x01");
+        assert_eq!(string("ab"), *b"\x0dab\0");
+        assert_eq!(method(b"_E00", &[0xa3]), *b"\x14\x07_E00\0\xa3");
+        assert_eq!(
+            notify(b"_SB_", b"VGEN", 0x80),
+            *b"\x86\\\x2e_SB_VGEN\x0a\x80"
+        );
         assert_eq!(interrupt(4), [0x22, 0x10, 0]);
         assert_eq!(
             resources(&[interrupt(4)]),

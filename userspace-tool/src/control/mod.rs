@@ -4,6 +4,8 @@
 //! object a line, and gives one answer a line to each (docs/machines.md).
 
 pub(crate) mod client;
+pub(crate) mod draft;
+pub(crate) mod message;
 pub(crate) mod server;
 
 use std::collections::BTreeMap;
@@ -14,8 +16,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::state::file::Form;
+
 /// What can be asked of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// How it is.
@@ -30,6 +34,24 @@ pub(crate) enum Request {
     Quit,
     /// What its processors have counted.
     Counters,
+    /// It takes a snapshot, in the place of an earlier one.
+    Snapshot,
+    /// It goes back to its snapshot.
+    Reset,
+    /// What it is, as its machine.toml has it.
+    Describe,
+    /// It becomes two. The other one's descriptors come with the request.
+    Fork {
+        /// The other one, as its machine.toml has it.
+        machine: String,
+        /// Its name.
+        name: String,
+    },
+    /// It writes itself to a file, whose descriptor comes with the request.
+    Save {
+        /// How its memory is written.
+        form: Form,
+    },
 }
 
 /// What it answers.
@@ -44,6 +66,21 @@ pub(crate) enum Answer {
     Counters {
         /// The counters.
         counters: BTreeMap<String, u64>,
+    },
+    /// What it is.
+    Machine {
+        /// The text of its machine.toml.
+        machine: String,
+    },
+    /// It has gone back.
+    Reset {
+        /// How many pages of 4 KiB of its memory were put back.
+        pages: u64,
+    },
+    /// It is in the file.
+    Saved {
+        /// How long the file has become.
+        bytes: u64,
     },
     /// It is not done.
     Error {

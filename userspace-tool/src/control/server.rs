@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -12,21 +13,22 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::message::Receiver;
 use super::{Answer, Request};
 use crate::devices::bus::lock;
 
 /// How long a request may be.
-const LINE_LIMIT: u64 = 4096;
+const LINE_LIMIT: u64 = 64 << 10;
 /// How long a connection may be silent: others wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who answers. It changes when the machine starts again.
-pub(crate) type Handler = Box<dyn FnMut(Request) -> Answer + Send>;
+pub(crate) type Handler = Box<dyn FnMut(Request, Vec<OwnedFd>) -> Answer + Send>;
 
 /// The socket, which goes with this.
 pub(crate) struct Server {
     /// The name is this machine's. The file stays: another machine may wait for it.
-    _lock: Flock<File>,
+    lock: Flock<File>,
     path: PathBuf,
     /// Until the first answer: then a thread has it.
     listener: Option<UnixListener>,
@@ -46,11 +48,33 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         Ok(Self {
-            _lock: lock,
+            lock,
             path: path.into(),
             listener: Some(listener),
             handler: Arc::default(),
         })
+    }
+
+    /// A socket that was opened elsewhere, with the lock of its name.
+    pub(crate) fn given(path: &Path, lock: File, listener: UnixListener) -> io::Result<Self> {
+        let in_use = |_| io::Error::from(io::ErrorKind::AddrInUse);
+        Ok(Self {
+            lock: Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(in_use)?,
+            path: path.into(),
+            listener: Some(listener),
+            handler: Arc::default(),
+        })
+    }
+
+    /// The lock and the socket, for another process that takes them.
+    pub(crate) fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        Some([self.lock.as_fd(), self.listener.as_ref()?.as_fd()])
+    }
+
+    /// They are another process's: nothing is unlocked or removed.
+    pub(crate) fn give(mut self) {
+        drop(self.listener.take());
+        std::mem::forget(self);
     }
 
     /// The directory of the socket.
@@ -88,16 +112,17 @@ impl Drop for Server {
 fn serve(stream: &UnixStream, handler: &Mutex<Option<Handler>>) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(stream);
+    let mut reader = BufReader::new(Receiver::new(stream));
     loop {
         let mut line = String::new();
         if reader.by_ref().take(LINE_LIMIT).read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let files = reader.get_mut().take();
         // Until the answer is written: a machine that ends at a request waits for that.
         let mut handler = lock(handler);
         let answer = match (serde_json::from_str(&line), handler.as_mut()) {
-            (Ok(request), Some(handler)) => handler(request),
+            (Ok(request), Some(handler)) => handler(request, files),
             (Ok(_), None) => error("the machine is about to start or to end"),
             (Err(reason), _) => error(&reason.to_string()),
         };
@@ -125,16 +150,16 @@ mod tests {
         let mut server = Server::bind(&path).unwrap();
         server.set(None).unwrap();
         assert!(matches!(
-            ask(&path, Request::Pause, None),
+            ask(&path, Request::Pause, &[], None),
             Ok(Answer::Error { .. })
         ));
-        let handler: Handler = Box::new(|request| match request {
+        let handler: Handler = Box::new(|request, _| match request {
             Request::Pause => Answer::Done,
             other => error(&format!("{other:?}")),
         });
         server.set(Some(handler)).unwrap();
-        assert_eq!(ask(&path, Request::Pause, None).unwrap(), Answer::Done);
-        assert_eq!(ask(&path, Request::Quit, None).unwrap(), error("Quit"));
+        assert_eq!(ask(&path, Request::Pause, &[], None).unwrap(), Answer::Done);
+        assert_eq!(ask(&path, Request::Quit, &[], None).unwrap(), error("Quit"));
         // A second machine does not take the place of one that is there.
         let second = Server::bind(&path).map(drop).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);

@@ -11,5 +11,5 @@ pub(crate) mod virtio;
 
 mod plugged;
 
-pub(crate) use plugged::{Devices, Network, Plug};
+pub(crate) use plugged::{random_mac, Devices, Network, Plug};
 pub(crate) use virtio::block::DiskFile;

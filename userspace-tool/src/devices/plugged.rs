@@ -3,7 +3,9 @@
 //! What is plugged into a machine, as the user says it.
 
 use std::fmt;
-use std::io::Read;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -14,7 +16,7 @@ use super::virtio::entropy::Entropy;
 use super::virtio::link::{Link, Stream, Tap};
 use super::virtio::net::{Mac, Net};
 use super::virtio::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The devices that the user asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +48,27 @@ impl Devices {
     }
 }
 
+impl Devices {
+    /// All of them, of files that are open: disks, networks, the source of random numbers.
+    pub(crate) fn given(
+        &self,
+        disks: Vec<File>,
+        networks: Vec<OwnedFd>,
+        random: OwnedFd,
+    ) -> Result<Vec<Shared<dyn Device>>> {
+        let mut devices: Vec<Shared<dyn Device>> = Vec::new();
+        for (disk, file) in self.disks.iter().zip(disks) {
+            devices.push(Arc::new(Mutex::new(Block::given(file, disk)?)));
+        }
+        for (network, file) in self.networks.iter().zip(networks) {
+            let net = Net::new(network.mac, network.plug.given(file)?);
+            devices.push(Arc::new(Mutex::new(net)));
+        }
+        devices.push(Arc::new(Mutex::new(Entropy::given(random.into()))));
+        Ok(devices)
+    }
+}
+
 /// A network device: what it is plugged into, and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Network {
@@ -67,6 +90,22 @@ pub(crate) enum Plug {
 }
 
 impl Plug {
+    /// Opens it for another process.
+    pub(crate) fn open_to_give(&self) -> Result<OwnedFd> {
+        let link = self.open()?.give();
+        link.ok_or_else(|| Error::system("connect", ErrorKind::NotConnected))
+    }
+
+    fn given(&self, file: OwnedFd) -> Result<Box<dyn Link>> {
+        Ok(match self {
+            Self::Tap(_) => Box::new(Tap::given(file.into())),
+            Self::Passt | Self::Socket(_) => {
+                let stream = Stream::new(file.into());
+                Box::new(stream.map_err(|error| Error::system("fcntl", error))?)
+            }
+        })
+    }
+
     fn open(&self) -> Result<Box<dyn Link>> {
         Ok(match self {
             Self::Passt => Box::new(Stream::passt()?),
@@ -126,7 +165,7 @@ fn parse_mac(text: &str) -> std::result::Result<Mac, String> {
 }
 
 /// An address of a host's own.
-fn random_mac() -> std::io::Result<Mac> {
+pub(crate) fn random_mac() -> std::io::Result<Mac> {
     let mut mac = Mac::default();
     std::fs::File::open("/dev/urandom")?.read_exact(&mut mac)?;
     mac[0] = mac[0] & !GROUP | LOCAL;

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 
 use super::bus::{ByteDevice, PortDevice};
-use crate::layout::{PM1A_CONTROL, PM1A_EVENT, PM_PORTS, PM_TIMER};
+use crate::layout::{GPE0, PM1A_CONTROL, PM1A_EVENT, PM_PORTS, PM_TIMER};
 use crate::outcome::{Outcome, Stop};
 
 /// The sleep type that means off; the DSDT's `_S5` names it.
@@ -33,19 +34,39 @@ const STATUS: u16 = 0;
 const ENABLE: u16 = 2;
 const CONTROL: u16 = PM1A_CONTROL - PM1A_EVENT;
 const TIMER: usize = (PM_TIMER - PM1A_EVENT) as usize;
+const GPE_STATUS: u16 = GPE0 - PM1A_EVENT;
+const GPE_ENABLE: u16 = GPE_STATUS + 1;
+
+/// The general-purpose event that the machine has another generation ID; the DSDT has its method.
+pub(crate) const GPE_GENERATION: u8 = 0;
 
 /// The line of the system control interrupt: up or down.
 pub(crate) type Line = Box<dyn Fn(bool) + Send>;
 
-/// The ACPI PM1a registers and the timer. The machine is always in ACPI mode; its only event is
-/// that of the power button.
+/// The ACPI PM1a registers, the timer, and the general-purpose events. The machine is always in
+/// ACPI mode; its events are those of the power button and of the generation ID.
 pub(crate) struct PowerManagement {
     stop: Arc<Stop>,
     interrupt: Line,
     start: Instant,
+    /// Where the timer began then.
+    ticks: u32,
     status: u16,
     enable: u16,
     control: u16,
+    gpe_status: u8,
+    gpe_enable: u8,
+}
+
+/// The state of the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    status: u16,
+    enable: u16,
+    control: u16,
+    ticks: u32,
+    gpe_status: u8,
+    gpe_enable: u8,
 }
 
 impl PowerManagement {
@@ -55,10 +76,37 @@ impl PowerManagement {
             stop,
             interrupt,
             start: Instant::now(),
+            ticks: 0,
             status: 0,
             enable: 0,
             control: PM1_SCI_ENABLE,
+            gpe_status: 0,
+            gpe_enable: 0,
         }
+    }
+
+    /// The registers and the timer.
+    pub(crate) fn state(&self) -> State {
+        State {
+            status: self.status,
+            enable: self.enable,
+            control: self.control,
+            ticks: self.timer(),
+            gpe_status: self.gpe_status,
+            gpe_enable: self.gpe_enable,
+        }
+    }
+
+    /// Puts them back; the timer goes on from there.
+    pub(crate) fn restore(&mut self, state: &State) {
+        self.status = state.status;
+        self.enable = state.enable;
+        self.control = state.control & !PM1_SLEEP_ENABLE | PM1_SCI_ENABLE;
+        self.start = Instant::now();
+        self.ticks = state.ticks;
+        self.gpe_status = state.gpe_status;
+        self.gpe_enable = state.gpe_enable;
+        self.set_line();
     }
 
     /// Presses the power button.
@@ -67,24 +115,34 @@ impl PowerManagement {
         self.set_line();
     }
 
+    /// The machine has another generation ID.
+    pub(crate) fn announce_generation(&mut self) {
+        self.gpe_status |= 1 << GPE_GENERATION;
+        self.set_line();
+    }
+
     /// The line is up while an event is there that the guest wants to hear of.
     fn set_line(&self) {
-        (self.interrupt)(self.status & self.enable != 0);
+        let general = self.gpe_status & self.gpe_enable != 0;
+        (self.interrupt)(self.status & self.enable != 0 || general);
     }
 
     /// The timer, 32 bits wide.
     fn timer(&self) -> u32 {
         let ticks = self.start.elapsed().as_nanos() * PM_TIMER_HZ / 1_000_000_000;
-        (ticks & u128::from(u32::MAX)) as u32
+        self.ticks
+            .wrapping_add((ticks & u128::from(u32::MAX)) as u32)
     }
 
-    /// The whole block as it reads now: status, enable, control, nothing, timer.
+    /// The whole block as it reads now: status, enable, control, nothing, timer, general events.
     fn block(&self) -> [u8; PM_PORTS as usize] {
         let mut block = [0; PM_PORTS as usize];
         block[..2].copy_from_slice(&self.status.to_le_bytes());
         block[2..4].copy_from_slice(&self.enable.to_le_bytes());
         block[4..6].copy_from_slice(&self.control.to_le_bytes());
-        block[TIMER..].copy_from_slice(&self.timer().to_le_bytes());
+        block[TIMER..TIMER + 4].copy_from_slice(&self.timer().to_le_bytes());
+        block[usize::from(GPE_STATUS)] = self.gpe_status;
+        block[usize::from(GPE_ENABLE)] = self.gpe_enable;
         block
     }
 
@@ -123,6 +181,15 @@ impl PortDevice for PowerManagement {
                     self.set_line();
                 }
                 CONTROL => self.set_control(value),
+                GPE_STATUS => {
+                    self.gpe_status &= !word[0];
+                    self.gpe_enable = word.get(1).copied().unwrap_or(self.gpe_enable);
+                    self.set_line();
+                }
+                GPE_ENABLE => {
+                    self.gpe_enable = word[0];
+                    self.set_line();
+                }
                 // A byte access to the upper half of the control register, where the sleep bits
                 // are.
                 _ if offset == CONTROL + 1 => self.set_control(value << 8),
@@ -222,8 +289,12 @@ mod tests {
         // Beyond the block, nothing answers; nothing panics.
         let mut beyond = [0xff; 4];
         power.read(TIMER as u16 + 2, &mut beyond);
-        assert_eq!(beyond[2..], [0xff; 2]);
+        assert_eq!(beyond[2..], [0, 0]);
+        let mut beyond = [0xff; 2];
+        power.read(GPE_ENABLE, &mut beyond);
+        assert_eq!(beyond, [0, 0xff]);
         power.write(TIMER as u16 + 3, &[0; 4]);
+        power.write(GPE_ENABLE, &[0; 4]);
     }
 
     #[test]
@@ -246,6 +317,25 @@ mod tests {
         power.write(STATUS, &[0, 1]);
         power.read(STATUS, &mut status);
         assert_eq!((status, is_up()), ([0, 0], false));
+    }
+
+    #[test]
+    fn another_generation_interrupts_until_it_is_acknowledged() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let up = Arc::new(AtomicBool::new(false));
+        let line = up.clone();
+        let line = Box::new(move |level| line.store(level, Ordering::Relaxed));
+        let mut power = PowerManagement::new(stop(), line);
+        power.announce_generation();
+        assert!(!up.load(Ordering::Relaxed));
+        power.write(GPE_ENABLE, &[1]);
+        assert!(up.load(Ordering::Relaxed));
+        // Another machine that takes this one's place has it, too.
+        let state = power.state();
+        power.write(GPE_STATUS, &[1]);
+        assert!(!up.load(Ordering::Relaxed));
+        power.restore(&state);
+        assert!(up.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -48,6 +48,16 @@ impl Rtc {
         }
     }
 
+    /// The register that is selected: the time is the host's.
+    pub(crate) fn state(&self) -> u8 {
+        self.index
+    }
+
+    /// Selects it again.
+    pub(crate) fn restore(&mut self, index: u8) {
+        self.index = index & INDEX_MASK;
+    }
+
     /// The value of the register that is selected.
     fn register(&self) -> u8 {
         let now = (self.now)();

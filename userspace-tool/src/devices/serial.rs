@@ -5,13 +5,17 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
-use vm_superio::serial::SerialEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::ByteDevice;
 use crate::error::{Error, Result};
 use crate::eventfd;
+
+/// How many bytes the port holds.
+const FIFO_SIZE: usize = 64;
 
 /// An interrupt line: an eventfd that the module watches.
 struct InterruptLine(EventFd);
@@ -39,6 +43,21 @@ impl SerialEvents for Drained {
 
 /// Where output goes.
 pub(crate) type Output = Box<dyn Write + Send>;
+
+/// The state of the port: the registers by their offsets, what is in the FIFO, and what waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    fifo: Vec<u8>,
+    waiting: Vec<u8>,
+}
 
 /// The port, with input that waits for room in its FIFO.
 pub(crate) struct Serial {
@@ -69,6 +88,51 @@ impl Serial {
             .0
             .try_clone()
             .map_err(|error| Error::system("dup", error))
+    }
+
+    /// The state of the port.
+    pub(crate) fn state(&self) -> State {
+        let state = self.port.state();
+        State {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            fifo: state.in_buffer,
+            waiting: self.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// Puts a state in the place of its own. What waits behind it is input that has come since.
+    pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
+        let failed = |what| move |error| Error::system(what, error);
+        let line = InterruptLine(self.interrupt().try_clone().map_err(failed("dup"))?);
+        let drained = Drained(self.drained()?);
+        let mut port = SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.fifo.clone(),
+        };
+        port.in_buffer.truncate(FIFO_SIZE);
+        // The output stays: it is the new port's when there is one.
+        let output = std::mem::replace(self.port.writer_mut(), Box::new(io::sink()));
+        self.port = vm_superio::Serial::from_state(&port, line, drained, output)
+            .map_err(|error| Error::system("eventfd", io::Error::other(format!("{error:?}"))))?;
+        let since = std::mem::take(&mut self.waiting);
+        self.waiting = state.waiting.iter().copied().chain(since).collect();
+        self.refill();
+        Ok(())
     }
 
     /// How many bytes wait for the guest to read.

@@ -10,7 +10,7 @@ use crate::devices::Place;
 use crate::terminal::ECHO_GUEST;
 
 /// A command that must succeed: what it says.
-fn say(words: &[&str]) -> String {
+pub(crate) fn say(words: &[&str]) -> String {
     let output = program().args(words).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{words:?}: {output:?}");
@@ -18,20 +18,20 @@ fn say(words: &[&str]) -> String {
 }
 
 /// A command that must fail: what it says of that.
-fn fail(words: &[&str]) -> String {
+pub(crate) fn fail(words: &[&str]) -> String {
     let output = program().args(words).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// A machine with pipes for its console.
-fn start(command: &mut Command) -> Child {
+pub(crate) fn start(command: &mut Command) -> Child {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command.spawn().unwrap()
 }
 
-/// Waits for these words of a machine.
-fn expect(machine: &mut Child, words: &str) {
+/// Waits for these words of a machine: all that it says up to them.
+pub(crate) fn expect(machine: &mut Child, words: &str) -> String {
     let output = machine.stdout.as_mut().unwrap();
     let mut seen = Vec::new();
     while !seen.ends_with(words.as_bytes()) {
@@ -41,6 +41,7 @@ fn expect(machine: &mut Child, words: &str) {
         assert_eq!(count, 1, "{words:?} expected: {text}");
         seen.extend(byte);
     }
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 #[test]

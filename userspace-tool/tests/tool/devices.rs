@@ -9,6 +9,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
 use std::thread;
 
 use crate::common::{device, program, variable};
@@ -33,11 +35,17 @@ while read -r module; do insmod /lib/net/$module; done </lib/net/order
 impl Place {
     /// A guest whose init runs this script.
     pub(crate) fn new(name: &str, script: &str) -> Self {
+        let place = Self::empty(name);
+        fs::create_dir_all(place.path("tree/bin")).unwrap();
+        fs::write(place.path("tree/bin/script"), format!("{BEGIN}{script}")).unwrap();
+        shell(&place.0, &format!("chmod 755 tree/bin/script && {DRIVERS}"));
+        place
+    }
+
+    /// A directory without a guest.
+    pub(crate) fn empty(name: &str) -> Self {
         let place = std::env::temp_dir().join(format!("pacifica-{name}-{}", std::process::id()));
-        fs::create_dir_all(place.join("tree/bin")).unwrap();
-        let file = place.join("tree/bin/script");
-        fs::write(&file, format!("{BEGIN}{script}")).unwrap();
-        shell(&place, &format!("chmod 755 tree/bin/script && {DRIVERS}"));
+        fs::create_dir_all(&place).unwrap();
         Self(place)
     }
 
@@ -46,7 +54,7 @@ impl Place {
     }
 
     /// A disk with these bytes.
-    fn disk(&self, name: &str, bytes: &[u8]) -> String {
+    pub(crate) fn disk(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap();
         path
@@ -182,7 +190,8 @@ fn a_guest_talks_to_the_host_and_to_a_program() {
     });
     let socket = place.path("socket");
     let listener = UnixListener::bind(&socket).unwrap();
-    let neighbour = thread::spawn(move || answer_arp(&listener.accept().unwrap().0));
+    let neighbour =
+        thread::spawn(move || answer_arp(&listener.accept().unwrap().0, &Neighbour::default()));
 
     let socket = format!("socket={socket},mac=52:54:00:00:00:08");
     let output = place.run(&["--net", "tap=pacifica7", "--net", &socket]);
@@ -191,8 +200,16 @@ fn a_guest_talks_to_the_host_and_to_a_program() {
     shell(Path::new("/"), "tunctl -d pacifica7");
 }
 
+/// A neighbour, which may be quiet.
+#[derive(Clone, Default)]
+pub(crate) struct Neighbour {
+    pub(crate) quiet: Arc<AtomicBool>,
+    /// How many questions it has not answered.
+    pub(crate) unanswered: Arc<AtomicU32>,
+}
+
 /// Takes part as a neighbour that only answers who it is, until the guest has gone.
-fn answer_arp(mut stream: &UnixStream) {
+pub(crate) fn answer_arp(mut stream: &UnixStream, neighbour: &Neighbour) {
     const NEIGHBOUR: [u8; 6] = [2, 0, 0, 0, 0, 9];
     const GUEST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 8];
     loop {
@@ -207,6 +224,10 @@ fn answer_arp(mut stream: &UnixStream) {
             continue;
         }
         assert_eq!(frame[6..12], GUEST);
+        if neighbour.quiet.load(Ordering::SeqCst) {
+            neighbour.unanswered.fetch_add(1, Ordering::SeqCst);
+            continue;
+        }
         let (asker, asked) = (frame[22..32].to_vec(), frame[38..42].to_vec());
         frame[..6].copy_from_slice(&GUEST);
         frame[6..12].copy_from_slice(&NEIGHBOUR);

@@ -10,4 +10,5 @@ mod common;
 mod control;
 mod devices;
 mod guests;
+mod life;
 mod terminal;

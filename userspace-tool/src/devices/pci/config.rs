@@ -2,6 +2,8 @@
 
 //! The configuration space of a PCI function (PCI Local Bus Specification 3.0, chapter 6).
 
+use serde::{Deserialize, Serialize};
+
 /// The size of a function's configuration space.
 pub(crate) const SIZE: usize = 256;
 
@@ -52,6 +54,13 @@ pub(crate) struct ConfigSpace {
     link: usize,
     free: usize,
     window: Option<Window>,
+}
+
+/// The state of a configuration space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    bytes: Vec<u8>,
+    asked: bool,
 }
 
 /// A window of memory: it lies where the machine has put it. What is written to its register only
@@ -122,6 +131,24 @@ impl ConfigSpace {
     /// A byte as it is.
     pub(crate) fn byte(&self, offset: usize) -> u8 {
         self.bytes.get(offset).copied().unwrap_or(0xff)
+    }
+
+    /// What the guest has written: all bytes, and whether it has asked for the window's size.
+    pub(crate) fn state(&self) -> State {
+        State {
+            bytes: self.bytes.to_vec(),
+            asked: self.window.is_some_and(|window| window.asked),
+        }
+    }
+
+    /// As if the guest had written all that: what it cannot write stays as it is.
+    pub(crate) fn restore(&mut self, state: &State) {
+        for (offset, byte) in state.bytes.iter().enumerate().take(SIZE) {
+            self.write(offset, &[*byte]);
+        }
+        if let Some(window) = &mut self.window {
+            window.asked = state.asked;
+        }
     }
 
     fn put(&mut self, offset: usize, bytes: &[u8]) {

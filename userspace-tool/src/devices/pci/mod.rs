@@ -8,6 +8,8 @@ pub(crate) mod msix;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::bus::{lock, PortDevice, Shared};
 use crate::layout::{PCI_CONFIG, PCI_CONFIG_PORTS, RESET_CONTROL};
 use crate::outcome::{Outcome, Stop};
@@ -63,6 +65,13 @@ pub(crate) struct PciPorts {
     functions: Vec<Shared<dyn Function>>,
 }
 
+/// The state of the ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    address: u32,
+    reset_control: u8,
+}
+
 impl PciPorts {
     /// The ports after reset, of a bus with nothing but its host bridge.
     pub(crate) fn new(stop: Arc<Stop>) -> Self {
@@ -78,6 +87,20 @@ impl PciPorts {
     /// Gives a function the next device number. There must be fewer than [`DEVICES`].
     pub(crate) fn add(&mut self, function: Shared<dyn Function>) {
         self.functions.push(function);
+    }
+
+    /// The registers.
+    pub(crate) fn state(&self) -> State {
+        State {
+            address: self.address,
+            reset_control: self.reset_control,
+        }
+    }
+
+    /// Puts them back.
+    pub(crate) fn restore(&mut self, state: &State) {
+        self.address = state.address;
+        self.reset_control = state.reset_control & !RESET_CPU;
     }
 
     /// The function that is addressed, and the offset in its configuration space.

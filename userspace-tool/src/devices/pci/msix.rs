@@ -10,6 +10,7 @@ use kvm_bindings::{
     KVM_IRQCHIP_PIC_SLAVE, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
 };
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::bus::lock;
@@ -159,6 +160,13 @@ impl Entry {
     }
 }
 
+/// The state of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EntryState {
+    words: [u32; 4],
+    pending: bool,
+}
+
 /// The table of a function.
 pub(crate) struct Msix {
     entries: Vec<Entry>,
@@ -210,6 +218,26 @@ impl Msix {
     /// Whether messages are in use, and not masked together.
     fn open(&self) -> bool {
         self.control & CONTROL_WRITABLE == CONTROL_ENABLE
+    }
+
+    /// The table as it is.
+    pub(crate) fn state(&self) -> Vec<EntryState> {
+        let entries = self.entries.iter();
+        entries
+            .map(|entry| EntryState {
+                words: entry.words,
+                pending: entry.pending,
+            })
+            .collect()
+    }
+
+    /// Puts the table back; its control byte comes behind it, and then messages that wait go.
+    pub(crate) fn restore(&mut self, state: &[EntryState]) {
+        self.control = 0;
+        for (entry, state) in self.entries.iter_mut().zip(state) {
+            entry.words = state.words;
+            entry.pending = state.pending;
+        }
     }
 
     /// The guest has written the upper byte of message control.

@@ -19,9 +19,11 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::chain::{Chain, Failed, Served};
+use super::undo::Undo;
 use super::worker::QueueAccess;
 use super::{Device, Kind, QUEUE_SIZE};
 use crate::error::{Error, Result};
+use crate::fork::copy_disk;
 use crate::memory::GuestMemory;
 
 /// The unit of all addresses and sizes in requests.
@@ -82,6 +84,8 @@ pub(crate) struct Block {
     /// The driver will never ask for a flush: each write is finished at once.
     write_through: bool,
     id: [u8; VIRTIO_BLK_ID_BYTES as usize],
+    /// What a snapshot needs of the disk.
+    undo: Option<Undo>,
 }
 
 impl Block {
@@ -100,6 +104,22 @@ impl Block {
         }
         // Of a disk of the host, the metadata do not tell the size.
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Self::new(file, size, disk)
+    }
+
+    /// The disk in a file that is open.
+    pub(crate) fn given(mut file: File, disk: &DiskFile) -> Result<Self> {
+        let size = file.seek(SeekFrom::End(0));
+        let size = size.map_err(|error| Error::system("lseek", error))?;
+        Self::new(file, size, disk)
+    }
+
+    fn new(file: File, size: u64, disk: &DiskFile) -> Result<Self> {
+        let failed = |error: io::Error| Error::File {
+            what: "disk",
+            path: disk.path.clone(),
+            error,
+        };
         let lock = match disk.read_only {
             true => FlockArg::LockSharedNonblock,
             false => FlockArg::LockExclusiveNonblock,
@@ -114,6 +134,7 @@ impl Block {
             read_only: disk.read_only,
             write_through: false,
             id: id(&disk.path),
+            undo: None,
         })
     }
 
@@ -141,7 +162,8 @@ impl Block {
             }
             VIRTIO_BLK_T_OUT => {
                 let count = chain.readable();
-                self.seek(sector, count)?;
+                let start = self.seek(sector, count)?;
+                self.write(start, count)?;
                 chain.read_to(memory, &mut *self.file, count)?;
                 self.written()?;
             }
@@ -163,13 +185,19 @@ impl Block {
     }
 
     /// Goes to where the next transfer begins.
-    fn seek(&mut self, sector: u64, bytes: u64) -> Served<()> {
+    fn seek(&mut self, sector: u64, bytes: u64) -> Served<u64> {
         if bytes > TRANSFER_LIMIT {
             return Err(Failed);
         }
         let start = self.check(sector, bytes)?;
         self.file.seek(SeekFrom::Start(start))?;
-        Ok(())
+        Ok(start)
+    }
+
+    /// Something is about to be written.
+    fn write(&mut self, start: u64, bytes: u64) -> io::Result<()> {
+        let undo = self.undo.as_mut();
+        undo.map_or(Ok(()), |undo| undo.keep(&self.file, start..start + bytes))
     }
 
     /// Something has been written.
@@ -206,6 +234,7 @@ impl Block {
         // All are good before the first is touched.
         for (start, length, unmap) in ranges {
             if length > 0 {
+                self.write(start, length)?;
                 self.clear(start, length, zero && !unmap)?;
             }
         }
@@ -285,6 +314,24 @@ impl Device for Block {
 
     fn start(&mut self, features: u64) {
         self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+    }
+
+    fn keep(&mut self, kept: bool) -> io::Result<()> {
+        let undo = (kept && !self.read_only).then(|| Undo::new(self.sectors * SECTOR));
+        self.undo = undo.transpose()?;
+        Ok(())
+    }
+
+    fn copy(&mut self, file: &File) -> io::Result<()> {
+        match self.read_only {
+            true => Ok(()),
+            false => copy_disk(&self.file, file),
+        }
+    }
+
+    fn go_back(&mut self) -> io::Result<()> {
+        let undo = self.undo.as_mut();
+        undo.map_or(Ok(()), |undo| undo.put_back(&self.file))
     }
 
     fn serve(&mut self, index: usize, queues: &mut [QueueAccess]) {

@@ -26,6 +26,11 @@ impl Entropy {
         let source = File::open(SOURCE).map_err(|error| Error::system("open", error))?;
         Ok(Self(source))
     }
+
+    /// A source that is open.
+    pub(crate) fn given(source: File) -> Self {
+        Self(source)
+    }
 }
 
 impl Device for Entropy {

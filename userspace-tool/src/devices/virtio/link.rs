@@ -23,6 +23,8 @@ pub(crate) trait Link: Send {
     fn send(&mut self, frame: &[u8]);
     /// The next frame, and how long it is; nothing if there is none.
     fn receive(&mut self, frame: &mut [u8]) -> Option<usize>;
+    /// Gives the descriptor away, if the link is there.
+    fn give(self: Box<Self>) -> Option<OwnedFd>;
     /// What becomes readable when there may be a frame; nothing if there will be none.
     fn source(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -72,7 +74,18 @@ impl Tap {
     }
 }
 
+impl Tap {
+    /// A device that is attached already.
+    pub(crate) fn given(file: File) -> Self {
+        Self { file: Some(file) }
+    }
+}
+
 impl Link for Tap {
+    fn give(self: Box<Self>) -> Option<OwnedFd> {
+        self.file.map(OwnedFd::from)
+    }
+
     fn send(&mut self, frame: &[u8]) {
         // A queue that is full, and a device that is down, lose frames.
         let _ = self.file.as_ref().map(|mut file| file.write(frame));
@@ -190,6 +203,12 @@ impl Stream {
 }
 
 impl Link for Stream {
+    /// The program at the other end stays.
+    fn give(mut self: Box<Self>) -> Option<OwnedFd> {
+        self.child = None;
+        self.socket.take().map(OwnedFd::from)
+    }
+
     fn send(&mut self, frame: &[u8]) {
         // In the middle of a frame, there is no room for another.
         if self.flush() && self.socket.is_some() {

@@ -16,6 +16,7 @@ pub(crate) mod entropy;
 pub(crate) mod link;
 pub(crate) mod net;
 pub(crate) mod pci;
+pub(crate) mod undo;
 pub(crate) mod worker;
 
 #[cfg(test)]
@@ -69,6 +70,19 @@ pub(crate) trait Device: Send {
     /// What has input for the device; nothing while it has no use for input.
     fn source(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+    /// A snapshot is taken, or none is there any more: what is behind the device must be able to
+    /// go back.
+    fn keep(&mut self, _kept: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+    /// What is behind the device goes back to the snapshot.
+    fn go_back(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+    /// What is behind the device is copied to a file, if it is one that a fork needs of its own.
+    fn copy(&mut self, _file: &std::fs::File) -> std::io::Result<()> {
+        Ok(())
     }
     /// The source has input.
     fn input(&mut self, _queues: &mut [QueueAccess]) {}

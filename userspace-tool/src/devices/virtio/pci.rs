@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_VERSION_1,
@@ -13,11 +14,11 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::{Interrupt, QueueAccess, Worker};
+use super::worker::{Interrupt, Position, QueueAccess, Worker};
 use super::{Device, COMMON_FEATURES, QUEUE_SIZE};
 use crate::devices::bus::{lock, MemoryDevice, Shared};
-use crate::devices::pci::config::{ConfigSpace, Identity};
-use crate::devices::pci::msix::{self, Msix, Routes};
+use crate::devices::pci::config::{self, ConfigSpace, Identity};
+use crate::devices::pci::msix::{self, EntryState, Msix, Routes};
 use crate::devices::pci::Function;
 use crate::error::Result;
 use crate::eventfd;
@@ -53,7 +54,7 @@ const DOORBELL_STRIDE: u32 = 4;
 const COMMON_SIZE: u32 = 0x38;
 
 /// What the driver has said of a queue.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueSetup {
     size: u16,
     enabled: bool,
@@ -72,7 +73,7 @@ impl Default for QueueSetup {
 }
 
 /// The common registers (4.1.4.3).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Common {
     device_feature_select: u32,
     driver_feature_select: u32,
@@ -96,6 +97,22 @@ pub(crate) struct VirtioPci {
     interrupts: Vec<Interrupt>,
     doorbells: Vec<EventFd>,
     worker: Option<Worker>,
+    /// The queues while the worker rests.
+    resting: Option<Vec<QueueAccess>>,
+}
+
+/// The state of the function and of its device, which has none besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// The number of the device's kind.
+    kind: u16,
+    config: config::State,
+    msix: Vec<EntryState>,
+    common: Common,
+    /// The vector of each queue.
+    vectors: Vec<u16>,
+    /// Where each queue is, if the driver is ready.
+    positions: Option<Vec<Position>>,
 }
 
 impl VirtioPci {
@@ -157,7 +174,76 @@ impl VirtioPci {
             doorbells: (0..queues).map(|_| eventfd::new()).collect::<Result<_>>()?,
             msix,
             worker: None,
+            resting: None,
         })
+    }
+
+    /// The worker finishes its request and rests, until [`Self::go_on`].
+    pub(crate) fn rest(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.resting = Some(worker.stop());
+        }
+    }
+
+    /// The worker goes on.
+    pub(crate) fn go_on(&mut self) {
+        if let Some(queues) = self.resting.take() {
+            if !self.work(queues) {
+                self.common.status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+            }
+        }
+    }
+
+    /// What is behind the device: see [`Device::keep`] and [`Device::go_back`].
+    pub(crate) fn behind<T>(&self, action: impl FnOnce(&mut dyn Device) -> T) -> T {
+        action(&mut *lock(&self.device))
+    }
+
+    /// The state, while the worker rests.
+    pub(crate) fn state(&self) -> State {
+        let positions = |queues: &Vec<_>| queues.iter().map(QueueAccess::position).collect();
+        State {
+            kind: lock(&self.device).kind().number,
+            config: self.config.state(),
+            msix: lock(&self.msix).state(),
+            common: self.common.clone(),
+            vectors: self.interrupts.iter().map(Interrupt::vector).collect(),
+            positions: self.resting.as_ref().map(positions),
+        }
+    }
+
+    /// Puts a state in the place of its own. The worker rests then. The guest is interrupted for
+    /// all queues, for what was on its way may be lost.
+    pub(crate) fn restore(&mut self, state: &State) -> std::result::Result<(), &'static str> {
+        self.rest();
+        let (common, queues) = (&state.common, self.common.queues.len());
+        if state.kind != lock(&self.device).kind().number {
+            return Err("it is of another kind");
+        }
+        if common.queues.len() != queues || state.vectors.len() != queues {
+            return Err("it has another number of queues");
+        }
+        if common.driver_features & !self.features != 0 {
+            return Err("its driver uses features that are not there");
+        }
+        self.resting = None;
+        lock(&self.msix).restore(&state.msix);
+        self.config.restore(&state.config);
+        lock(&self.msix).set_control(self.config.byte(self.msix_control));
+        self.common = common.clone();
+        for (interrupt, vector) in self.interrupts.iter().zip(&state.vectors) {
+            interrupt.set_vector(*vector);
+        }
+        if let Some(positions) = &state.positions {
+            let mut accesses = self.accesses().ok_or("its queues cannot be")?;
+            for (access, position) in accesses.iter_mut().zip(positions) {
+                access.resume(*position);
+                access.interrupt();
+            }
+            lock(&self.device).start(self.common.driver_features);
+            self.resting = Some(accesses);
+        }
+        Ok(())
     }
 
     /// The doorbells, each with its offset in the window.
@@ -283,21 +369,30 @@ impl VirtioPci {
 
     /// Starts the worker with the queues as they have been set up.
     fn start(&mut self) -> bool {
-        let features = self.common.driver_features;
-        let queues: Option<Vec<_>> = (self.common.queues.iter().zip(&self.interrupts))
+        let Some(queues) = self.accesses() else {
+            return false;
+        };
+        lock(&self.device).start(self.common.driver_features);
+        self.work(queues)
+    }
+
+    /// The queues as the driver has set them up.
+    fn accesses(&self) -> Option<Vec<QueueAccess>> {
+        (self.common.queues.iter().zip(&self.interrupts))
             .map(|(setup, interrupt)| {
-                let queue = queue(setup, features)?;
+                let queue = queue(setup, self.common.driver_features)?;
                 let memory = self.memory.clone();
                 Some(QueueAccess::new(queue, memory, interrupt.clone()))
             })
-            .collect();
+            .collect()
+    }
+
+    /// Starts a worker with these queues.
+    fn work(&mut self, queues: Vec<QueueAccess>) -> bool {
         let doorbells: std::io::Result<Vec<_>> =
             self.doorbells.iter().map(EventFd::try_clone).collect();
-        let (Some(queues), Ok(doorbells)) = (queues, doorbells) else {
-            return false;
-        };
-        lock(&self.device).start(features);
-        self.worker = Worker::start(self.device.clone(), queues, doorbells).ok();
+        let worker = doorbells.map(|bells| Worker::start(self.device.clone(), queues, bells));
+        self.worker = worker.ok().and_then(Result::ok);
         self.worker.is_some()
     }
 
@@ -305,6 +400,7 @@ impl VirtioPci {
     fn reset(&mut self) {
         // The thread ends first.
         self.worker = None;
+        self.resting = None;
         for interrupt in &self.interrupts {
             interrupt.set_vector(super::worker::NO_VECTOR);
         }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -81,6 +82,27 @@ impl QueueAccess {
         }
     }
 
+    /// A queue that goes on where another one was: how many requests it had taken and answered.
+    pub(crate) fn resume(&mut self, position: Position) {
+        self.queue.set_next_avail(position.taken);
+        self.queue.set_next_used(position.answered);
+        self.broken |= position.broken;
+    }
+
+    /// Where the queue is, between two requests.
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            taken: self.queue.next_avail(),
+            answered: self.queue.next_used(),
+            broken: self.broken,
+        }
+    }
+
+    /// Interrupts the guest, which finds out itself whether there is something.
+    pub(crate) fn interrupt(&self) {
+        self.interrupt.send();
+    }
+
     /// Guest memory.
     pub(crate) fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -146,11 +168,21 @@ impl QueueAccess {
     }
 }
 
+/// Where a queue is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    /// How many requests were taken, and how many were answered, modulo 65,536.
+    taken: u16,
+    answered: u16,
+    /// The guest has broken its rings.
+    broken: bool,
+}
+
 /// The thread. It ends when this is dropped.
 pub(crate) struct Worker {
     end: EventFd,
     ended: Arc<AtomicBool>,
-    handle: Option<JoinHandle<()>>,
+    handle: Option<JoinHandle<Vec<QueueAccess>>>,
 }
 
 impl Worker {
@@ -171,7 +203,10 @@ impl Worker {
         let name = lock(&device).kind().name;
         let handle = thread::Builder::new()
             .name(name.into())
-            .spawn(move || serve(&device, queues, &doorbells, &ended))
+            .spawn(move || {
+                serve(&device, &mut queues, &doorbells, &ended);
+                queues
+            })
             .map_err(|error: io::Error| Error::system("clone", error))?;
         Ok(Self {
             end,
@@ -179,24 +214,32 @@ impl Worker {
             handle: Some(handle),
         })
     }
+
+    /// Ends the thread when it has finished its request, and gives its queues back.
+    pub(crate) fn stop(mut self) -> Vec<QueueAccess> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<QueueAccess> {
+        self.ended.store(true, Ordering::Relaxed);
+        // The counter of a fresh eventfd cannot overflow.
+        let _ = self.end.write(1);
+        let handle = self.handle.take();
+        // A device that panics is one that stands still.
+        handle.map_or_else(Vec::new, |handle| handle.join().unwrap_or_default())
+    }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        // The counter of a fresh eventfd cannot overflow.
-        let _ = self.end.write(1);
-        if let Some(handle) = self.handle.take() {
-            // A device that panics is one that stands still.
-            let _ = handle.join();
-        }
+        self.end();
     }
 }
 
 /// Serves the queues until the end.
 fn serve(
     device: &Shared<dyn Device>,
-    mut queues: Vec<QueueAccess>,
+    queues: &mut [QueueAccess],
     doorbells: &[EventFd],
     end: &EventFd,
 ) {
@@ -205,7 +248,7 @@ fn serve(
     loop {
         let mut device = lock(device);
         for index in std::mem::take(&mut rung) {
-            device.serve(index, &mut queues);
+            device.serve(index, queues);
         }
         for (index, queue) in queues.iter_mut().enumerate() {
             if device.wants(index) && queue.enable_doorbell() {
@@ -228,7 +271,7 @@ fn serve(
             }
         }
         if ready.input {
-            device.input(&mut queues);
+            device.input(queues);
         }
     }
 }
