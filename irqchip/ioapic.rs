@@ -387,7 +387,8 @@ impl Ioapic {
     }
 
     /// Takes `kvm_ioapic_state` over, and sends what it asks for and was not sent yet. The levels
-    /// hold until a source next drives its pin.
+    /// hold until a source next drives its pin. What each source drives is not part of the
+    /// structure: it stays as it is.
     pub fn set_state(&mut self, bytes: &[u8; STATE_SIZE], send: &mut impl FnMut(Message) -> bool) {
         let mut reader = Reader::new(bytes);
         let _base_address = reader.get_u64();
@@ -395,7 +396,6 @@ impl Ioapic {
         self.id = (reader.get_u32() & ID_MASK) as u8;
         self.asserted = reader.get_u32() & ((1 << PINS) - 1);
         let _padding = reader.get_u32();
-        self.lines = Lines::LOW;
         self.sent = 0;
         self.waiting = 0;
         self.storms = Storms::NONE;

@@ -60,11 +60,4 @@ impl<const N: usize> Lines<N> {
         }
         Some(*sources != 0)
     }
-
-    /// Forgets who drives `pins`, as if all were low.
-    pub(crate) fn release(&mut self, pins: core::ops::Range<usize>) {
-        for sources in self.0.iter_mut().take(pins.end).skip(pins.start) {
-            *sources = 0;
-        }
-    }
 }

@@ -547,18 +547,12 @@ impl Pic {
     }
 
     /// Takes `kvm_pic_state` of one chip over. The levels hold until a source next drives its
-    /// input.
+    /// input. What each source drives is not part of the structure: it stays as it is.
     pub fn set_state(&mut self, which: Which, bytes: &[u8; STATE_SIZE]) {
         let mut reader = Reader::new(bytes);
         match which {
-            Which::Master => {
-                self.master = Chip::get(&mut reader);
-                self.lines.release(0..8);
-            }
-            Which::Slave => {
-                self.slave = Chip::get(&mut reader);
-                self.lines.release(8..16);
-            }
+            Which::Master => self.master = Chip::get(&mut reader),
+            Which::Slave => self.slave = Chip::get(&mut reader),
         }
         self.update_cascade();
     }

@@ -297,6 +297,26 @@ fn saved_state() {
     assert_eq!(bus.take(), [0x33]);
 }
 
+/// Two devices hold a line when the VMM sets the state: when one lets go, the other still asks.
+#[test]
+fn sources_outlive_a_restored_state() {
+    let mut ioapic = Ioapic::new();
+    let mut bus = Bus::default();
+    program(&mut ioapic, &mut bus, 5, LEVEL | 0x60);
+    ioapic.set_pin(5, A, true, &mut bus.send());
+    ioapic.set_pin(5, B, true, &mut bus.send());
+    let mut bytes = [0; STATE_SIZE];
+    ioapic.state(&mut bytes);
+    ioapic.set_state(&bytes, &mut bus.send());
+    assert_eq!(bus.take(), [0x60]);
+    ioapic.set_pin(5, A, false, &mut bus.send());
+    assert_eq!(saved_irr(&ioapic), 1 << 5);
+    ioapic.eoi(0x60, &mut bus.send());
+    assert_eq!(bus.take(), [0x60], "the other source still asks");
+    ioapic.set_pin(5, B, false, &mut bus.send());
+    assert_eq!(saved_irr(&ioapic), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Drive(u8, bool, bool),

@@ -97,6 +97,24 @@ fn special_fully_nested_mode_lets_the_slave_nest() {
     assert!(!pic.output());
 }
 
+/// Two devices hold a line when the VMM sets the state: when one lets go, the other still asks.
+#[test]
+fn sources_outlive_a_restored_state() {
+    for (which, irq, elcr) in [(Which::Master, 5, 0x4d0), (Which::Slave, 10, 0x4d1)] {
+        let mut pic = initialized();
+        pic.port_write(elcr, 1 << (irq & 7));
+        pic.set_irq(irq, A, true);
+        pic.set_irq(irq, B, true);
+        let mut bytes = [0; STATE_SIZE];
+        pic.state(which, &mut bytes);
+        pic.set_state(which, &bytes);
+        pic.set_irq(irq, A, false);
+        assert!(pic.output(), "the other source still asks");
+        pic.set_irq(irq, B, false);
+        assert!(!pic.output());
+    }
+}
+
 #[test]
 fn spurious() {
     let mut pic = initialized();
