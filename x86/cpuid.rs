@@ -163,7 +163,7 @@ bitflags! {
         /// The end of an asynchronous page fault may be an interrupt, at MSRs 4b56_4d06 and
         /// 4b56_4d07.
         const ASYNC_PF_INT = 1 << 14;
-        /// The clock is the same on all vCPUs.
+        /// The clock's record says whether it is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
     }
 }
@@ -198,8 +198,6 @@ pub struct Caps {
     pub max_gpa_bits: u8,
     /// What AMD-V can do for a guest (leaf `8000_000a`, EDX), if guests have it.
     pub svm: Option<u32>,
-    /// The paravirtual features.
-    pub pv: PvFeatures,
 }
 
 impl Caps {

@@ -222,15 +222,17 @@ pub fn check_vmcb(
 }
 
 /// Checks a write to PRED_CMD and answers whether predictors are to be flushed (IBPB, APM vol. 2,
-/// 3.2.9).
+/// 3.2.9; SBPB, Technical Guidance for Mitigating Branch Type Confusion). One flush does for both.
 pub fn check_pred_cmd(value: u64, origin: Origin, features: &Features) -> Result<bool, Exception> {
-    const IBPB: u64 = 1 << 0;
-    let there = origin == Origin::Host || features.has(Feature::IBPB);
+    let mut allowed = 0;
+    for (feature, command) in [(Feature::IBPB, 1 << 0), (Feature::SBPB, 1 << 7)] {
+        if origin == Origin::Host || features.has(feature) {
+            allowed |= command;
+        }
+    }
     match value {
-        _ if !there => Err(Exception::GP0),
-        0 => Ok(false),
-        IBPB => Ok(true),
-        _ => Err(Exception::GP0),
+        _ if allowed == 0 || value & !allowed != 0 => Err(Exception::GP0),
+        _ => Ok(value != 0),
     }
 }
 

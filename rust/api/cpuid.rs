@@ -21,29 +21,12 @@ const MAX_ENTRIES: u32 = 256;
 /// What works in this version.
 fn caps() -> Caps {
     let host = host();
-    let stable = linux::tsc_stable();
-    let mut pv = PvFeatures::CLOCKSOURCE
-        | PvFeatures::CLOCKSOURCE2
-        | PvFeatures::NOP_IO_DELAY
-        | PvFeatures::UNHALT
-        | PvFeatures::SEND_IPI
-        | PvFeatures::STEAL_TIME
-        | PvFeatures::TLB_FLUSH
-        | PvFeatures::SCHED_YIELD
-        | PvFeatures::EOI
-        | PvFeatures::ASYNC_PF
-        | PvFeatures::ASYNC_PF_VMEXIT
-        | PvFeatures::ASYNC_PF_INT
-        | PvFeatures::POLL_CONTROL;
-    if stable {
-        pv |= PvFeatures::CLOCKSOURCE_STABLE;
-    }
     Caps {
         x2apic: true,
         tsc_deadline: true,
         tsc_adjust: true,
         tsc_aux: true,
-        invariant_tsc: stable,
+        invariant_tsc: linux::tsc_stable(),
         topoext: true,
         ibpb: linux::host_has_ibpb(),
         spec_ctrl: host.is_some_and(|host| host.features.contains(SvmFeatures::V_SPEC_CTRL)),
@@ -56,7 +39,6 @@ fn caps() -> Caps {
             true => host.map(|host| svm::nested::offered(host.features).bits()),
             false => None,
         },
-        pv,
     }
 }
 

@@ -150,6 +150,7 @@ register! {
     /// Leaf 7, subleaf 0, EDX.
     Leaf7Edx {
         FSRM = 4: host;
+        AVX512_VP2INTERSECT = 8: host if caps.has_avx512();
     }
 
     /// Leaf 7, subleaf 1, EAX.
@@ -237,6 +238,9 @@ register! {
         FSRS = 10: host;
         FSRC = 11: host;
         CPUID_USER_DISABLE = 17: ours;
+        PREFETCHI = 20: host;
+        /// PRED_CMD has a second command, which flushes less.
+        SBPB = 27: host if caps.ibpb;
         IBPB_FLUSHES_TYPES = 28: host;
         SRSO_NO = 29: host;
         SRSO_USER_KERNEL_NO = 30: host;

@@ -18,7 +18,7 @@ pub fn supported<E>(
     emit: &mut impl FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     basic(host, caps, emit)?;
-    hypervisor(caps, emit)?;
+    hypervisor(emit)?;
     extended(host, caps, emit)
 }
 
@@ -138,17 +138,15 @@ fn components(xcr0: u64) -> impl Iterator<Item = u32> {
     (2..63).filter(move |component| xcr0.wrapping_shr(*component) & 1 != 0)
 }
 
-fn hypervisor<E>(caps: &Caps, emit: &mut impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
+/// All of it on every host: whether the clock is the same on all vCPUs, its record says.
+fn hypervisor<E>(emit: &mut impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
     let [ebx, ecx, edx] = SIGNATURE;
     emit(Entry::new(
         function::HYPERVISOR,
         [MAX_HYPERVISOR, ebx, ecx, edx],
     ))?;
-    let features = caps.pv & PvFeatures::all();
-    emit(Entry::new(
-        function::PV_FEATURES,
-        [features.bits(), 0, 0, 0],
-    ))
+    let features = PvFeatures::all().bits();
+    emit(Entry::new(function::PV_FEATURES, [features, 0, 0, 0]))
 }
 
 fn extended<E>(

@@ -408,7 +408,17 @@ fn speculation_controls() {
     assert_eq!(check_pred_cmd(0, GUEST, &features), Ok(false));
     assert_eq!(check_pred_cmd(1, GUEST, &features), Ok(true));
     assert_eq!(check_pred_cmd(2, GUEST, &features), Err(GP));
+    // The second command.
+    features.set -= Feature::SBPB;
+    assert_eq!(check_pred_cmd(1 << 7, GUEST, &features), Err(GP));
+    features.set |= Feature::SBPB;
+    assert_eq!(check_pred_cmd(1 << 7, GUEST, &features), Ok(true));
+    assert_eq!(check_pred_cmd(1 << 7, HOST, &features), Ok(true));
+    assert_eq!(check_pred_cmd(1 << 6, HOST, &features), Err(GP));
     features.set -= Feature::IBPB;
+    assert_eq!(check_pred_cmd(0x81, GUEST, &features), Err(GP));
+    assert_eq!(check_pred_cmd(1 << 7, GUEST, &features), Ok(true));
+    features.set -= Feature::SBPB;
     assert_eq!(check_pred_cmd(1, GUEST, &features), Err(GP));
     assert_eq!(check_pred_cmd(1, HOST, &features), Ok(true));
 }
