@@ -74,7 +74,24 @@ fn give(arg: UserArg, list: &mut dyn FnMut(&mut Emit<'_>) -> Result) -> Result<c
     Ok(0)
 }
 
-/// KVM_SET_CPUID2. After KVM_RUN only the same list again is accepted.
+/// KVM_SET_CPUID: the old form, whose leaves have no subleaves.
+pub(crate) fn set_old(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
+    let header: uapi::kvm_cpuid = arg.read()?;
+    if header.nent > MAX_ENTRIES {
+        return Err(E2BIG);
+    }
+    let old = arg
+        .after::<uapi::kvm_cpuid>()
+        .read_array::<uapi::kvm_cpuid_entry>(header.nent as usize)?;
+    let mut entries = KVec::with_capacity(old.len(), GFP_KERNEL_ACCOUNT)?;
+    for entry in old {
+        let answer = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        entries.push(Entry::new(entry.function, answer), GFP_KERNEL_ACCOUNT)?;
+    }
+    set_entries(vcpu, entries)
+}
+
+/// KVM_SET_CPUID2.
 pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     let header: uapi::kvm_cpuid2 = arg.read()?;
     if header.nent > MAX_ENTRIES {
@@ -86,6 +103,11 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
     for entry in entries.iter_mut() {
         entry.padding = Entry::default().padding;
     }
+    set_entries(vcpu, entries)
+}
+
+/// Takes a list over. After KVM_RUN only the same list again is accepted.
+fn set_entries(vcpu: &mut LockedVcpu, mut entries: KVec<Entry>) -> Result {
     // A guest whose HLT does not exit cannot be woken by the hypercall.
     if vcpu.platform.vm.config.disabled_exits() & uapi::KVM_X86_DISABLE_EXITS_HLT != 0 {
         cpuid::withhold(&mut entries, PvFeatures::UNHALT);

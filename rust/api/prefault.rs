@@ -4,6 +4,7 @@
 
 use crate::linux;
 use crate::uapi::{kvm_pre_fault_memory, UserArg};
+use crate::vcpu::user_exit::unusable_memory;
 use crate::vcpu::LockedVcpu;
 use kernel::prelude::*;
 use npt::PageSize;
@@ -35,16 +36,15 @@ fn map(vcpu: &mut LockedVcpu, range: &mut kvm_pre_fault_memory) -> Result {
             }
             linux::handle_work()?;
         }
-        let memory = &mut vcpu.platform.memory;
-        match memory.fault(range.gpa, false, true) {
+        match vcpu.platform.memory.fault(range.gpa, false, true) {
             Ok(()) => {}
             Err(MemError::Unbacked) => return Err(ENOENT),
-            Err(MemError::Fault) => return Err(memory.error.take().unwrap_or(EFAULT)),
+            Err(MemError::Fault) => return Err(unusable_memory(vcpu)),
             // A read, and sleeping is allowed.
             Err(MemError::ReadOnly | MemError::WouldSleep) => return Err(EIO),
         }
         // Otherwise it was taken away again.
-        if let Some(end) = memory.page_end(range.gpa) {
+        if let Some(end) = vcpu.platform.memory.page_end(range.gpa) {
             let done = end.wrapping_sub(range.gpa).min(range.size);
             range.gpa = range.gpa.wrapping_add(done);
             range.size = range.size.wrapping_sub(done);

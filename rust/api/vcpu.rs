@@ -158,6 +158,7 @@ fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
             pvclock::attribute(vcpu, cmd, arg)?
         }
         uapi::KVM_PRE_FAULT_MEMORY => prefault::ioctl(vcpu, arg)?,
+        uapi::KVM_SET_CPUID => cpuid::set_old(vcpu, arg)?,
         uapi::KVM_SET_CPUID2 => cpuid::set(vcpu, arg)?,
         uapi::KVM_GET_CPUID2 => cpuid::get(vcpu, arg)?,
         uapi::KVM_ENABLE_CAP => regs::enable_cap(&arg.read()?)?,

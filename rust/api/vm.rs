@@ -18,6 +18,9 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 use kernel::sync::{Arc, ArcBorrow};
 
+/// The highest address below 4 GiB with room for the three pages of KVM_SET_TSS_ADDR.
+const LAST_TSS: usize = 0xffff_d000;
+
 /// KVM_CREATE_VM: a VM on the caller's address space, and its descriptor.
 pub(crate) fn create() -> Result<c_long> {
     open(Vm::create()?)
@@ -212,6 +215,7 @@ impl FileObject for Vm {
             uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
             uapi::KVM_RESET_DIRTY_RINGS => this.memory.reset_rings().map(|n| n as c_long),
             // Intel CPUs need them; there is nothing to remember here.
+            uapi::KVM_SET_TSS_ADDR if arg.0 > LAST_TSS => Err(EINVAL),
             uapi::KVM_SET_TSS_ADDR => Ok(0),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => match arg.read::<u64>() {
                 Ok(_) if this.vcpu_table.count() != 0 => Err(EINVAL),
@@ -238,10 +242,11 @@ impl FileObject for Vm {
             uapi::KVM_UNREGISTER_COALESCED_MMIO => this.coalesced.change(arg, false),
             uapi::KVM_CREATE_IRQCHIP => {
                 let _setup = this.setup.lock();
-                if this.vcpu_table.count() != 0 {
-                    return Err(EINVAL);
+                match this.vcpu_table.count() {
+                    _ if this.irqchip.has_lapics() => Err(EEXIST),
+                    0 => this.irqchip.create(),
+                    _ => Err(EINVAL),
                 }
-                this.irqchip.create()
             }
             _ => irqchip::ioctl(&this.irqchip, cmd, arg),
         }

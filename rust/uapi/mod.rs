@@ -71,6 +71,8 @@ abi!(
     kvm_msr_entry,
     kvm_msr_list,
     kvm_signal_mask,
+    kvm_cpuid,
+    kvm_cpuid_entry,
     kvm_cpuid2,
     kvm_mp_state,
     kvm_vcpu_events,

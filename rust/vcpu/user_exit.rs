@@ -74,15 +74,24 @@ pub(crate) fn to_user(vcpu: &mut LockedVcpu, exit: UserExit) -> Result {
 /// thread hears of it by a signal, as if it had touched the memory itself, and what the guest did
 /// is tried again at the next KVM_RUN: by then another page may be there, or the VMM has given the
 /// guest a machine check.
-#[cold]
 fn no_memory(vcpu: &mut LockedVcpu) -> Error {
+    let error = unusable_memory(vcpu);
+    if error == EINTR {
+        vcpu.platform.run_page.set_reason(uapi::KVM_EXIT_INTR);
+    }
+    error
+}
+
+/// Why the last access or fault found no usable memory: `EINTR` if it is poisoned and the thread
+/// has been told.
+#[cold]
+pub(crate) fn unusable_memory(vcpu: &mut LockedVcpu) -> Error {
     let error = vcpu.platform.memory.error.take();
     // An access that failed since may have left its address: what a nested fault says of itself
     // counts.
     let poisoned = vcpu.platform.memory.poisoned.take();
     if let Some(hva) = poisoned.filter(|_| error.is_none_or(is_poison)) {
         report_poison(hva & !PageSize::Size4K.offset_mask());
-        vcpu.platform.run_page.set_reason(uapi::KVM_EXIT_INTR);
         return EINTR;
     }
     error.unwrap_or(EFAULT)

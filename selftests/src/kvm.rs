@@ -113,6 +113,7 @@ pub mod number {
     pub const INTERRUPT: Number = Number::set::<kvm_interrupt>(0x86);
     pub const GET_MSRS: Number = Number::exchange::<kvm_msrs>(0x88);
     pub const SET_MSRS: Number = Number::set::<kvm_msrs>(0x89);
+    pub const SET_CPUID: Number = Number::set::<kvm_cpuid>(0x8a);
     pub const SET_SIGNAL_MASK: Number = Number::set::<kvm_signal_mask>(0x8b);
     pub const GET_FPU: Number = Number::get::<kvm_fpu>(0x8c);
     pub const SET_FPU: Number = Number::set::<kvm_fpu>(0x8d);

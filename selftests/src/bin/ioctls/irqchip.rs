@@ -98,6 +98,12 @@ fn create(path: &str) -> Result<(), String> {
         libc::EEXIST,
     )?;
     refused("split as well", enable_split(&first, 24), libc::EEXIST)?;
+    let _vcpu = first.open_with(number::CREATE_VCPU, 0)?;
+    refused(
+        "second, and late",
+        first.call(number::CREATE_IRQCHIP, 0),
+        libc::EEXIST,
+    )?;
     let (_device, late) = vm(path)?;
     let _vcpu = late.open_with(number::CREATE_VCPU, 0)?;
     refused("late", late.call(number::CREATE_IRQCHIP, 0), libc::EINVAL)
@@ -113,6 +119,12 @@ fn split(path: &str) -> Result<(), String> {
     refused("second", enable_split(&first, 24), libc::EEXIST)?;
     refused(
         "full as well",
+        first.call(number::CREATE_IRQCHIP, 0),
+        libc::EEXIST,
+    )?;
+    let _vcpu = first.open_with(number::CREATE_VCPU, 0)?;
+    refused(
+        "full as well, and late",
         first.call(number::CREATE_IRQCHIP, 0),
         libc::EEXIST,
     )?;

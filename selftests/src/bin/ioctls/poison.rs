@@ -31,6 +31,10 @@ pub(crate) const TESTS: &[Test] = &[
         written_beside_a_snapshot,
     ),
     ("SIGBUS tells how much of a large page is lost", large_page),
+    (
+        "KVM_PRE_FAULT_MEMORY of poisoned memory is SIGBUS, behind what could be mapped",
+        pre_faulted,
+    ),
 ];
 
 /// Where the guest has the page that is lost.
@@ -160,6 +164,37 @@ fn written_beside_a_snapshot(path: &str) -> Result<(), String> {
     equal("afterwards", bare.byte()?, before)?;
     snapshot.reset(0)?;
     equal("put back", bare.ram.read(LOST as usize, 1), vec![0x22])
+}
+
+fn pre_faulted(path: &str) -> Result<(), String> {
+    let bare = Bare::new(path, &READ)?;
+    if bare.device.extension(KVM_CAP_PRE_FAULT_MEMORY) == 0 {
+        return skipped("the device has no KVM_PRE_FAULT_MEMORY");
+    }
+    bare.ram.write(LOST as usize - PAGE, &[0x11; 2 * PAGE]);
+    // SAFETY: It is within the mapping.
+    let address = unsafe { bare.ram.start().add(LOST as usize) };
+    poison(address, PAGE)?;
+    let map = |gpa, pages: u64| {
+        let mut range = kvm_pre_fault_memory {
+            gpa,
+            size: pages * PAGE as u64,
+            ..Default::default()
+        };
+        let answer = bare
+            .vcpu
+            .handle
+            .exchange(number::PRE_FAULT_MEMORY, &mut range);
+        (answer.map_err(|e| e.0), range.gpa, range.size)
+    };
+    let nothing = (Err(libc::EINTR), LOST, PAGE as u64);
+    equal("the lost page", map(LOST, 1), nothing)?;
+    equal("signals", SIGNALS.load(SeqCst), 1)?;
+    equal("si_code", CODE_SEEN.load(SeqCst), BUS_MCEERR_AR)?;
+    equal("si_addr", ADDRESS.load(SeqCst), address as usize)?;
+    let one = (Ok(0), LOST, PAGE as u64);
+    equal("one before it", map(LOST - PAGE as u64, 2), one)?;
+    equal("signals", SIGNALS.load(SeqCst), 2)
 }
 
 fn large_page(path: &str) -> Result<(), String> {

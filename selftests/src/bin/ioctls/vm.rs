@@ -127,6 +127,14 @@ fn fixed_addresses(path: &str) -> Result<(), String> {
     let (_device, vm) = vm(path)?;
     equal("TSS", vm.call(number::SET_TSS_ADDR, 0xfffb_d000), Ok(0))?;
     equal(
+        "the last",
+        vm.call(number::SET_TSS_ADDR, 0xffff_d000),
+        Ok(0),
+    )?;
+    for high in [0xffff_d001, 1 << 32] {
+        refused("high", vm.call(number::SET_TSS_ADDR, high), libc::EINVAL)?;
+    }
+    equal(
         "identity map",
         vm.set(number::SET_IDENTITY_MAP_ADDR, &0xfeff_c000u64),
         Ok(0),
