@@ -102,6 +102,8 @@ pub trait Platform: GuestMemory + ExtendedState {
     fn apic_base(&self) -> u64;
     /// Writes `IA32_APIC_BASE`.
     fn set_apic_base(&mut self, value: u64, origin: Origin) -> Result<(), Exception>;
+    /// An INIT reaches the local APIC.
+    fn init_apic(&mut self) {}
     /// Reads x2APIC register `0x800 + register`.
     fn x2apic_read(&mut self, register: u8) -> Result<u64, Exception>;
     /// Writes x2APIC register `0x800 + register`.
@@ -293,6 +295,7 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
             }
             guest.vmcb.reset_after_shutdown();
             guest.state.init(guest.vmcb, signature);
+            guest.platform.init_apic();
             guest.vmcb.set_all_dirty();
             guest.platform.request(Requests::TLB_FLUSH);
             Ok(Action::User(UserExit::Shutdown))

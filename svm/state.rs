@@ -26,6 +26,8 @@ pub enum MpState {
     InitReceived = 2,
     /// Executed HLT.
     Halted = 3,
+    /// Got SIPI after INIT, and has not begun yet: the VMM has set this.
+    SipiReceived = 4,
 }
 
 /// Where the code of the last exits was found, to spare the walk of the guest's page tables. It is

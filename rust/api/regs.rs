@@ -194,11 +194,7 @@ pub(crate) fn set_mp_state(vcpu: &mut LockedVcpu, state: &uapi::kvm_mp_state) ->
         uapi::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
         uapi::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
         uapi::KVM_MP_STATE_HALTED => MpState::Halted,
-        uapi::KVM_MP_STATE_SIPI_RECEIVED => {
-            vcpu.state
-                .start_up(&mut vcpu.vmcb, vcpu.platform.mailbox.sipi_vector());
-            MpState::Runnable
-        }
+        uapi::KVM_MP_STATE_SIPI_RECEIVED => MpState::SipiReceived,
         _ => return Err(EINVAL),
     };
     vcpu.state.mp_state = new;

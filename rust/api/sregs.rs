@@ -10,9 +10,11 @@ use svm::dispatch::Platform;
 use svm::event::QueuedInterrupt;
 use svm::nested::turned_off;
 use svm::requests::Requests;
+use svm::state::MpState;
 use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use svm::vmcb::Vmcb;
 use x86::cpu::GuestMemory;
+use x86::features::Feature;
 use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
 use x86::sregs::{self, is_valid_cr8, ControlRegs};
@@ -118,6 +120,16 @@ pub(crate) fn set2(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs2) -> Result {
     set(vcpu, &old)
 }
 
+/// Whether the registers are those after RESET, of the vCPU that starts the guest: VMMs of old set
+/// them, and not that it runs.
+fn is_reset(vcpu: &LockedVcpu, new: &uapi::kvm_sregs) -> bool {
+    const RIP: u64 = 0xfff0;
+    let is_boot = vcpu.platform.mailbox.id == vcpu.platform.vm.boot_cpu();
+    let real = new.cr0 & Cr0::PE.bits() == 0;
+    let cs = (new.cs.selector, new.cs.base);
+    is_boot && real && vcpu.vmcb.rip() == RIP && cs == (0xf000, 0xffff_0000)
+}
+
 /// KVM_SET_SREGS. Nothing is changed if anything is wrong.
 pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
     let regs = ControlRegs {
@@ -127,7 +139,12 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
         efer: Efer::from_bits_retain(new.efer),
         cs_l: new.cs.l != 0,
     };
-    if !sregs::valid(&regs, &vcpu.state.features) {
+    let mut features = vcpu.state.features;
+    if vcpu.cpuid.is_empty() {
+        // Small VMMs set no list, and have their guests begin in long mode.
+        features.set |= Feature::LM | Feature::NX | Feature::SYSCALL;
+    }
+    if !sregs::valid(&regs, &features) {
         return Err(EINVAL);
     }
     let platform = vcpu.guest(Sleep::Allowed).platform;
@@ -171,6 +188,9 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
         vcpu.vmcb.set_v_tpr(new.cr8 as u8);
     }
     vcpu.platform.requests |= Requests::TLB_FLUSH;
+    if is_reset(vcpu, new) {
+        vcpu.state.mp_state = MpState::Runnable;
+    }
 
     let pending = new
         .interrupt_bitmap

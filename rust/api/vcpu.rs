@@ -126,6 +126,7 @@ fn ioctl(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result<c_long> {
         uapi::KVM_SET_MSRS => return regs::set_msrs(vcpu, arg),
         uapi::KVM_SET_SIGNAL_MASK => regs::set_signal_mask(vcpu, arg)?,
         uapi::KVM_GET_MP_STATE => {
+            requests::begin(vcpu);
             arg.write(&uapi::kvm_mp_state {
                 mp_state: match vcpu.state.mp_state {
                     // It wakes at the next KVM_RUN, wherever that is.

@@ -308,6 +308,13 @@ impl Platform for VcpuPlatform {
         Ok(())
     }
 
+    fn init_apic(&mut self) {
+        if let Some(lapic) = self.apic.kernel_mut() {
+            lapic.init();
+            self.apic_effect(Effect::Routing);
+        }
+    }
+
     fn x2apic_read(&mut self, register: u8) -> core::result::Result<u64, Exception> {
         let now = self.now(self.tsc_offset);
         let lapic = self.apic.kernel_mut().ok_or(Exception::GP0)?;

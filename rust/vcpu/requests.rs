@@ -11,6 +11,7 @@ use crate::vcpu::pvclock;
 use crate::vcpu::steal_time;
 use crate::vcpu::LockedVcpu;
 use crate::vm::stats::Count;
+use svm::dispatch::Platform;
 use svm::inject::{self, InterruptSource};
 use svm::requests::Requests;
 use svm::state::MpState;
@@ -40,7 +41,20 @@ pub(crate) fn is_runnable(vcpu: &mut LockedVcpu) -> bool {
             }
             awake
         }
+        MpState::SipiReceived => {
+            begin(vcpu);
+            true
+        }
         MpState::Uninitialized | MpState::InitReceived => false,
+    }
+}
+
+/// The start-up IPI that the VMM has set takes effect: now the vector counts, and the registers are
+/// no more what they were.
+pub(crate) fn begin(vcpu: &mut LockedVcpu) {
+    if vcpu.state.mp_state == MpState::SipiReceived {
+        let vector = vcpu.platform.mailbox.sipi_vector();
+        vcpu.state.start_up(&mut vcpu.vmcb, vector);
     }
 }
 
@@ -147,20 +161,14 @@ pub(crate) fn init(vcpu: &mut LockedVcpu) {
     let signature = signature(vcpu);
     vcpu.state.init(&mut vcpu.vmcb, signature);
     vcpu.platform.unhalted = false;
-    if let Some(lapic) = vcpu.platform.apic.kernel_mut() {
-        lapic.init();
-        vcpu.platform
-            .vm
-            .vcpu_table
-            .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
+    if vcpu.platform.apic.is_kernel() {
+        vcpu.platform.init_apic();
         let boot = vcpu.platform.mailbox.id == vcpu.platform.vm.boot_cpu();
         vcpu.state.mp_state = if boot {
             MpState::Runnable
         } else {
             MpState::InitReceived
         };
-        vcpu.platform.requests |= Requests::SET_TIMER;
-        vcpu.platform.mailbox.request(Requests::EXTINT);
     }
     vcpu.platform.requests |= Requests::TLB_FLUSH;
 }

@@ -1008,6 +1008,7 @@ fn nothing_of_a_shutdown_is_kept() {
         let action = machine.exit(ExitCode::SHUTDOWN, 0, 0);
         assert_eq!(action, Action::User(UserExit::Shutdown));
         assert!(machine.vmcb.clean().is_empty());
+        assert_eq!(machine.world.apic_inits, 1);
         assert_eq!(machine.state.regs, expected.state.regs);
         assert_eq!(machine.state.events, expected.state.events);
         assert_eq!(machine.vmcb.v_tpr(), 0);

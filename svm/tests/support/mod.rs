@@ -48,6 +48,7 @@ pub struct World {
     /// What memory answers to a nested fault.
     pub fault: Result<(), MemError>,
     pub requests: Requests,
+    pub apic_inits: u32,
     pub wbinvds: u32,
     pub woken: Option<u32>,
     pub yielded: Option<u32>,
@@ -77,6 +78,7 @@ impl Default for World {
             race: None,
             fault: Err(MemError::Unbacked),
             requests: Requests::empty(),
+            apic_inits: 0,
             wbinvds: 0,
             woken: None,
             yielded: None,
@@ -211,6 +213,9 @@ impl Platform for World {
     }
     fn apic_base(&self) -> u64 {
         0xfee0_0900
+    }
+    fn init_apic(&mut self) {
+        self.apic_inits += 1;
     }
     fn set_apic_base(&mut self, _value: u64, _origin: Origin) -> Result<(), Exception> {
         Ok(())

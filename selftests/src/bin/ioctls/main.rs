@@ -18,6 +18,7 @@ mod paravirtual;
 mod pointers;
 mod poison;
 mod slots;
+mod start;
 mod state;
 mod storm;
 mod sync;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         vmms::TESTS,
         slots::TESTS,
         state::TESTS,
+        start::TESTS,
         xstate::TESTS,
         events::TESTS,
         debug::TESTS,
