@@ -145,6 +145,10 @@ fn nested_fault(vcpu: &mut LockedVcpu, gpa: u64, error: NestedError) -> Action {
 /// What is to be done with interrupts on, before the guest can be entered.
 fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
     loop {
+        // Before a signal: a VMM that stops then and saves the vCPU would lose it.
+        if vcpu.platform.requests.intersects(Requests::FOR_VMM) {
+            return exit_for_deferred(vcpu).map(Some);
+        }
         if linux::work_pending() {
             if linux::signal_pending() {
                 return Ok(Some(RunExit::Interrupted));
@@ -175,9 +179,6 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
         }
         if !vcpu.platform.requests.is_empty() {
             process_deferred(vcpu);
-            if vcpu.platform.requests.intersects(Requests::FOR_VMM) {
-                return exit_for_deferred(vcpu).map(Some);
-            }
         }
         if vcpu.nested.is_some() {
             inner::serve(vcpu)?;

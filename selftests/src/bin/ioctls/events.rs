@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use kvm_bindings::*;
-use selftests::kvm::number;
+use selftests::kvm::{number, Answer, Handle};
 use selftests::machine::with_signals;
 use selftests::tap::{equal, skipped};
 
 use crate::bare::{Bare, CODE, OUT};
+use crate::irqchip::enable_split;
 use crate::{refused, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -48,6 +49,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "an NMI comes before the window for interrupts",
         nmi_and_window,
+    ),
+    (
+        "the end of an interrupt is told before a signal ends KVM_RUN",
+        eoi_before_signal,
     ),
     ("a guest that does nothing can be run for ever", never_ends),
     ("another process cannot run the virtual CPU", other_process),
@@ -152,33 +157,37 @@ fn signal(path: &str) -> Result<(), String> {
     equal("reason", bare.vcpu.shared().exit_reason, KVM_EXIT_INTR)
 }
 
-fn signal_mask(path: &str) -> Result<(), String> {
+/// Blocks SIGUSR1 for this thread, or lets it in.
+fn change_mask(how: libc::c_int) {
+    // SAFETY: `sigset_t` is plain, and the calls change this thread's mask only.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// `KVM_SET_SIGNAL_MASK`: the signals that do not end KVM_RUN.
+fn set_mask(bare: &Bare, length: u32, set: [u8; 8]) -> Answer {
     #[repr(C)]
     struct Mask {
         length: u32,
         set: [u8; 8],
     }
+    let mask = Mask { length, set };
+    let handle = &bare.vcpu.handle;
+    // SAFETY: The structure is what this ioctl reads.
+    unsafe { handle.raw(number::SET_SIGNAL_MASK, (&raw const mask) as usize) }
+}
+
+fn signal_mask(path: &str) -> Result<(), String> {
     let bare = Bare::endless(path, &SPIN)?;
-    // SAFETY: `sigset_t` is plain, and the calls change this thread's mask only.
-    let block = |how| unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigaddset(&raw mut set, libc::SIGUSR1);
-        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
-    };
-    let set = |length, set| {
-        let mask = Mask { length, set };
-        // SAFETY: The structure is what this ioctl reads.
-        unsafe {
-            bare.vcpu
-                .handle
-                .raw(number::SET_SIGNAL_MASK, (&raw const mask) as usize)
-        }
-    };
+    let set = |length, set| set_mask(&bare, length, set);
     refused("length", set(4, [0; 8]), libc::EINVAL)?;
     equal("mask that blocks nothing", set(8, [0; 8]), Ok(0))?;
-    block(libc::SIG_BLOCK);
+    change_mask(libc::SIG_BLOCK);
     let answer = with_signals(Duration::from_millis(100), || bare.vcpu.run());
-    block(libc::SIG_UNBLOCK);
+    change_mask(libc::SIG_UNBLOCK);
     refused("run", answer, libc::EINTR)
 }
 
@@ -272,6 +281,49 @@ fn after_shutdown(path: &str) -> Result<(), String> {
     equal("triple fault", bare.exit(), Ok(KVM_EXIT_SHUTDOWN))?;
     bare.ram.write(crate::bare::CODE as usize, &LOOP);
     bare.start()?;
+    bare.byte()?;
+    Ok(())
+}
+
+/// The guest's INS writes the VMM's answer into the EOI register; a signal waits by then.
+fn eoi_before_signal(path: &str) -> Result<(), String> {
+    if path.ends_with("/kvm") {
+        return skipped("KVM tells of the end when it is run again");
+    }
+    const VECTOR: usize = 0x51;
+    // insl (%dx), %es:(%di); out %al, $0x10
+    let split = |vm: &Handle| Ok(enable_split(vm, 24).map(drop)?);
+    let bare = Bare::with(path, &[0x66, 0x6d, OUT[0], OUT[1]], split)?;
+    let vcpu = &bare.vcpu.handle;
+    let mut sregs: kvm_sregs = vcpu.get(number::GET_SREGS)?;
+    sregs.es.base = 0xfee0_0000;
+    vcpu.set(number::SET_SREGS, &sregs)?;
+    let mut regs: kvm_regs = vcpu.get(number::GET_REGS)?;
+    (regs.rdi, regs.rdx) = (0xb0, 0x10);
+    vcpu.set(number::SET_REGS, &regs)?;
+    let mut state: kvm_lapic_state = vcpu.get(number::GET_LAPIC)?;
+    state.regs[0xf1] = 1; // spurious-interrupt register: enabled
+    for first in [0x100, 0x180] {
+        // In service, and level-triggered.
+        state.regs[first + VECTOR / 32 * 16 + VECTOR % 32 / 8] = 1 << (VECTOR % 8);
+    }
+    vcpu.set(number::SET_LAPIC, &state)?;
+    equal("INS", bare.exit(), Ok(KVM_EXIT_IO))?;
+    equal("no signal is blocked", set_mask(&bare, 8, [0; 8]), Ok(0))?;
+    change_mask(libc::SIG_BLOCK);
+    // SAFETY: The signal has a handler.
+    unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR1) };
+    let end = bare.exit();
+    // SAFETY: If the exit reason is another one, this is some other integer.
+    let vector = unsafe { bare.vcpu.shared().__bindgen_anon_1.eoi.vector };
+    let signal = bare.vcpu.run();
+    change_mask(libc::SIG_UNBLOCK);
+    equal(
+        "the end",
+        (end, vector),
+        (Ok(KVM_EXIT_IOAPIC_EOI), VECTOR as u8),
+    )?;
+    refused("the signal", signal, libc::EINTR)?;
     bare.byte()?;
     Ok(())
 }
