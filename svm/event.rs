@@ -161,6 +161,8 @@ pub struct Events {
     pub(crate) held: Option<Exception>,
     /// What is in EVENTINJ.
     pub(crate) given: Given,
+    /// The CPU has one of `nmi_pending`, and delivers it as soon as it may.
+    pub(crate) virtual_nmi: bool,
     /// The IRET that ends the masking of NMIs is about to be executed here.
     pub(crate) iret_at: Option<u64>,
     /// We single-step the guest.

@@ -19,6 +19,9 @@
 //! ```text
 //!   masked ── IRET intercept ──► exit before the IRET ── single step ──► #DB behind it: unmasked
 //! ```
+//!
+//! A CPU with virtual NMIs needs no such window: it has the mask and one NMI that waits, delivers
+//! that as soon as it may, and knows the IRET (APM vol. 2, 15.21.10).
 
 use crate::debug::GuestDebug;
 use crate::debug_ctl;
@@ -86,7 +89,12 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
     give(vmcb, events, debug);
 
     let mut briefly = events.vmm_waits();
-    if nmi && events.nmi_pending != 0 {
+    let waits = nmi && events.nmi_pending != 0;
+    let mut iret_exits = events.nmi_masked && events.iret_at.is_none();
+    if vmcb.has_virtual_nmis() {
+        give_virtual_nmi(vmcb, events, waits);
+        iret_exits = false;
+    } else if waits {
         match nmi_window(vmcb, events) {
             NmiWindow::AfterDelivery => briefly = true,
             NmiWindow::EndOfShadow => interrupt_window = true,
@@ -94,9 +102,8 @@ pub fn prepare(vmcb: &mut Vmcb, state: &mut VcpuState, source: &mut impl Interru
             NmiWindow::Step { iret } => step(vmcb, events, iret),
         }
     }
-    let iret_exits = briefly || (events.nmi_masked && events.iret_at.is_none());
     let cr8_exits = interrupt_window || source.watch_cr8();
-    set_windows(vmcb, interrupt_window, iret_exits, cr8_exits);
+    set_windows(vmcb, interrupt_window, briefly || iret_exits, cr8_exits);
     if briefly {
         Entry::RunBriefly
     } else {
@@ -246,6 +253,30 @@ fn deliver_payload(vmcb: &mut Vmcb, debug: &mut GuestDebug, exception: Exception
     }
 }
 
+/// The CPU has the mask, and delivers the NMI that waits.
+#[inline]
+fn give_virtual_nmi(vmcb: &mut Vmcb, events: &mut Events, waits: bool) {
+    events.virtual_nmi = waits;
+    let mut control = vmcb.virtual_interrupt();
+    control.set(VirtualInterrupt::V_NMI_PENDING, waits);
+    control.set(VirtualInterrupt::V_NMI_BLOCKING, events.nmi_masked);
+    if control != vmcb.virtual_interrupt() {
+        vmcb.set_virtual_interrupt(control);
+    }
+}
+
+/// Takes back what the CPU has made of it.
+#[inline]
+fn take_back_virtual_nmi(vmcb: &Vmcb, events: &mut Events) {
+    let control = vmcb.virtual_interrupt();
+    if core::mem::take(&mut events.virtual_nmi)
+        && !control.contains(VirtualInterrupt::V_NMI_PENDING)
+    {
+        events.nmi_pending = events.nmi_pending.saturating_sub(1);
+    }
+    events.nmi_masked = control.contains(VirtualInterrupt::V_NMI_BLOCKING);
+}
+
 /// How the guest gets to the point where an NMI can be delivered.
 enum NmiWindow {
     /// Something else is being delivered at this entry.
@@ -380,6 +411,7 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
         // guest must not see.
         state.events.given = Given::Nothing;
         state.events.step = None;
+        state.events.virtual_nmi = false;
         vmcb.reset_registers();
         vmcb.set_all_dirty();
         return;
@@ -391,6 +423,9 @@ pub fn after_exit(vmcb: &mut Vmcb, state: &mut VcpuState, host: SvmFeatures) {
     state.regs.set(gpr::RSP, vmcb.rsp());
     state.io.forget();
     let events = &mut state.events;
+    if vmcb.has_virtual_nmis() {
+        take_back_virtual_nmi(vmcb, events);
+    }
     events.delivered(vmcb.exit_int_info(), vmcb.rip());
     events.own_debug = false;
     events.may_sleep = false;

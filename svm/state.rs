@@ -157,14 +157,17 @@ impl VcpuState {
         decoded.fill(None);
         self.regs.set(gpr::RDX, u64::from(signature));
         vmcb.reset(host);
-        self.set_features(vmcb, self.features);
+        self.set_features(vmcb, host, self.features);
         set_hidden_intercepts(vmcb, self);
     }
 
     /// What the guest's CPUID offers is `features` from now on. RDTSCP and INVPCID are undefined
     /// without their bits, which the CPU does not know; RDPID cannot be intercepted.
-    pub fn set_features(&mut self, vmcb: &mut Vmcb, features: Features) {
+    ///
+    /// NMIs are the CPU's only if the guest is no hypervisor, whose own guests have them, too.
+    pub fn set_features(&mut self, vmcb: &mut Vmcb, host: SvmFeatures, features: Features) {
         self.features = features;
+        vmcb.set_virtual_nmis(host.contains(SvmFeatures::VNMI) && !features.has(Feature::SVM));
         vmcb.update_intercepts(|intercepts| {
             let lacks = |feature| !features.has(feature);
             intercepts.word4.set(Word4::RDTSCP, lacks(Feature::RDTSCP));

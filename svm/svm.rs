@@ -35,6 +35,7 @@ pub mod io;
 pub mod iopm;
 pub mod msrpm;
 pub mod nested;
+pub mod pause;
 pub mod predictors;
 pub mod requests;
 pub mod state;

@@ -125,7 +125,8 @@ fn set_entries(vcpu: &mut LockedVcpu, mut entries: KVec<Entry>) -> Result {
     let offered = Features::offered(&mut linux::cpuid, &caps());
     let features = Features::new(&entries, &offered);
     inner::give(vcpu, features.has(Feature::SVM))?;
-    vcpu.state.set_features(&mut vcpu.vmcb, features);
+    let host = vcpu.platform.vm.features;
+    vcpu.state.set_features(&mut vcpu.vmcb, host, features);
     vcpu.platform.physical_bits = features.max_phys_bits;
     vcpu.platform.has_x2apic = features.has(Feature::X2APIC);
     vcpu.cpuid = entries;

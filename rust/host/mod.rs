@@ -32,6 +32,7 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::Mutex;
 use svm::asid::AsidPool;
 use svm::features::SvmFeatures;
+use svm::pause::PauseFilter;
 use svm::predictors::LastGuest;
 use svm::{iopm, msrpm};
 use x86::tsc::TscRatio;
@@ -87,6 +88,8 @@ pub(crate) struct Host {
     cpus: KVec<CpuState>,
     /// What this host's SVM can do, but for what parameters of the module have turned off.
     pub(crate) features: SvmFeatures,
+    /// How PAUSEs are counted.
+    pub(crate) pause_filter: PauseFilter,
     /// The CPU has a TSC ratio.
     has_tsc_ratio: bool,
     /// Extended state.
@@ -174,7 +177,7 @@ fn is_virtual() -> bool {
 /// Looks at the CPU and prepares what each one needs.
 ///
 /// `unwanted` is not to be used, even if it is there.
-pub(crate) fn init(unwanted: SvmFeatures) -> Result {
+pub(crate) fn init(unwanted: SvmFeatures, pause_filter: PauseFilter) -> Result {
     let (all, asids) = detect().map_err(|why| {
         pr_err!("{why}\n");
         ENODEV
@@ -205,6 +208,7 @@ pub(crate) fn init(unwanted: SvmFeatures) -> Result {
     let host = Host {
         cpus,
         features,
+        pause_filter,
         has_tsc_ratio: all.contains(SvmFeatures::TSC_RATE_MSR),
         fpu: HostState::new(),
         errata: errata(),

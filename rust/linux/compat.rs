@@ -47,6 +47,11 @@ pub(crate) fn unsupported() -> Error {
     Error::from_errno(-(bindings::EOPNOTSUPP as c_int))
 }
 
+/// The value of a module parameter.
+pub(crate) fn number(parameter: impl Borrow<u16>) -> u16 {
+    *parameter.borrow()
+}
+
 /// Whether a module parameter differs from 0.
 pub(crate) fn is_set(parameter: impl Borrow<u8>) -> bool {
     *parameter.borrow() != 0

@@ -12,6 +12,7 @@
 //! twice as long; one that no poll may meet, half as long. What waking took beyond the deadline is
 //! made up for next time.
 
+use crate::host::host;
 use crate::irq::mailbox::Mailbox;
 use crate::linux;
 use crate::vcpu::pvclock;
@@ -22,6 +23,8 @@ use irqchip::dest::IdSet;
 use irqchip::lapic::Deadline;
 use irqchip::Now;
 use kernel::prelude::*;
+use svm::features::SvmFeatures;
+use svm::pause::PauseFilter;
 use svm::state::MpState;
 
 /// The first poll. Waking costs about as much.
@@ -92,16 +95,38 @@ pub(crate) fn yield_cpu(vcpu: &mut LockedVcpu) {
     vcpu.stats.count(Count::Yields);
     steal_time::before_pause(vcpu);
     let vcpu_table = &vcpu.platform.vm.vcpu_table;
-    let yielded = match vcpu.platform.yield_to.take() {
+    let to = vcpu.platform.yield_to.take();
+    let yielded = match to {
         Some(id) => vcpu_table.by_apic_id(IdSet::one(id)).any(Mailbox::yield_to),
         None => vcpu_table.yield_from(&vcpu.platform.mailbox),
     };
     if yielded {
         vcpu.stats.count(Count::YieldsDone);
+        change_pause_count(vcpu, PauseFilter::shrunk);
     } else {
+        if to.is_none() {
+            change_pause_count(vcpu, PauseFilter::grown);
+        }
         linux::cond_resched();
     }
     steal_time::after_pause(vcpu);
+}
+
+/// The vCPU's thread has waited for a CPU: the guest may spin for as long as at first.
+#[cold]
+pub(crate) fn shrink_pause_count(vcpu: &mut LockedVcpu) {
+    change_pause_count(vcpu, PauseFilter::shrunk);
+}
+
+fn change_pause_count(vcpu: &mut LockedVcpu, change: fn(&PauseFilter, u16) -> u16) {
+    let Some(host) = host() else { return };
+    if host.features.contains(SvmFeatures::PAUSE_FILTER) {
+        let old = vcpu.vmcb.pause_filter_count();
+        let new = change(&host.pause_filter, old);
+        if new != old {
+            vcpu.vmcb.set_pause_filter_count(new);
+        }
+    }
 }
 
 /// Sets the host's timer to the LAPIC's next deadline, or a little earlier.

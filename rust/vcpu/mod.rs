@@ -176,6 +176,7 @@ impl Vcpu {
         let mut state = new_state(&mut vmcb, vm.features)?;
         state.msrs.set_errata(host.errata.0, host.errata.1);
         let (iopm, msrpm) = host.permission_maps();
+        vmcb.set_pause_filter(vm.features, &host.pause_filter);
         vmcb.set_iopm_base(iopm);
         vmcb.set_msrpm_base(msrpm);
         vmcb.set_ncr3(vm.memory.ncr3());

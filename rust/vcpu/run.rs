@@ -157,6 +157,7 @@ fn pre_entry(vcpu: &mut LockedVcpu) -> Result<Option<RunExit>> {
             if linux::handle_work().is_err() {
                 return Ok(Some(RunExit::Interrupted));
             }
+            halt::shrink_pause_count(vcpu);
         }
         // Also of a pause that was not announced: the kernel may be a preemptible one.
         steal_time::after_pause(vcpu);

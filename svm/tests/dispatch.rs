@@ -471,10 +471,14 @@ fn time() {
     everywhere(&[0x0f, 0x01, 0xf9], |machine| {
         let exits = |machine: &Machine| machine.vmcb.intercepts().word4.contains(Word4::RDTSCP);
         let all = machine.state.features;
-        machine.state.set_features(&mut machine.vmcb, all);
+        machine
+            .state
+            .set_features(&mut machine.vmcb, SvmFeatures::empty(), all);
         assert!(!exits(machine));
         let none = Features::default();
-        machine.state.set_features(&mut machine.vmcb, none);
+        machine
+            .state
+            .set_features(&mut machine.vmcb, SvmFeatures::empty(), none);
         assert!(exits(machine));
         machine.exit(ExitCode::RDTSCP, 0, 0);
         raised(machine, Exception::UD);
@@ -951,7 +955,9 @@ fn without_features_there_is_no_invpcid() {
     assert!(!intercepted(&machine));
     let mut features = machine.state.features;
     features.set.remove(Feature::INVPCID);
-    machine.state.set_features(&mut machine.vmcb, features);
+    machine
+        .state
+        .set_features(&mut machine.vmcb, SvmFeatures::empty(), features);
     assert!(intercepted(&machine));
     // INIT and RESET change nothing about that.
     machine.state.init(&mut machine.vmcb, 0);
@@ -963,7 +969,9 @@ fn without_features_there_is_no_invpcid() {
     machine.exit(ExitCode::INVPCID, 0, 0);
     assert_eq!(machine.exception(), Some(Exception::UD));
     features.set.insert(Feature::INVPCID);
-    machine.state.set_features(&mut machine.vmcb, features);
+    machine
+        .state
+        .set_features(&mut machine.vmcb, SvmFeatures::empty(), features);
     assert!(!intercepted(&machine));
 }
 

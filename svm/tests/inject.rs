@@ -13,6 +13,7 @@ use svm::features::SvmFeatures;
 use svm::inject::{cancel, expose_exception, ready_for_interrupt, Entry};
 use svm::intercept::{CrIntercepts, Word3};
 use svm::vmcb::VirtualInterrupt;
+use x86::features::Feature;
 use x86::regs::{vector, Cr0, Exception, Rflags};
 
 fn machine() -> Machine {
@@ -768,6 +769,118 @@ fn an_injected_nmi_masks_nmis() {
 }
 
 /// The handlers of INT3 and INTO return behind them, with RF clear, if that is what is at RIP.
+/// A CPU that has the mask of NMIs, and the one that waits.
+fn with_virtual_nmis() -> Machine {
+    let mut machine = Machine::real(SvmFeatures::VNMI);
+    machine.vmcb.set_rflags(Rflags::RESERVED1 | Rflags::IF);
+    let mut features = machine.state.features;
+    features.set.remove(Feature::SVM);
+    machine
+        .state
+        .set_features(&mut machine.vmcb, SvmFeatures::VNMI, features);
+    machine
+}
+
+/// What the CPU has of NMIs: one that waits, the mask.
+fn virtual_nmi(machine: &Machine) -> (bool, bool) {
+    let control = machine.vmcb.virtual_interrupt();
+    assert!(control.contains(VirtualInterrupt::V_NMI_ENABLE));
+    (
+        control.contains(VirtualInterrupt::V_NMI_PENDING),
+        control.contains(VirtualInterrupt::V_NMI_BLOCKING),
+    )
+}
+
+/// The CPU leaves it so.
+fn leave_virtual_nmi(machine: &mut Machine, pending: bool, masked: bool) {
+    let mut control = machine.vmcb.virtual_interrupt();
+    control.set(VirtualInterrupt::V_NMI_PENDING, pending);
+    control.set(VirtualInterrupt::V_NMI_BLOCKING, masked);
+    machine.vmcb.set_virtual_interrupt(control);
+}
+
+#[test]
+fn virtual_nmis_need_no_window() {
+    let mut machine = with_virtual_nmis();
+    machine.state.events.raise_nmi();
+    machine.state.events.raise_nmi();
+    assert_eq!(machine.prepare(), Entry::Run);
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    // The second one is the CPU's.
+    assert_eq!(virtual_nmi(&machine), (true, true));
+    assert!(!intercepts(&machine).contains(Word3::IRET));
+    exit_during(&mut machine, None);
+    assert_eq!(machine.state.events.nmi_pending, 1);
+    assert!(machine.state.events.nmi_masked);
+    // It has been delivered behind the first one's IRET.
+    machine.prepare();
+    assert_eq!(virtual_nmi(&machine), (true, true));
+    leave_virtual_nmi(&mut machine, false, true);
+    exit_during(&mut machine, None);
+    assert_eq!(machine.state.events.nmi_pending, 0);
+    assert!(machine.state.events.nmi_masked);
+    // The mask ends with its IRET, which does not exit.
+    machine.prepare();
+    assert_eq!(virtual_nmi(&machine), (false, true));
+    leave_virtual_nmi(&mut machine, false, false);
+    exit_during(&mut machine, None);
+    assert!(!machine.state.events.nmi_masked);
+}
+
+#[test]
+fn a_virtual_nmi_that_is_cut_short_comes_again() {
+    let mut machine = with_virtual_nmis();
+    machine.vmcb.set_interrupt_shadow(true);
+    machine.state.events.raise_nmi();
+    assert_eq!(machine.prepare(), Entry::Run);
+    // Behind the shadow, which the CPU sees.
+    assert_eq!(
+        (injected(&machine), virtual_nmi(&machine)),
+        (None, (true, false))
+    );
+    assert!(!intercepts(&machine).contains(Word3::VINTR));
+    machine.vmcb.set_interrupt_shadow(false);
+    leave_virtual_nmi(&mut machine, false, true);
+    exit_during(&mut machine, Some(Event::Nmi));
+    let events = &machine.state.events;
+    assert_eq!((events.nmi_pending, events.nmi_injected), (0, true));
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    assert_eq!(virtual_nmi(&machine), (false, true));
+}
+
+#[test]
+fn a_virtual_nmi_that_was_not_delivered_waits_still() {
+    let mut machine = with_virtual_nmis();
+    machine.state.events.set_nmi_masked(true);
+    machine.state.events.raise_nmi();
+    // Prepared twice, and called off.
+    machine.prepare();
+    machine.prepare();
+    cancel(&mut machine.vmcb, &mut machine.state);
+    assert_eq!(machine.state.events.nmi_pending, 1);
+    // The VMM takes the mask away.
+    machine.state.events.set_nmi_masked(false);
+    machine.prepare();
+    assert_eq!(injected(&machine), Some(Event::Nmi));
+    assert_eq!(virtual_nmi(&machine), (false, true));
+}
+
+#[test]
+fn a_guest_that_is_a_hypervisor_has_no_virtual_nmis() {
+    let mut machine = with_virtual_nmis();
+    let mut features = machine.state.features;
+    features.set.insert(Feature::SVM);
+    machine
+        .state
+        .set_features(&mut machine.vmcb, SvmFeatures::VNMI, features);
+    assert!(!machine.vmcb.has_virtual_nmis());
+    machine.state.events.set_nmi_masked(true);
+    machine.state.events.raise_nmi();
+    machine.prepare();
+    assert!(intercepts(&machine).contains(Word3::IRET));
+}
+
 #[test]
 fn a_set_trap_is_that_of_the_instruction() {
     for (code, number) in [(0xcc, vector::BP), (0xce, vector::OF)] {

@@ -351,6 +351,22 @@ impl Vmcb {
         }
     }
 
+    /// Whether the guest's NMIs are virtual: the CPU has their mask, and one that waits.
+    #[inline]
+    pub fn has_virtual_nmis(&self) -> bool {
+        self.control.int_control & VirtualInterrupt::V_NMI_ENABLE.bits() != 0
+    }
+
+    /// Sets [`Self::has_virtual_nmis`].
+    pub fn set_virtual_nmis(&mut self, on: bool) {
+        if on != self.has_virtual_nmis() {
+            let mut control = self.virtual_interrupt();
+            control.toggle(VirtualInterrupt::V_NMI_ENABLE);
+            control.remove(VirtualInterrupt::V_NMI_PENDING | VirtualInterrupt::V_NMI_BLOCKING);
+            self.set_virtual_interrupt(control);
+        }
+    }
+
     /// V_TPR, which is the guest's CR8.
     #[inline]
     pub fn v_tpr(&self) -> u8 {

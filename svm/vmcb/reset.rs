@@ -7,6 +7,7 @@ use super::{VirtualInterrupt, Vmcb};
 use crate::clean::Clean;
 use crate::features::SvmFeatures;
 use crate::intercept::Intercepts;
+use crate::pause::PauseFilter;
 use x86::regs::{Cr0, Cr4, Efer, Rflags, SegAttr, SegReg, Segment};
 
 /// PAT after RESET (APM vol. 2, 7.8.2).
@@ -24,10 +25,6 @@ const RESET_LIMIT: u32 = 0xffff;
 /// System descriptor types (APM vol. 2, table 4-6).
 const TYPE_LDT: u16 = 2;
 const TYPE_BUSY_TSS16: u16 = 3;
-/// How many PAUSEs in a row make an exit.
-const PAUSE_COUNT: u16 = 3000;
-/// How far apart they may be, in cycles, and still count as in a row.
-const PAUSE_THRESHOLD: u16 = 128;
 
 /// A segment that RESET left.
 fn reset_segment(selector: u16, base: u64, attributes: SegAttr) -> Segment {
@@ -50,12 +47,7 @@ impl Vmcb {
         self.control.int_vector = 0;
         self.set_virtual_interrupt(VirtualInterrupt::V_INTR_MASKING);
         self.set_intercepts(Intercepts::for_host(features));
-        if features.contains(SvmFeatures::PAUSE_FILTER) {
-            self.set_pause_filter_count(PAUSE_COUNT);
-        }
-        if features.contains(SvmFeatures::PAUSE_FILTER_THRESHOLD) {
-            self.set_pause_filter_threshold(PAUSE_THRESHOLD);
-        }
+        self.set_pause_filter(features, &PauseFilter::DEFAULT);
         self.set_event_inj(0);
         self.reset_registers();
         // What INIT leaves alone (APM vol. 2, table 14-1).
@@ -70,6 +62,16 @@ impl Vmcb {
         self.set_sysenter_eip(0);
         self.set_dbgctl(0);
         self.set_all_dirty();
+    }
+
+    /// How many PAUSEs in a row make an exit, as far as the CPU counts them.
+    pub fn set_pause_filter(&mut self, features: SvmFeatures, filter: &PauseFilter) {
+        if features.contains(SvmFeatures::PAUSE_FILTER) {
+            self.set_pause_filter_count(filter.count);
+        }
+        if features.contains(SvmFeatures::PAUSE_FILTER_THRESHOLD) {
+            self.set_pause_filter_threshold(filter.threshold);
+        }
     }
 
     /// All that #VMEXIT saves and INIT leaves alone, as after RESET: what SHUTDOWN leaves there is

@@ -15,6 +15,7 @@ mod interrupts;
 mod irqchip;
 mod msr;
 mod paravirtual;
+mod pause;
 mod pointers;
 mod poison;
 mod slots;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         paravirtual::TESTS,
         time::TESTS,
         tsc_rate::TESTS,
+        pause::TESTS,
         deadline::TESTS,
         pointers::TESTS,
         poison::TESTS,
