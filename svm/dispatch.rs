@@ -123,6 +123,11 @@ pub trait Platform: GuestMemory + ExtendedState {
         offset
     }
 
+    /// The guest has set where its paravirtual clock is, by the MSR of old or the one of today.
+    fn clock_placed(&mut self, old: bool) {
+        let _ = old;
+    }
+
     /// Leaves this to be done before the guest is entered again.
     fn request(&mut self, requests: Requests);
     /// The guest asked for its caches to be written back. Nothing to do unless a real device can

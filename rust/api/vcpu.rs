@@ -60,7 +60,11 @@ impl Vcpu {
             }
             uapi::KVM_GET_STATS_FD => StatsFd::of_vcpu(self),
             uapi::KVM_KVMCLOCK_CTRL => pvclock::pause_notice(vcpu),
-            _ => ioctl(vcpu, cmd, arg),
+            _ => {
+                let result = ioctl(vcpu, cmd, arg);
+                pvclock::publish(vcpu);
+                result
+            }
         }
     }
 }

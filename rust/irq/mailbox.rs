@@ -44,6 +44,8 @@ pub(crate) struct Mailbox {
     /// Which of them are level-triggered.
     tmr: [AtomicU64; 4],
     sipi_vector: AtomicU32,
+    /// What decides whether all vCPUs have the same TSC: see [`Tsc`].
+    tsc: [AtomicU64; 3],
     /// What senders need of the LAPIC to find out whom they address: a [`Snapshot`].
     apic: AtomicU64,
     #[pin]
@@ -62,6 +64,7 @@ impl Mailbox {
             irr: [const { AtomicU64::new(0) }; 4],
             tmr: [const { AtomicU64::new(0) }; 4],
             sipi_vector: AtomicU32::new(0),
+            tsc: [const { AtomicU64::new(0) }; 3],
             apic: AtomicU64::new(0),
             sleeper <- RcuWait::new(),
             runner: YieldTarget::default(),
@@ -211,6 +214,24 @@ impl Mailbox {
         self.apic.store(apic.to_bits(), SeqCst);
     }
 
+    /// The TSC, as last published.
+    pub(crate) fn tsc(&self) -> Tsc {
+        let [offset, ratio, old_clock] = [0, 1, 2].map(|i: usize| self.tsc[i].load(SeqCst));
+        Tsc {
+            offset,
+            ratio,
+            old_clock: old_clock != 0,
+        }
+    }
+
+    /// Publishes the TSC. For the vCPU's own thread.
+    pub(crate) fn set_tsc(&self, tsc: Tsc) {
+        let words = [tsc.offset, tsc.ratio, tsc.old_clock.into()];
+        for (to, word) in self.tsc.iter().zip(words) {
+            to.store(word, SeqCst);
+        }
+    }
+
     /// How the LAPIC is addressed, as last published.
     pub(crate) fn apic(&self) -> Snapshot {
         Snapshot::from_bits(self.apic.load(Relaxed))
@@ -222,6 +243,18 @@ impl TimerCallback for Mailbox {
     fn expire(&self) {
         self.request(Requests::TIMER_EXPIRED);
     }
+}
+
+/// A vCPU's TSC, as far as others' clocks depend on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tsc {
+    /// What it is ahead of the host's.
+    pub(crate) offset: u64,
+    /// How much faster it runs.
+    pub(crate) ratio: u64,
+    /// The first vCPU's guest has placed its clock by the MSR of old, as a kernel that knows
+    /// nothing of the flag of stable clocks.
+    pub(crate) old_clock: bool,
 }
 
 /// What a message brings to the processors that it is for.

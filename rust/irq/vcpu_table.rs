@@ -180,6 +180,19 @@ impl VcpuTable {
         }
     }
 
+    /// Whether one vCPU's clock is good on all others: their TSCs are the same.
+    pub(crate) fn clocks_match(&self) -> bool {
+        let mut all = self.all().map(Mailbox::tsc);
+        let first = all.next();
+        let same = |one| Some(one) == first;
+        first.is_none_or(|one| !one.old_clock) && all.all(same)
+    }
+
+    /// Each vCPU writes its clock anew.
+    pub(crate) fn update_clocks(&self) {
+        self.all().for_each(|vcpu| vcpu.request(Requests::PV_CLOCK));
+    }
+
     /// Those that listen to the PIC.
     pub(crate) fn pic_listeners(&self) -> VcpuIter<'_> {
         VcpuIter {

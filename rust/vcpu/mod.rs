@@ -220,6 +220,7 @@ impl Vcpu {
                 unhalted: false,
                 yield_to: None,
                 ended: 0,
+                old_clock: false,
                 guest_stopped: false,
                 ipi: None,
                 physical_bits: 36,
@@ -250,6 +251,7 @@ impl Vcpu {
             clock_cpu: u32::MAX,
             last_tsc: 0,
         };
+        let tsc = pvclock::its_tsc(&locked);
         let ring = locked.platform.memory.shared_ring();
         let its_mailbox = mailbox.clone();
         let vcpu = Arc::pin_init(
@@ -269,7 +271,11 @@ impl Vcpu {
         if let Some(address) = address {
             vm.vcpu_table.publish_apic(&mailbox, address);
         }
+        mailbox.set_tsc(tsc);
         vm.vcpu_table.publish(&mailbox);
+        if !vm.vcpu_table.clocks_match() {
+            vm.vcpu_table.update_clocks();
+        }
         Ok(vcpu)
     }
 

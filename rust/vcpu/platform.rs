@@ -58,6 +58,8 @@ pub(crate) struct VcpuPlatform {
     pub(crate) yield_to: Option<u32>,
     /// The vector for [`Requests::EOI`].
     pub(crate) ended: u8,
+    /// The guest has placed its clock by the MSR of old.
+    pub(crate) old_clock: bool,
     /// The clock tells that the guest was stopped, until it runs.
     pub(crate) guest_stopped: bool,
     /// A message to be sent as soon as interrupts are on.
@@ -362,6 +364,10 @@ impl Platform for VcpuPlatform {
 
     fn sync_tsc(&mut self, value: u64, offset: u64) -> u64 {
         self.vm.clock.sync_tsc(self.tsc_rate, value, offset)
+    }
+
+    fn clock_placed(&mut self, old: bool) {
+        self.old_clock = old;
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 //! The paravirtual clock of a vCPU, and its TSC (Documentation/virt/kvm/x86/msr.rst).
 
 use crate::host;
+use crate::irq::mailbox::Tsc;
 use crate::linux;
 use crate::linux::{IrqsOff, Sleep};
 use crate::uapi::{self, UserArg};
@@ -16,6 +17,26 @@ use x86::pvclock::{next_version, PvClock, Scale, WallClock};
 
 /// Bit 0 of the MSR that places the vCPU's clock: it is on.
 const SYSTEM_TIME_ON: u64 = 1;
+
+/// What others need to know of the vCPU's TSC.
+pub(crate) fn its_tsc(vcpu: &LockedVcpu) -> Tsc {
+    let platform = &vcpu.platform;
+    Tsc {
+        offset: vcpu.vmcb.tsc_offset(),
+        ratio: platform.tsc_rate.ratio.bits(),
+        old_clock: platform.old_clock && platform.mailbox.id == platform.vm.boot_cpu(),
+    }
+}
+
+/// Tells the other vCPUs if this one's TSC is another now: their clocks may have been the same as
+/// its clock, or become so. Not in the guest.
+pub(crate) fn publish(vcpu: &LockedVcpu) {
+    let (tsc, platform) = (its_tsc(vcpu), &vcpu.platform);
+    if platform.mailbox.tsc() != tsc {
+        platform.mailbox.set_tsc(tsc);
+        platform.vm.vcpu_table.update_clocks();
+    }
+}
 
 /// Timers and the clock page follow what the VMM has changed.
 pub(crate) fn touch_time(vcpu: &mut LockedVcpu) {
@@ -111,6 +132,7 @@ pub(crate) fn pause_notice(vcpu: &mut LockedVcpu) -> Result<c_long> {
 /// Writes the clocks that the guest has asked for. What the guest's memory does not take is lost,
 /// as on any write to an address without memory.
 pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
+    publish(vcpu);
     let cpu = linux::cpu();
     let base = vcpu.platform.vm.clock.base();
     if linux::cpu() != cpu || vcpu.clock_cpu != cpu {
@@ -127,7 +149,7 @@ pub(crate) fn update(vcpu: &mut LockedVcpu, wall: bool) {
             tsc: ratio.scale(base.tsc).wrapping_add(vcpu.vmcb.tsc_offset()),
             system_time: base.ns,
             scale: scale(vcpu),
-            stable: linux::tsc_stable(),
+            stable: linux::tsc_stable() && vcpu.platform.vm.vcpu_table.clocks_match(),
             guest_stopped: vcpu.platform.guest_stopped || PvClock::tells_stop(&old),
         };
         write_record(vcpu, at, version, |version| clock.bytes(version));

@@ -37,6 +37,7 @@ struct Small {
     unhalted: bool,
     yield_to: Option<u32>,
     ended: u8,
+    old_clock: bool,
     guest_stopped: bool,
     physical_bits: u8,
     has_x2apic: bool,
@@ -101,6 +102,7 @@ impl VcpuSnapshot {
                 unhalted: platform.unhalted,
                 yield_to: platform.yield_to,
                 ended: platform.ended,
+                old_clock: platform.old_clock,
                 guest_stopped: platform.guest_stopped,
                 physical_bits: platform.physical_bits,
                 has_x2apic: platform.has_x2apic,
@@ -164,6 +166,7 @@ impl VcpuSnapshot {
             _ => drop(inner::give(vcpu, false)),
         }
         self.put_back_platform(vcpu, passed);
+        pvclock::publish(vcpu);
         // The filter is the VMM's: the one of now.
         requests::set_msr_filter(vcpu);
         if let Some(lapic) = vcpu.platform.apic.kernel() {
@@ -198,6 +201,7 @@ impl VcpuSnapshot {
         platform.unhalted = small.unhalted;
         platform.yield_to = small.yield_to;
         platform.ended = small.ended;
+        platform.old_clock = small.old_clock;
         platform.guest_stopped = small.guest_stopped;
         platform.physical_bits = small.physical_bits;
         platform.has_x2apic = small.has_x2apic;

@@ -9,7 +9,6 @@ use crate::uapi::{self, UserArg};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use svm::features::SvmFeatures;
-use svm::requests::Requests;
 use x86::pvclock::Scale;
 use x86::tsc::{TscOrigin, TscRate};
 
@@ -212,9 +211,7 @@ impl VmClock {
             _ => real_ns().saturating_sub(data.realtime),
         };
         self.state.lock().base = Base::new(data.clock.wrapping_add(passed));
-        vcpus
-            .all()
-            .for_each(|vcpu| vcpu.request(Requests::PV_CLOCK));
+        vcpus.update_clocks();
         Ok(0)
     }
 }

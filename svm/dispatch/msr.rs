@@ -186,7 +186,13 @@ pub fn write_msr<P: Platform>(
         }
         MsrClass::MiscEnable => show_mwait(guest, value),
         MsrClass::PvWallClock => guest.platform.request(Requests::PV_WALL_CLOCK),
-        MsrClass::PvSystemTime => guest.platform.request(Requests::PV_CLOCK),
+        MsrClass::PvSystemTime => {
+            if origin == Origin::Guest {
+                let old = index == x86::msr::index::PV_SYSTEM_TIME_OLD;
+                guest.platform.clock_placed(old);
+            }
+            guest.platform.request(Requests::PV_CLOCK);
+        }
         MsrClass::PvStealTime => guest.platform.request(Requests::STEAL_TIME),
         _ => {}
     }

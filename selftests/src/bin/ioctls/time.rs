@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::*;
 use selftests::cpus::{pin, usable};
 use selftests::kvm::{msrs, number, set_cpuid, supported_cpuid, Errno, Handle, Number};
+use selftests::machine::Vcpu;
 use selftests::patience::wait;
 use selftests::stats::{counter, read, word};
 use selftests::tap::{equal, skipped};
@@ -22,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("KVM_SET_TSC_KHZ on a VM takes the host's rate", tsc_khz),
     ("a guest without TSC_AUX does not read the host's", tsc_aux),
     ("the clock follows the CPU if TSCs differ", unstable),
+    (
+        "the clocks' records say whether all vCPUs have the same time",
+        stable_clocks,
+    ),
     ("stolen time is told, and who is not running", steal_time),
     ("feature MSRs can be read on the device", feature_msrs),
     ("KVM_GET_STATS_FD describes and counts", statistics),
@@ -147,6 +152,80 @@ fn tsc_offset(path: &str) -> Result<(), String> {
     let mut its = 0;
     attribute(&second, number::GET_DEVICE_ATTR, 0, &mut its)?;
     equal("the next one", its, new)
+}
+
+/// The flag of two vCPUs' records, each after a run of its own.
+fn stable_clocks(path: &str) -> Result<(), String> {
+    const CLOCK: u32 = 0x4b56_4d01;
+    const OLD_CLOCK: u32 = 0x12;
+    const RECORDS: [u64; 2] = [0x4000, 0x5000];
+    const FLAGS: u64 = 29;
+    const PLACE: usize = 0x100;
+    // 1: out %al, $0x10; jmp 1b
+    let bare = Bare::new(path, &[OUT[0], OUT[1], 0xeb, 0xfc])?;
+    let first = &bare.vcpu;
+    let second = Vcpu::create(&bare.device, &bare.vm, 1)?;
+    set_cpuid(&second.handle, &supported_cpuid(&bare.device)?)?;
+    let sregs: kvm_sregs = first.handle.get(number::GET_SREGS)?;
+    second.handle.set(number::SET_SREGS, &sregs)?;
+    let mut regs: kvm_regs = first.handle.get(number::GET_REGS)?;
+    second.handle.set(number::SET_REGS, &regs)?;
+    let both = [first, &second];
+    for (vcpu, record) in both.iter().zip(RECORDS) {
+        let mut pair = [(CLOCK, record | 1)];
+        equal(
+            "set",
+            msrs(&vcpu.handle, number::SET_MSRS, &mut pair),
+            Ok(1),
+        )?;
+    }
+    let expect = |what: &str, stable: u8| -> Result<(), String> {
+        // Of what one does the other hears when it runs.
+        for vcpu in both.iter().chain(&both) {
+            vcpu.run()?;
+        }
+        let flags = RECORDS.map(|record| bare.ram.read((record + FLAGS) as usize, 1)[0] & 1);
+        equal(what, flags, [stable; 2])
+    };
+    if expect("at first", 1).is_err() {
+        return skipped("the host's TSC is not stable");
+    }
+    let ahead = 10_000 * first.handle.call(number::GET_TSC_KHZ, 0)? as u64;
+    let mut offset = 0;
+    attribute(&second.handle, number::GET_DEVICE_ATTR, 0, &mut offset)?;
+    offset = offset.wrapping_add(ahead);
+    attribute(&second.handle, number::SET_DEVICE_ATTR, 0, &mut offset)?;
+    expect("one is ahead by its offset", 0)?;
+    attribute(&first.handle, number::SET_DEVICE_ATTR, 0, &mut offset)?;
+    expect("together again", 1)?;
+    let mut pair = [(TSC, tsc(&second.handle)? + ahead)];
+    msrs(&second.handle, number::SET_MSRS, &mut pair)?;
+    expect("one is ahead by its MSR", 0)?;
+    attribute(&second.handle, number::SET_DEVICE_ATTR, 0, &mut offset)?;
+    attribute(&first.handle, number::SET_DEVICE_ATTR, 0, &mut offset)?;
+    expect("together once more", 1)?;
+    for (what, index, stable) in [("the MSR of old", OLD_CLOCK, 0), ("today's", CLOCK, 1)] {
+        // mov $index, %ecx; mov $(record | 1), %eax; xor %edx, %edx; wrmsr; and back to the loop
+        let [a, b, c, d] = index.to_le_bytes();
+        let mut code = vec![0x66, 0xb9, a, b, c, d, 0x66, 0xb8, 1, 0x40, 0, 0];
+        code.extend([
+            0x66,
+            0x31,
+            0xd2,
+            0x0f,
+            0x30,
+            0xea,
+            0,
+            CODE.to_le_bytes()[1],
+            0,
+            0,
+        ]);
+        bare.ram.write(CODE as usize + PLACE, &code);
+        regs.rip = CODE + PLACE as u64;
+        first.handle.set(number::SET_REGS, &regs)?;
+        expect(what, stable)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn tsc(vcpu: &Handle) -> Result<u64, String> {
