@@ -225,10 +225,14 @@ impl Vm {
                     }
                 }
                 Request::Fork { machine, name } => {
+                    let start = Instant::now();
                     let fork = || parts.fork((&machine, name), files, &jobs);
-                    if let Err(reason) = pause.paused(fork) {
-                        return Answer::Error { reason };
-                    }
+                    return match pause.paused(fork) {
+                        Ok(()) => Answer::Forked {
+                            pause: start.elapsed().as_micros() as u64,
+                        },
+                        Err(reason) => Answer::Error { reason },
+                    };
                 }
                 Request::Snapshot => {
                     if let Err(reason) = pause.paused(|| parts.snapshot()) {

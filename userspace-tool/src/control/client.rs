@@ -110,16 +110,23 @@ pub(crate) fn fork(args: &ForkArgs) -> Result<ExitCode> {
         machine: machine.to_toml()?,
         name: args.new.clone(),
     };
-    ask_with(&args.name, request, &files)?;
+    let answer = ask_with(&args.name, request, &files)?;
     // All of it is the other one's from now on.
     server.give();
     drop((console, random, networks, disks));
     match ask(&socket, Request::Status, &[], None) {
         Ok(Answer::Status(status)) => {
             copies.0.clear();
+            let pause = match answer {
+                Answer::Forked { pause } => pause,
+                _ => 0,
+            };
             println!(
-                "{} is forked: {} is process {}",
-                args.name, args.new, status.process
+                "{} is forked: {} is process {}; the pause was {:.1} ms",
+                args.name,
+                args.new,
+                status.process,
+                pause as f64 / 1000.0
             );
             Ok(ExitCode::SUCCESS)
         }

@@ -72,6 +72,11 @@ pub(crate) enum Answer {
         /// The text of its machine.toml.
         machine: String,
     },
+    /// It is two.
+    Forked {
+        /// How long it rested for that, in microseconds.
+        pause: u64,
+    },
     /// It has gone back.
     Reset {
         /// How many pages of 4 KiB of its memory were put back.
