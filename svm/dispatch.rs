@@ -12,7 +12,7 @@ mod pairing;
 pub(crate) mod rip;
 mod task;
 
-pub(crate) use control::load_machine_status_word;
+pub(crate) use control::{check_dr, load_machine_status_word, width};
 pub use control::{control_regs, set_control_regs, valid_dr6, valid_dr7};
 pub use exception::events_set;
 pub use instruction::{dynamic, set_xcr0};
@@ -279,7 +279,7 @@ fn rare<P: Platform>(guest: &mut Guest<'_, P>, exit: Exit) -> Result<Action, Sto
         Exit::Mwait => instruction::mwait(guest, Opcode::MWAIT),
         Exit::Xsetbv => instruction::xsetbv(guest),
         Exit::Icebp => instruction::icebp(guest),
-        Exit::Invlpga | Exit::SvmInstruction => nested::instruction::instruction(guest),
+        Exit::SvmInstruction(code) => nested::instruction::instruction(guest, code),
         Exit::Rsm | Exit::Rdpru | Exit::OtherInstruction => Err(Exception::UD.into()),
         // An FPU error with CR0.NE clear, which PCs of old made an interrupt: the nearest thing
         // that a guest of today understands.

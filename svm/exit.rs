@@ -29,8 +29,18 @@ impl ExitCode {
     pub const INIT: Self = Self(0x63);
     pub const VINTR: Self = Self(0x64);
     pub const CR0_SEL_WRITE: Self = Self(0x65);
+    pub const IDTR_READ: Self = Self(0x66);
+    pub const GDTR_READ: Self = Self(0x67);
+    pub const LDTR_READ: Self = Self(0x68);
+    pub const TR_READ: Self = Self(0x69);
+    pub const IDTR_WRITE: Self = Self(0x6a);
+    pub const GDTR_WRITE: Self = Self(0x6b);
+    pub const LDTR_WRITE: Self = Self(0x6c);
+    pub const TR_WRITE: Self = Self(0x6d);
     pub const RDTSC: Self = Self(0x6e);
     pub const RDPMC: Self = Self(0x6f);
+    pub const PUSHF: Self = Self(0x70);
+    pub const POPF: Self = Self(0x71);
     pub const CPUID: Self = Self(0x72);
     pub const RSM: Self = Self(0x73);
     pub const IRET: Self = Self(0x74);
@@ -71,7 +81,12 @@ impl ExitCode {
     /// The same from old versions of QEMU, which write 32 bits.
     pub const INVALID_32: Self = Self(0xffff_ffff);
 
-    fn within(self, first: Self, last: Self) -> bool {
+    /// The code of register `number`, if this is that of register 0, out of 16.
+    pub(crate) const fn plus(self, number: u8) -> Self {
+        Self(self.0 | (number & 0xf) as u64)
+    }
+
+    pub(crate) fn within(self, first: Self, last: Self) -> bool {
         first <= self && self <= last
     }
 }
@@ -118,6 +133,27 @@ impl IoExit {
     const ADDRESS_SIZE_SHIFT: u32 = 7;
     const SEGMENT_SHIFT: u32 = 10;
     const PORT_SHIFT: u32 = 16;
+
+    /// EXITINFO1. The manual's sizes are bits, so 1, 2 and 4 stand for themselves; of addresses
+    /// they stand for 2, 4 and 8 bytes.
+    pub(crate) fn info1(&self) -> u64 {
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        let segment = match self.segment {
+            None | Some(SegReg::Es) => 0,
+            Some(SegReg::Cs) => 1,
+            Some(SegReg::Ss) => 2,
+            Some(SegReg::Ds) => 3,
+            Some(SegReg::Fs) => 4,
+            Some(_) => 5,
+        };
+        u64::from(self.port) << Self::PORT_SHIFT
+            | segment << Self::SEGMENT_SHIFT
+            | u64::from(self.address_size.unwrap_or(0) >> 1) << Self::ADDRESS_SIZE_SHIFT
+            | u64::from(self.size) << Self::SIZE_SHIFT
+            | flag(self.rep, Self::REP)
+            | flag(self.string, Self::STRING)
+            | flag(self.input, Self::INPUT)
+    }
 
     fn decode(info1: u64, next_rip: u64) -> Option<Self> {
         let one_of_three = |shift: u32, values: [u8; 3]| match info1 >> shift & 7 {
@@ -256,7 +292,6 @@ pub enum Exit {
     Pause,
     Hlt,
     Invlpg,
-    Invlpga,
     Io(IoExit),
     Msr {
         write: bool,
@@ -266,8 +301,8 @@ pub enum Exit {
     /// A triple fault.
     Shutdown,
     Vmmcall,
-    /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT: a guest has no AMD-V.
-    SvmInstruction,
+    /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, INVLPGA, by their codes.
+    SvmInstruction(ExitCode),
     Rdtscp,
     Icebp,
     Wbinvd,
@@ -337,7 +372,6 @@ impl Exit {
             ExitCode::SWINT => Exit::SoftwareInterrupt,
             ExitCode::INVD => Exit::Invd,
             ExitCode::INVLPG => Exit::Invlpg,
-            ExitCode::INVLPGA => Exit::Invlpga,
             ExitCode::TASK_SWITCH => Exit::TaskSwitch(TaskSwitch::decode(info1, vmcb.exit_info2())),
             ExitCode::FERR_FREEZE => Exit::FerrFreeze,
             ExitCode::SHUTDOWN => Exit::Shutdown,
@@ -346,7 +380,8 @@ impl Exit {
             | ExitCode::VMSAVE
             | ExitCode::STGI
             | ExitCode::CLGI
-            | ExitCode::SKINIT => Exit::SvmInstruction,
+            | ExitCode::SKINIT
+            | ExitCode::INVLPGA => Exit::SvmInstruction(code),
             ExitCode::RDTSCP => Exit::Rdtscp,
             ExitCode::ICEBP => Exit::Icebp,
             ExitCode::WBINVD => Exit::Wbinvd,
@@ -367,7 +402,7 @@ impl Exit {
 
 impl RegAccess {
     /// EXITINFO1 tells the operand (APM vol. 2, 15.8.1).
-    const IS_MOV: u64 = 1 << 63;
+    pub(crate) const IS_MOV: u64 = 1 << 63;
     const GPR: u64 = 0xf;
     const REGISTERS: u64 = 16;
 

@@ -20,6 +20,7 @@
 //! |---|---|
 //! | `area.rs` | the guest's VMCB as values: the control area and what VMRUN switches |
 //! | `check.rs` | what VMRUN refuses |
+//! | `emulated.rs` | instructions that the module executes for the inner guest |
 //! | `paging.rs` | nested paging of the inner guest: the outer guest's tables |
 //! | `wire.rs` | the state for `KVM_GET_NESTED_STATE` |
 //!
@@ -29,6 +30,7 @@
 
 pub(crate) mod area;
 mod check;
+pub(crate) mod emulated;
 mod enter;
 pub(crate) mod instruction;
 mod leave;
@@ -88,8 +90,18 @@ pub struct InnerExit {
     pub info1: u64,
     /// EXITINFO2.
     pub info2: u64,
-    /// The CPU has told nRIP and the instruction's bytes with it.
-    pub(crate) told: bool,
+    pub(crate) told: Told,
+}
+
+/// What of an exit's instruction is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It came of none, or it is not.
+    Nothing,
+    /// The CPU has put nRIP and the instruction's bytes into the VMCB.
+    ByCpu,
+    /// The module has decoded it, and this is nRIP.
+    NextRip(u64),
 }
 
 impl InnerExit {
@@ -99,7 +111,7 @@ impl InnerExit {
             code,
             info1: 0,
             info2: 0,
-            told: false,
+            told: Told::Nothing,
         }
     }
 }

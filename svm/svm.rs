@@ -40,3 +40,4 @@ pub mod predictors;
 pub mod requests;
 pub mod state;
 pub mod vmcb;
+mod watched;

@@ -144,7 +144,7 @@ fn move_cr<P: Platform>(guest: &mut Guest<'_, P>, operand: Move) -> Result<Actio
 }
 
 /// MOV CRn and MOV DRn are 64 bits wide in 64-bit mode, and 32 bits elsewhere.
-fn width<P: Platform>(guest: &Guest<'_, P>) -> u64 {
+pub(crate) fn width<P: Platform>(guest: &Guest<'_, P>) -> u64 {
     const LOW: u64 = 0xffff_ffff;
     match code_size(guest) {
         CodeSize::Bits64 => u64::MAX,
@@ -250,21 +250,12 @@ pub(super) fn dr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
             }
         }
     };
-    let register = dr_number(guest, operand.register)?;
-    if guest.cpl() != 0 {
-        return Err(Exception::GP0.into());
-    }
+    let register = check_dr(guest, operand.register)?;
     if guest.vmcb.dr7() & DR7_GD != 0 {
-        if guest.state.debug.breakpoints().is_some() {
-            let dr6 = guest.vmcb.dr6() | DR6_BD;
-            return Ok(Action::User(UserExit::Debug {
-                vector: vector::DB,
-                dr6,
-            }));
-        }
-        return Err(Stop::Exception(Exception {
-            payload: Some(DR6_BD),
-            ..Exception::new(vector::DB)
+        let dr6 = guest.vmcb.dr6() | DR6_BD;
+        return Ok(Action::User(UserExit::Debug {
+            vector: vector::DB,
+            dr6,
         }));
     }
     if operand.write {
@@ -276,6 +267,22 @@ pub(super) fn dr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
     }
     advance(guest, operand.next);
     Ok(Action::Resume)
+}
+
+/// The register that this number means, if the guest may access it now. With general detect the
+/// access is a #DB, or the VMM's, if it debugs the guest.
+pub(crate) fn check_dr<P: Platform>(guest: &Guest<'_, P>, number: u8) -> Result<u8, Exception> {
+    let register = dr_number(guest, number)?;
+    if guest.cpl() != 0 {
+        return Err(Exception::GP0);
+    }
+    if guest.vmcb.dr7() & DR7_GD != 0 && guest.state.debug.breakpoints().is_none() {
+        return Err(Exception {
+            payload: Some(DR6_BD),
+            ..Exception::new(vector::DB)
+        });
+    }
+    Ok(register)
 }
 
 /// DR4 and DR5 are DR6 and DR7 under other names, until CR4.DE makes them undefined.

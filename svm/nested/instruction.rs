@@ -10,15 +10,22 @@ use crate::exit::ExitCode;
 use crate::nested::area::Loaded;
 use crate::nested::enter;
 use crate::requests::Requests;
-use x86::cpu::{Cpu, MemError, Stop};
+use crate::watched::First;
+use x86::cpu::{MemError, Stop};
 use x86::decode::CodeSize;
 use x86::emulate::code_size;
-use x86::regs::{gpr, Cr0, Efer, Exception, Rflags};
+use x86::regs::{gpr, Exception};
 
 /// Executes the instruction that has exited, for a guest that has SVM.
-pub(crate) fn instruction<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Action, Stop> {
-    let code = ExitCode(guest.vmcb.exit_code());
-    check(guest, code)?;
+pub(crate) fn instruction<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    code: ExitCode,
+) -> Result<Action, Stop> {
+    if code == ExitCode::SKINIT {
+        return Err(Exception::UD.into());
+    }
+    // Not every emulator looks at this first.
+    First::Svm.check(guest)?;
     let next = next_rip(guest, opcode(code))?;
     match code {
         ExitCode::VMRUN => {
@@ -47,20 +54,6 @@ pub(crate) fn instruction<P: Platform>(guest: &mut Guest<'_, P>) -> Result<Actio
     }
     crate::dispatch::rip::advance(guest, next);
     Ok(Action::Resume)
-}
-
-/// What the CPU looks at before the intercept; not every emulator does.
-fn check<P: Platform>(guest: &Guest<'_, P>, code: ExitCode) -> Result<(), Exception> {
-    let there = guest.nested.is_some()
-        && code != ExitCode::SKINIT
-        && guest.efer().contains(Efer::SVME)
-        && guest.cr0().contains(Cr0::PE)
-        && !guest.rflags().contains(Rflags::VM);
-    match (there, guest.cpl()) {
-        (false, _) => Err(Exception::UD),
-        (true, 0) => Ok(()),
-        (true, _) => Err(Exception::GP0),
-    }
 }
 
 fn opcode(code: ExitCode) -> Opcode {

@@ -8,7 +8,7 @@ use crate::event::{Event, Events};
 use crate::exit::ExitCode;
 use crate::inject;
 use crate::nested::area::{Control, Registers};
-use crate::nested::{InnerExit, Nested};
+use crate::nested::{InnerExit, Nested, Told};
 use crate::state::{MpState, VcpuState};
 use crate::vmcb::{Vmcb, DR7_RESET};
 use x86::cpu::{MemError, Stop};
@@ -44,8 +44,9 @@ pub fn leave<P: Platform>(guest: &mut Guest<'_, P>, exit: InnerExit) -> Result<(
     let shadow = vmcb.interrupt_shadow() && !refused;
     control.int_state = control.int_state & !1 | u64::from(shadow);
     let (next, instruction) = match exit.told {
-        true => (vmcb.next_rip(), vmcb.instruction()),
-        false => (0, 0),
+        Told::ByCpu => (vmcb.next_rip(), vmcb.instruction()),
+        Told::NextRip(next) => (next, 0),
+        Told::Nothing => (0, 0),
     };
     control.set_exit(exit, event, next, instruction);
     let mut written = control.store(guest.platform, nested.vmcb);

@@ -14,7 +14,7 @@
 use crate::cpu::Guest;
 use crate::dispatch::Platform;
 use crate::exit::{ExitCode, NestedError};
-use crate::nested::{InnerExit, Nested};
+use crate::nested::{InnerExit, Nested, Told};
 use x86::cpu::{Access, GuestMemory, MemError, Stop};
 use x86::features::{Feature, Features};
 use x86::paging::{walk, PagingState, Translation, WalkError};
@@ -53,7 +53,7 @@ impl Nested {
     }
 
     /// The outer guest is to get a nested fault.
-    fn set_fault(&mut self, error: NestedError, address: u64, told: bool) {
+    fn set_fault(&mut self, error: NestedError, address: u64, told: Told) {
         self.pending = Some(InnerExit {
             told,
             code: ExitCode::NPF,
@@ -130,7 +130,7 @@ pub fn resolve<P: Platform>(
         })),
         Err(Obstacle::Fault(code)) => {
             let stage = error & (NestedError::FINAL | NestedError::TABLE_WALK);
-            nested.set_fault(code | stage, address, true);
+            nested.set_fault(code | stage, address, Told::ByCpu);
             Ok(None)
         }
         Err(Obstacle::Mem(error)) => Err(WalkError::Mem(error).into()),
@@ -155,7 +155,7 @@ impl<P: GuestMemory> Inner<'_, P> {
         match follow(self.platform, &self.outer, address, access) {
             Ok(page) => Ok(page.gpa),
             Err(Obstacle::Fault(code)) => {
-                self.nested.set_fault(code | stage, address, false);
+                self.nested.set_fault(code | stage, address, Told::Nothing);
                 Err(MemError::Fault)
             }
             Err(Obstacle::Mem(error)) => Err(error),

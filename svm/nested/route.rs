@@ -9,8 +9,10 @@ use crate::cpu::Guest;
 use crate::dispatch::{Action, Platform};
 use crate::exit::{Exit, ExitCode};
 use crate::msrpm;
-use crate::nested::{leave, InnerExit};
+use crate::nested::emulated::selects_cr0;
+use crate::nested::{leave, InnerExit, Told};
 use x86::cpu::{MemError, Stop};
+use x86::emulate::fetch;
 use x86::regs::{gpr, vector};
 
 /// Gives the exit to the outer guest, if it is its. `None` if it is ours, as all are outside of
@@ -25,7 +27,7 @@ pub(crate) fn route<P: Platform>(
         Err(stop) => return Some(Err(stop)),
     };
     let told = InnerExit {
-        told: true,
+        told: Told::ByCpu,
         ..InnerExit::plain(code)
     };
     let exit = match code {
@@ -87,6 +89,15 @@ fn belongs_to_outer<P: Platform>(
         Exit::Invalid => return Ok(Some(ExitCode::INVALID)),
         Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init | Exit::Vintr => false,
         Exit::Exception { vector, .. } => wanted && !is_debuggers(guest, vector),
+        // Ours is of all writes, the outer guest's of some.
+        Exit::Cr(_)
+            if !wanted
+                && code == ExitCode::CR0_WRITE
+                && nested.intercepts(ExitCode::CR0_SEL_WRITE) =>
+        {
+            let insn = fetch(guest, &[])?;
+            return Ok(selects_cr0(guest, &insn).then_some(ExitCode::CR0_SEL_WRITE));
+        }
         Exit::Cr0SelWrite(_) if !wanted && nested.intercepts(ExitCode::CR0_WRITE) => {
             return Ok(Some(ExitCode::CR0_WRITE));
         }
@@ -114,7 +125,7 @@ fn is_debuggers<P: Platform>(guest: &Guest<'_, P>, number: u8) -> bool {
 }
 
 /// Whether the outer guest's map says that the port exits (APM vol. 2, 15.10.1).
-fn port_exits<P: Platform>(
+pub(super) fn port_exits<P: Platform>(
     guest: &mut Guest<'_, P>,
     map: u64,
     port: u16,
@@ -131,7 +142,11 @@ fn port_exits<P: Platform>(
 }
 
 /// Whether the outer guest's map says that the MSR exits (APM vol. 2, 15.11).
-fn msr_exits<P: Platform>(guest: &mut Guest<'_, P>, map: u64, write: bool) -> Result<bool, Stop> {
+pub(super) fn msr_exits<P: Platform>(
+    guest: &mut Guest<'_, P>,
+    map: u64,
+    write: bool,
+) -> Result<bool, Stop> {
     let index = guest.state.regs.get(gpr::RCX) as u32;
     let Some((offset, shift)) = msrpm::position(index) else {
         return Ok(true);

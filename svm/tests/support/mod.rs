@@ -8,6 +8,8 @@
     reason = "for tests only, and the names say it"
 )]
 
+pub mod outer;
+
 use svm::cpu::Guest;
 use svm::dispatch::{dispatch, nested_fault, Action, Platform, Policy};
 use svm::exit::{Exit, ExitCode};
