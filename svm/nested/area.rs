@@ -23,6 +23,8 @@ pub(crate) const SAVE_BYTES: usize = 0x270;
 
 /// A value in a VMCB in memory.
 pub(crate) trait Field: Copy {
+    /// Its bytes there.
+    const SIZE: usize;
     fn get(bytes: &[u8], at: usize) -> Self;
     fn put(self, bytes: &mut [u8], at: usize);
 }
@@ -30,6 +32,8 @@ pub(crate) trait Field: Copy {
 macro_rules! numbers {
     ($($number:ty)*) => { $(
         impl Field for $number {
+            const SIZE: usize = size_of::<Self>();
+
             fn get(bytes: &[u8], at: usize) -> Self {
                 let mut value = [0; size_of::<Self>()];
                 let end = at.wrapping_add(size_of::<Self>());
@@ -52,6 +56,8 @@ macro_rules! numbers {
 numbers! { u8 u16 u32 u64 u128 }
 
 impl Field for Segment {
+    const SIZE: usize = 16;
+
     fn get(bytes: &[u8], at: usize) -> Self {
         /// Descriptor bits 40 to 47 and 52 to 55.
         const ATTRIBUTES: u16 = 0xfff;
@@ -71,24 +77,31 @@ impl Field for Segment {
     }
 }
 
-/// A part of the VMCB: its fields, with their offsets in it.
+/// A part of the VMCB: its fields, with their offsets in it; and a table of these, each with its
+/// end.
 macro_rules! area {
-    ($(#[$doc:meta])* $name:ident from $base:ident {
+    ($(#[$doc:meta])* $name:ident, $table:ident, $places:ident from $base:ident {
         $($(#[$field_doc:meta])* $field:ident: $type:ty = $offset:literal,)*
     }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub(crate) struct $name { $($(#[$field_doc])* pub(crate) $field: $type,)* }
 
+        struct $places { $($field: (usize, usize),)* }
+
+        const $table: $places = $places {
+            $($field: ($offset, $offset + <$type as Field>::SIZE),)*
+        };
+
         impl $name {
             /// Takes them from the bytes of the area.
             pub(crate) fn read(bytes: &[u8]) -> Self {
-                Self { $($field: Field::get(bytes, $offset - $base),)* }
+                Self { $($field: Field::get(bytes, $table.$field.0 - $base),)* }
             }
 
             /// Puts them into the bytes of the area.
             pub(crate) fn write(&self, bytes: &mut [u8]) {
-                $(self.$field.put(bytes, $offset - $base);)*
+                $(self.$field.put(bytes, $table.$field.0 - $base);)*
             }
         }
     };
@@ -99,7 +112,7 @@ const CONTROL: usize = 0;
 
 area! {
     /// The control area.
-    Control from CONTROL {
+    Control, CONTROL_AT, ControlPlaces from CONTROL {
         cr: u32 = 0x000,
         dr: u32 = 0x004,
         exceptions: u32 = 0x008,
@@ -128,11 +141,15 @@ area! {
 }
 
 /// What #VMEXIT writes of the control area: V_TPR to EXITINTINFO, EVENTINJ, nRIP and what follows.
-const CONTROL_WRITTEN: [(usize, usize); 3] = [(0x060, 0x090), (0x0a8, 0x0b0), (0x0c8, 0x0e0)];
+const CONTROL_WRITTEN: [(usize, usize); 3] = [
+    (CONTROL_AT.int_control.0, CONTROL_AT.exit_int_info.1),
+    CONTROL_AT.event_inj,
+    (CONTROL_AT.next_rip.0, CONTROL_AT.instruction.1),
+];
 
 area! {
     /// The registers that VMRUN and #VMEXIT switch (APM vol. 2, 15.5.1, 15.6).
-    Registers from SAVE {
+    Registers, REGISTERS_AT, RegistersPlaces from SAVE {
         es: Segment = 0x400,
         cs: Segment = 0x410,
         ss: Segment = 0x420,
@@ -157,21 +174,21 @@ area! {
 
 /// Where they are in the VMCB; G_PAT, only written with nested paging, is last.
 const SAVE_WRITTEN: [(usize, usize); 10] = [
-    (0x400, 0x440),
-    (0x460, 0x470),
-    (0x480, 0x490),
-    (0x4cb, 0x4cc),
-    (0x4d0, 0x4d8),
-    (0x548, 0x580),
-    (0x5d8, 0x5e0),
-    (0x5f8, 0x600),
-    (0x640, 0x648),
-    (0x668, 0x670),
+    (REGISTERS_AT.es.0, REGISTERS_AT.ds.1),
+    REGISTERS_AT.gdtr,
+    REGISTERS_AT.idtr,
+    REGISTERS_AT.cpl,
+    REGISTERS_AT.efer,
+    (REGISTERS_AT.cr4.0, REGISTERS_AT.rip.1),
+    REGISTERS_AT.rsp,
+    REGISTERS_AT.rax,
+    REGISTERS_AT.cr2,
+    REGISTERS_AT.g_pat,
 ];
 
 area! {
     /// The registers that VMLOAD and VMSAVE move (APM vol. 2, 15.5.2).
-    Loaded from SAVE {
+    Loaded, LOADED_AT, LoadedPlaces from SAVE {
         fs: Segment = 0x440,
         gs: Segment = 0x450,
         ldtr: Segment = 0x470,
@@ -189,10 +206,10 @@ area! {
 
 /// Where they are in the VMCB.
 const LOADED: [(usize, usize); 4] = [
-    (0x440, 0x460),
-    (0x470, 0x480),
-    (0x490, 0x4a0),
-    (0x600, 0x640),
+    (LOADED_AT.fs.0, LOADED_AT.gs.1),
+    LOADED_AT.ldtr,
+    LOADED_AT.tr,
+    (LOADED_AT.star.0, LOADED_AT.sysenter_eip.1),
 ];
 
 /// Nested paging, in `np_control`.
