@@ -47,8 +47,8 @@ pub use wire::{StateFlags, STATE_PAGE};
 
 use crate::exit::ExitCode;
 use crate::features::SvmFeatures;
-use crate::intercept::Intercepts;
 use crate::nested::area::{Control, Registers};
+use crate::nested::merge::Merged;
 use crate::state::VcpuState;
 use crate::vmcb::{VirtualInterrupt, Vmcb};
 use x86::msr::Origin;
@@ -116,17 +116,6 @@ impl InnerExit {
     }
 }
 
-/// What is ours in the VMCB, while what it holds is merged with the outer guest's wishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Own {
-    intercepts: Intercepts,
-    msrpm_base: u64,
-    tsc_offset: u64,
-    ncr3: u64,
-    v_tpr: u8,
-    pause_count: u16,
-}
-
 /// The state of a vCPU that has SVM. GIF is in [`crate::event::Events::gif_clear`], EFER.SVME in
 /// [`crate::state::VcpuState::svme`], VM_HSAVE_PA among the MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +142,10 @@ pub struct Nested {
     flush: bool,
     /// The vCPU went into the inner guest, or left it.
     switched: bool,
-    own: Option<Own>,
+    /// What is ours in the VMCB, while what it holds is merged with the outer guest's wishes.
+    own: Option<Merged>,
+    /// What the CPU has seen in its place, in the inner guest.
+    in_cpu: Option<Merged>,
     /// Physical address of a map in which all MSRs exit, for the CPU.
     all_msrs: u64,
     /// Physical address of the tables that the CPU uses if the inner guest has nested paging.
@@ -177,6 +169,7 @@ impl Nested {
             flush: false,
             switched: false,
             own: None,
+            in_cpu: None,
             all_msrs,
             root: 0,
         }
@@ -226,7 +219,7 @@ impl Nested {
         let (all_msrs, root) = (self.all_msrs, self.root);
         *self = *other;
         (self.all_msrs, self.root, self.own) = (all_msrs, root, None);
-        (self.flush, self.switched) = (true, true);
+        (self.flush, self.switched, self.in_cpu) = (true, true, None);
     }
 
     /// There is no inner guest any more. What its registers were stays in the VMCB, but for PAT.
@@ -234,7 +227,9 @@ impl Nested {
         if self.has_paging() {
             vmcb.set_g_pat(self.outer.g_pat);
         }
-        self.switched |= self.inside;
+        if self.inside {
+            self.switch(vmcb);
+        }
         (self.inside, self.run_pending, self.pending) = (false, false, None);
     }
 

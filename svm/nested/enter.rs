@@ -69,7 +69,7 @@ impl Nested {
         self.control = control;
         self.inside = true;
         self.run_pending = true;
-        self.switched = true;
+        self.switch(vmcb);
         self.pending = None;
         vmcb.set_interrupt_shadow(control.int_state & INTERRUPT_SHADOW != 0);
         state.forget_code();

@@ -16,7 +16,7 @@
 //! | V_TPR | the inner guest's own, with V_INTR_MASKING |
 
 use crate::intercept::{Intercepts, Word3};
-use crate::nested::{Nested, Own};
+use crate::nested::Nested;
 use crate::vmcb::Vmcb;
 
 impl Intercepts {
@@ -33,53 +33,92 @@ impl Intercepts {
     }
 }
 
-impl Nested {
-    /// To be called right before VMRUN.
-    pub fn merge(&mut self, vmcb: &mut Vmcb) {
-        if !self.inside || self.own.is_some() {
-            return;
-        }
-        let own = Own {
+/// What is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Merged {
+    intercepts: Intercepts,
+    msrpm_base: u64,
+    tsc_offset: u64,
+    ncr3: u64,
+    v_tpr: u8,
+    pause_count: u16,
+}
+
+impl Merged {
+    fn of(vmcb: &Vmcb) -> Self {
+        Self {
             intercepts: *vmcb.intercepts(),
             msrpm_base: vmcb.msrpm_base(),
             tsc_offset: vmcb.tsc_offset(),
             ncr3: vmcb.ncr3(),
             v_tpr: vmcb.v_tpr(),
             pause_count: vmcb.pause_filter_count(),
-        };
+        }
+    }
+
+    fn apply(&self, vmcb: &mut Vmcb) {
+        vmcb.set_intercepts(self.intercepts);
+        vmcb.set_msrpm_base(self.msrpm_base);
+        vmcb.set_tsc_offset(self.tsc_offset);
+        vmcb.set_ncr3(self.ncr3);
+        vmcb.set_v_tpr(self.v_tpr);
+        vmcb.set_pause_filter_count(self.pause_count);
+    }
+}
+
+impl Nested {
+    /// To be called right before VMRUN.
+    pub fn merge(&mut self, vmcb: &mut Vmcb) {
+        if !self.inside || self.own.is_some() {
+            return;
+        }
+        let own = Merged::of(vmcb);
         let theirs = self.control.all_intercepts();
-        vmcb.set_intercepts(own.intercepts.union(theirs));
+        let mut merged = Merged {
+            intercepts: own.intercepts.union(theirs),
+            msrpm_base: self.all_msrs,
+            tsc_offset: own.tsc_offset.wrapping_add(self.control.tsc_offset),
+            ..own
+        };
         if theirs.word3.contains(Word3::PAUSE) {
             // The outer guest has no filter: each one exits.
-            vmcb.set_pause_filter_count(0);
+            merged.pause_count = 0;
         }
-        vmcb.set_msrpm_base(self.all_msrs);
-        vmcb.set_tsc_offset(own.tsc_offset.wrapping_add(self.control.tsc_offset));
         if self.has_paging() {
-            vmcb.set_ncr3(self.root);
+            merged.ncr3 = self.root;
         }
         if self.has_own_tpr() {
-            vmcb.set_v_tpr(self.v_tpr());
+            merged.v_tpr = self.v_tpr();
+        }
+        let clean = vmcb.clean();
+        merged.apply(vmcb);
+        if self.in_cpu == Some(merged) {
+            vmcb.restore_clean(clean);
         }
         self.own = Some(own);
     }
 
-    /// To be called right after #VMEXIT, or if there was no VMRUN.
+    /// To be called right after #VMEXIT, or if there was no VMRUN. What the CPU has is what
+    /// [`Self::merge`] will put back, so what is clean stays so.
     pub fn unmerge(&mut self, vmcb: &mut Vmcb) {
-        let Some(own) = self.own.take() else {
+        let Some(mut own) = self.own.take() else {
             return;
         };
         self.run_pending = false;
-        if self.has_own_tpr() {
-            self.set_v_tpr(vmcb.v_tpr());
-            vmcb.set_v_tpr(own.v_tpr);
+        self.in_cpu = Some(Merged::of(vmcb));
+        match self.has_own_tpr() {
+            true => self.set_v_tpr(vmcb.v_tpr()),
+            false => own.v_tpr = vmcb.v_tpr(),
         }
-        vmcb.set_intercepts(own.intercepts);
-        vmcb.set_msrpm_base(own.msrpm_base);
-        vmcb.set_tsc_offset(own.tsc_offset);
-        vmcb.set_ncr3(own.ncr3);
-        if own.pause_count != vmcb.pause_filter_count() {
-            vmcb.set_pause_filter_count(own.pause_count);
-        }
+        let clean = vmcb.clean();
+        own.apply(vmcb);
+        vmcb.restore_clean(clean);
+    }
+
+    /// From one guest to the other: nothing of the VMCB is what the CPU has.
+    pub(super) fn switch(&mut self, vmcb: &mut Vmcb) {
+        self.switched = true;
+        self.in_cpu = None;
+        vmcb.set_all_dirty();
     }
 }

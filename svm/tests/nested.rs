@@ -7,6 +7,7 @@ mod support;
 use proptest::prelude::*;
 use support::outer::*;
 use support::{bytes, poke, Machine, CODE, EXITINTINFO, NRIP, RAM, USER_MMIO};
+use svm::clean::Clean;
 use svm::dispatch::{read_msr, write_msr, Action, InternalError, UserExit};
 use svm::event::{Event, QueuedException};
 use svm::exit::{ExitCode, NestedError};
@@ -843,6 +844,41 @@ fn a_state_that_is_saved_and_restored() {
     assert!(!nested.restore(vmcb, state, flags, places, &page), "CR0");
     state.svme = false;
     assert!(!nested.restore(vmcb, state, flags, places, &page));
+}
+
+/// What the CPU keeps of the VMCB is right, and is not loaded anew at each entry of the inner
+/// guest.
+#[test]
+fn clean_bits_over_an_exit() {
+    const MERGED: Clean = Clean::INTERCEPTS
+        .union(Clean::PERMISSIONS)
+        .union(Clean::INTERRUPT)
+        .union(Clean::NESTED_PAGING);
+    let mut machine = outer();
+    machine.host = NRIPS | SvmFeatures::VMCB_CLEAN;
+    machine.set(at::TSC_OFFSET, 99);
+    machine.set_low(at::WORD3, Word3::RDTSC.bits());
+    machine.vmrun();
+    let round = |machine: &mut Machine| {
+        let nested = machine.nested.as_deref_mut().expect("it has SVM");
+        nested.merge(&mut machine.vmcb);
+        let clean = machine.vmcb.clean();
+        machine.vmcb.set_clean();
+        let nested = machine.nested.as_deref_mut().expect("it has SVM");
+        nested.unmerge(&mut machine.vmcb);
+        clean
+    };
+    assert_eq!(round(&mut machine), Clean::default(), "the first entry");
+    assert!(round(&mut machine).contains(MERGED), "nothing has changed");
+    machine.vmcb.set_tsc_offset(5);
+    assert!(!round(&mut machine).contains(Clean::INTERCEPTS));
+    assert!(round(&mut machine).contains(MERGED));
+    machine
+        .vmcb
+        .update_intercepts(|own| own.word3 |= Word3::VINTR);
+    assert!(!round(&mut machine).contains(Clean::INTERCEPTS));
+    assert_eq!(machine.instruction(ExitCode::VMMCALL), Action::Resume);
+    assert_eq!(machine.vmcb.clean(), Clean::default(), "the outer guest");
 }
 
 #[test]

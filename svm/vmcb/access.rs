@@ -405,6 +405,13 @@ impl Vmcb {
         self.control.clean = CLEAN_AFTER_EXIT.bits();
     }
 
+    /// Says that the fields which were changed since [`Self::clean`] answered this are again what
+    /// they were then.
+    #[inline]
+    pub(crate) fn restore_clean(&mut self, clean: Clean) {
+        self.control.clean = clean.bits();
+    }
+
     /// Takes all that has a meaning from another one, which is a quarter of it.
     pub fn copy_from(&mut self, other: &Vmcb) {
         (self.control, self.save) = (other.control, other.save);
