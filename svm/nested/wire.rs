@@ -4,7 +4,7 @@
 //! control area of the outer guest's VMCB and the outer guest's registers. The inner guest's are
 //! those of all other ioctls.
 
-use crate::nested::area::{Control, Registers, SAVE};
+use crate::nested::area::{Control, Field, Registers, SAVE};
 use crate::nested::Nested;
 use crate::state::{guest_efer, VcpuState};
 use crate::vmcb::Vmcb;
@@ -14,6 +14,25 @@ use x86::regs::{Cr0, Efer};
 
 /// Bytes that follow the header if there is an inner guest.
 pub const STATE_PAGE: usize = 4096;
+
+/// Two words of the page that the APM (vol. 2, table B-1) leaves to hypervisors, and KVM to others:
+/// QEMU carries no more of the header than the VMCB's address. First the inner guest's PAT, ...
+const OWN_PAT: usize = 0x3f0;
+/// ... then flags.
+const OWN_FLAGS: usize = 0x3f8;
+
+/// The flags.
+#[derive(Clone, Copy)]
+struct OwnFlags(u64);
+
+bitflags! {
+    impl OwnFlags: u64 {
+        /// NMIs were masked in the outer guest when VMRUN came.
+        const OUTER_NMI_MASKED = 1 << 0;
+        /// There is a PAT.
+        const HAS_PAT = 1 << 1;
+    }
+}
 
 /// `kvm_nested_state.flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +85,13 @@ impl Nested {
             control.next_rip = vmcb.next_rip();
         }
         control.write(page);
+        let mut flags = OwnFlags::empty();
+        flags.set(OwnFlags::OUTER_NMI_MASKED, self.outer_nmi_masked);
+        if self.has_paging() {
+            flags |= OwnFlags::HAS_PAT;
+            vmcb.g_pat().put(page, OWN_PAT);
+        }
+        flags.bits().put(page, OWN_FLAGS);
         if let Some(save) = page.get_mut(SAVE..) {
             self.outer.write(save);
         }
@@ -101,6 +127,11 @@ impl Nested {
         let Some((control, save)) = page.split_at_checked(SAVE) else {
             return false;
         };
+        let own = OwnFlags::from_bits_retain(u64::get(control, OWN_FLAGS));
+        let pat = match own.contains(OwnFlags::HAS_PAT) {
+            true => u64::get(control, OWN_PAT),
+            false => pat,
+        };
         let (control, mut outer) = (Control::read(control), Registers::read(save));
         // The outer guest's is the one that `KVM_SET_MSRS` sets.
         outer.g_pat = self.outer_pat(vmcb);
@@ -128,7 +159,7 @@ impl Nested {
         if self.has_paging() {
             vmcb.set_g_pat(pat);
         }
-        self.outer_nmi_masked = false;
+        self.outer_nmi_masked = own.contains(OwnFlags::OUTER_NMI_MASKED);
         self.run_pending = flags.contains(StateFlags::RUN_PENDING);
         self.flush = true;
         state.events.gif_clear = !gif;

@@ -825,9 +825,12 @@ fn a_state_that_is_saved_and_restored() {
     other.state = machine.state;
     let mut nested = Nested::new(ALL_MSRS);
     nested.root = ROOT;
-    let places = (address, pat);
+    // QEMU carries the address and the page.
+    let places = (address, 0);
     let (vmcb, state) = (&mut other.vmcb, &mut other.state);
     assert!(nested.restore(vmcb, state, flags, places, &page));
+    assert_eq!(nested.header(vmcb, state), (flags, address, pat));
+    assert_ne!(pat, 0);
     other.nested = Some(Box::new(nested));
     assert!(other.is_inside());
     assert!(goes_out(&mut other, ExitCode::VMMCALL, 0));
@@ -879,6 +882,28 @@ fn clean_bits_over_an_exit() {
     assert!(!round(&mut machine).contains(Clean::INTERCEPTS));
     assert_eq!(machine.instruction(ExitCode::VMMCALL), Action::Resume);
     assert_eq!(machine.vmcb.clean(), Clean::default(), "the outer guest");
+}
+
+/// NMIs that were masked when VMRUN came stay so for the outer guest, and are no exit.
+#[test]
+fn masked_nmis_of_the_outer_guest_are_saved() {
+    for masked in [false, true] {
+        let mut machine = outer();
+        machine.set_low(at::WORD3, Word3::NMI.bits());
+        machine.state.events.set_nmi_masked(masked);
+        machine.vmrun();
+        machine.run();
+        let (flags, address, pat) = machine.nested().header(&machine.vmcb, &machine.state);
+        let mut page = vec![0; STATE_PAGE];
+        machine.nested().write_page(&machine.vmcb, &mut page);
+        let mut nested = Nested::new(ALL_MSRS);
+        let (vmcb, state) = (&mut machine.vmcb, &mut machine.state);
+        assert!(nested.restore(vmcb, state, flags, (address, pat), &page));
+        machine.nested = Some(Box::new(nested));
+        machine.state.events.raise_nmi();
+        let expected = (!masked).then_some(ExitCode::NMI);
+        assert_eq!(machine.leave_if_due().map(|exit| exit.code), expected);
+    }
 }
 
 #[test]

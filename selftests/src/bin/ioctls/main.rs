@@ -14,6 +14,7 @@ mod faults;
 mod interrupts;
 mod irqchip;
 mod msr;
+mod nested;
 mod paravirtual;
 mod pause;
 mod pointers;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         vm::TESTS,
         vfio::TESTS,
         vmms::TESTS,
+        nested::TESTS,
         slots::TESTS,
         state::TESTS,
         start::TESTS,
