@@ -20,13 +20,13 @@ fn moved(name: &str, accel: &str) -> Result<(), String> {
     let uri = format!("unix:/tmp/{name}.migration");
     let mut from = Qemu::start(&format!("{name}-from"), accel, "/bin/work", &[])?;
     from.wait_for("load: 2 s", 1)?;
-    let to = Qemu::start(
+    let mut to = Qemu::start(
         &format!("{name}-to"),
         accel,
         "/bin/work",
-        &["-incoming", &uri],
+        &["-S", "-incoming", &uri],
     )?;
-    let how = from.migrate(&uri)?;
+    let how = from.move_to(&mut to, &uri)?;
     let (sent, again) = (&how["ram"]["normal"], &how["ram"]["dirty-sync-count"]);
     println!(
         "# {sent} pages in {again} rounds, {} ms at rest",
@@ -90,9 +90,9 @@ fn timers(mode: &str, moves: usize) -> Result<(), String> {
     for number in 1..=moves {
         qemu.wait_for("timers: round", ROUNDS)?;
         let uri = format!("unix:/tmp/{mode}-{number}.migration");
-        let more = [&alone[..], &["-incoming", &uri]].concat();
-        let to = Qemu::start(&format!("{mode}-{number}"), "", &program, &more)?;
-        let how = qemu.migrate(&uri)?;
+        let more = [&alone[..], &["-S", "-incoming", &uri]].concat();
+        let mut to = Qemu::start(&format!("{mode}-{number}"), "", &program, &more)?;
+        let how = qemu.move_to(&mut to, &uri)?;
         println!("# {mode} {number}: {} ms at rest", how["downtime"]);
         qemu.healthy()?;
         qemu = to;

@@ -21,6 +21,9 @@ const WATCHDOGS: &str = include_str!("../../../lab/watchdogs");
 /// Passes over the guest's memory after which a migration may let the guest rest for longer.
 const PASSES: u64 = 5;
 
+/// How much memory a guest has.
+const MEMORY_MIB: usize = 384;
+
 /// How long QEMU lets a guest rest at most, in milliseconds.
 const LONGEST_REST: u64 = 2_000_000;
 
@@ -61,7 +64,8 @@ impl Qemu {
         let log = File::create(format!("/tmp/{name}.log")).map_err(|e| e.to_string())?;
         let mut process = Command::new("qemu-system-x86_64")
             .args(["-accel", &format!("kvm,device={device}{accel}")])
-            .args(["-machine", "q35", "-cpu", "host", "-smp", "2", "-m", "384M"])
+            .args(["-machine", "q35", "-cpu", "host", "-smp", "2"])
+            .args(["-m", &format!("{MEMORY_MIB}M")])
             .args(["-nodefaults", "-display", "none"])
             .args(["-serial", &format!("file:/tmp/{name}.console")])
             .args(["-qmp", &format!("unix:{socket},server,wait=off")])
@@ -261,16 +265,83 @@ impl Qemu {
         }
         // The threads first: to be asked for registers stops the CPUs.
         let threads = threads(self.process.id());
-        let registers = self.registers();
+        let registers = self.registers() + &self.stacks();
         let (name, qemu, last) = (&self.name, said(&self.name), console.last(40));
         format!(
             "{name}: {error}: {qemu}\n{threads}{registers}the guest's console ends with:\n{last}"
         )
     }
 
+    /// Moves the guest to `to`, which was started with `-S`; it goes on there if nothing was lost on
+    /// the way: all of its memory and the registers of its CPUs are what they were when it stopped.
+    pub(crate) fn move_to(&mut self, to: &mut Self, uri: &str) -> Result<Value, String> {
+        let how = self.migrate(uri)?;
+        let arrived = wait("the guest's arrival", || {
+            let state = to.exchange("query-status", json!({}))?;
+            Ok((state["status"] == "paused").then_some(()))
+        });
+        arrived.map_err(|error| to.explain(&error))?;
+        let (before, after) = (self.registers(), to.registers());
+        if before != after {
+            let error = format!("registers that were lost on the way:\n{before}\nare now");
+            return Err(to.explain(&error));
+        }
+        self.same_memory(to)?;
+        to.ask("cont", json!({}))?;
+        Ok(how)
+    }
+
+    /// Fails if the memory of the two guests, which are at rest, differs.
+    fn same_memory(&mut self, other: &mut Self) -> Result<(), String> {
+        /// A page.
+        const PAGE: usize = 4096;
+        /// How much is compared at once.
+        const CHUNK: usize = 16 << 20;
+        let mut pages = Vec::new();
+        for start in (0..MEMORY_MIB << 20).step_by(CHUNK) {
+            let mut save = |qemu: &mut Self| -> Result<Vec<u8>, String> {
+                let file = format!("/tmp/{}.memory", qemu.name);
+                let place = json!({ "val": start, "size": CHUNK, "filename": file });
+                qemu.ask("pmemsave", place)?;
+                let bytes = fs::read(&file).map_err(|e| e.to_string())?;
+                fs::remove_file(&file).map_err(|e| e.to_string())?;
+                Ok(bytes)
+            };
+            let (mine, theirs) = (save(self)?, save(other)?);
+            let both = mine.chunks(PAGE).zip(theirs.chunks(PAGE)).enumerate();
+            for (index, (mine, theirs)) in both.filter(|(_, (mine, theirs))| mine != theirs) {
+                let at = mine.iter().zip(theirs).position(|(a, b)| a != b);
+                pages.push(start + index * PAGE + at.unwrap_or_default());
+            }
+        }
+        match pages.as_slice() {
+            [] => Ok(()),
+            lost => Err(other.explain(&format!(
+                "{} pages were lost on the way, the first differ at {:#x?}",
+                lost.len(),
+                &lost[..lost.len().min(8)]
+            ))),
+        }
+    }
+
     /// The registers of the guest's CPUs, or why the monitor does not tell them.
     fn registers(&mut self) -> String {
-        let command = json!({ "command-line": "info registers -a" });
+        self.say("info registers -a")
+    }
+
+    /// What is on the stacks of the guest's two CPUs, where return addresses are.
+    fn stacks(&mut self) -> String {
+        let mut text = String::new();
+        for cpu in 0..2 {
+            text += &self.say(&format!("cpu {cpu}"));
+            text += &self.say("x /192gx $rsp");
+        }
+        text
+    }
+
+    /// What QEMU answers to a command for people, or why it does not.
+    fn say(&mut self, line: &str) -> String {
+        let command = json!({ "command-line": line });
         match self.exchange("human-monitor-command", command) {
             Ok(text) => text.as_str().unwrap_or_default().to_owned(),
             Err(error) => format!("{error}\n"),
