@@ -25,6 +25,11 @@ pub const DEFAULT_ADDRESS: u64 = 0xfec0_0000;
 /// How many bytes of addresses the registers take.
 pub const MMIO_SIZE: u64 = 0x100;
 
+/// The pin of the real-time clock, and its GSI.
+pub const RTC_PIN: u8 = 8;
+/// A tick of the real-time clock whose end was not seen after so many further ones never ends.
+const MOST_TICKS: u32 = 1000;
+
 /// Offset of the I/O register select register (82093AA, 3.1.1).
 const SELECT: u32 = 0x00;
 /// Offset of the I/O window register (82093AA, 3.1.2).
@@ -120,6 +125,8 @@ pub struct Ioapic {
     /// One bit for each pin with an edge that came in a pause.
     waiting: u32,
     storms: Storms<PINS>,
+    /// The real-time clock's interrupt is on its way, and so many ticks came meanwhile.
+    rtc: Option<u32>,
 }
 
 impl Default for Ioapic {
@@ -140,7 +147,24 @@ impl Ioapic {
             sent: 0,
             waiting: 0,
             storms: Storms::NONE,
+            rtc: None,
         }
+    }
+
+    /// Whether a tick of the real-time clock is lost, because the interrupt of the last one has not
+    /// ended. It is asked by a VMM that sends what is lost again (`KVM_IRQ_LINE_STATUS`).
+    pub fn rtc_loses(&mut self) -> bool {
+        self.rtc = self
+            .rtc
+            .map(|lost| lost + 1)
+            .filter(|lost| *lost < MOST_TICKS);
+        self.rtc.is_some()
+    }
+
+    /// A tick of the real-time clock went through.
+    pub fn rtc_sent(&mut self) {
+        let entry = self.table.get(usize::from(RTC_PIN));
+        self.rtc = entry.filter(|entry| !entry.is_masked()).map(|_| 0);
     }
 
     /// `source` drives `level` into `pin`.
@@ -243,6 +267,9 @@ impl Ioapic {
     /// A local APIC ended the interrupt `vector`. Pins that are still asserted send again, if there
     /// is no storm: see [`Self::take_pause`].
     pub fn eoi(&mut self, vector: u8, send: &mut impl FnMut(Message) -> bool) {
+        if self.vector(RTC_PIN) == vector {
+            self.rtc = None;
+        }
         for index in 0..PINS {
             let Some(entry) = self.table.get_mut(index) else {
                 continue;
@@ -362,6 +389,9 @@ impl Ioapic {
                 self.waiting &= !1u32.wrapping_shl(index as u32);
             }
         }
+        if index == usize::from(RTC_PIN) {
+            self.rtc = None;
+        }
         self.service_waiting(index, send);
     }
 
@@ -399,6 +429,7 @@ impl Ioapic {
         self.sent = 0;
         self.waiting = 0;
         self.storms = Storms::NONE;
+        self.rtc = None;
         for entry in &mut self.table {
             *entry = Entry::restored(reader.get_u64());
         }

@@ -297,6 +297,29 @@ fn saved_state() {
     assert_eq!(bus.take(), [0x33]);
 }
 
+/// A tick of the real-time clock that comes before the end of the last is lost, until that end, a
+/// new entry, or so many ticks that the end will never come.
+#[test]
+fn ticks_of_the_clock_are_counted() {
+    let mut ioapic = Ioapic::new();
+    let mut bus = Bus::default();
+    ioapic.rtc_sent();
+    assert!(!ioapic.rtc_loses(), "the pin is masked");
+    program(&mut ioapic, &mut bus, 8, 0x38);
+    for end in 0..3 {
+        assert!(!ioapic.rtc_loses());
+        ioapic.rtc_sent();
+        ioapic.eoi(0x39, &mut bus.send());
+        assert!(ioapic.rtc_loses() && ioapic.rtc_loses());
+        match end {
+            0 => ioapic.eoi(0x38, &mut bus.send()),
+            1 => program(&mut ioapic, &mut bus, 8, 0x38),
+            _ => assert_eq!((0..2000).position(|_| !ioapic.rtc_loses()), Some(997)),
+        }
+        assert!(!ioapic.rtc_loses());
+    }
+}
+
 /// Two devices hold a line when the VMM sets the state: when one lets go, the other still asks.
 #[test]
 fn sources_outlive_a_restored_state() {

@@ -56,7 +56,10 @@ fn irq_line(irqchip: &Irqchip, arg: UserArg, with_status: bool) -> Result<c_long
     let mut line: uapi::kvm_irq_level = arg.read()?;
     // SAFETY: All variants of the union are the same integer.
     let gsi = unsafe { line.__bindgen_anon_1.irq };
-    let delivery = irqchip.set_gsi(gsi, Source::USER, line.level != 0);
+    let delivery = match with_status {
+        true => irqchip.set_gsi_counted(gsi, line.level != 0),
+        false => irqchip.set_gsi(gsi, Source::USER, line.level != 0),
+    };
     irqchip.broadcasts.finish();
     if with_status {
         line.__bindgen_anon_1.status = match delivery {

@@ -140,7 +140,7 @@ impl Irqchip {
 
     /// The ends of what `gsi` sends by the IOAPIC matter: a LAPIC tells of the end of an edge only
     /// if asked to. A vector that was wanted once stays so.
-    fn track_eoi(&self, devices: &IrqchipState, gsi: u32) {
+    pub(crate) fn track_eoi(&self, devices: &IrqchipState, gsi: u32) {
         for route in routing::routes(&devices.routes, gsi) {
             let Target::Pin {
                 chip: Chip::Ioapic,

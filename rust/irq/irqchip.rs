@@ -399,6 +399,24 @@ impl Irqchip {
         self.set_gsi_locked(&mut self.devices(), gsi, source, level)
     }
 
+    /// The same for a VMM that sends ticks again which were lost (`KVM_IRQ_LINE_STATUS`): those of
+    /// the real-time clock are, until the guest has ended the last.
+    pub(crate) fn set_gsi_counted(&self, gsi: u32, level: bool) -> Option<Delivery> {
+        let mut held = self.devices();
+        let tick = level && gsi == u32::from(ioapic::RTC_PIN);
+        if tick {
+            self.track_eoi(&held, gsi);
+            if held.ioapic.rtc_loses() {
+                return Some(Delivery::Coalesced);
+            }
+        }
+        let delivery = self.set_gsi_locked(&mut held, gsi, Source::USER, level);
+        if tick && delivery == Some(Delivery::Delivered) {
+            held.ioapic.rtc_sent();
+        }
+        delivery
+    }
+
     /// An irqfd was written: an edge.
     pub(crate) fn pulse_gsi(&self, gsi: u32) {
         let mut held = self.devices();

@@ -55,6 +55,10 @@ pub(crate) const TESTS: &[Test] = &[
         "two NMIs for a vCPU that does not run are two, and three are two",
         two_nmis,
     ),
+    (
+        "KVM_IRQ_LINE_STATUS tells of ticks of the clock that are lost",
+        clock_ticks,
+    ),
     ("KVM_CREATE_IRQCHIP races KVM_CREATE_VCPU", race),
 ];
 
@@ -108,6 +112,54 @@ fn line(vm: &Handle, gsi: u32, level: u32) -> Answer {
     };
     irq.__bindgen_anon_1.irq = gsi;
     vm.set(number::IRQ_LINE, &irq)
+}
+
+fn clock_ticks(path: &str) -> Result<(), String> {
+    const RTC: u32 = 8;
+    let bare = waiting(path, |vm| vm.call(number::CREATE_IRQCHIP, 0))?;
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        bare.vm.exchange(number::GET_IRQCHIP, &mut chip)?;
+        chip.chip.pic.imr = 0xff;
+        bare.vm.exchange(number::SET_IRQCHIP, &mut chip)?;
+    }
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..Default::default()
+    };
+    bare.vm.exchange(number::GET_IRQCHIP, &mut chip)?;
+    // SAFETY: The chip's number says which part of the union is meant.
+    unsafe { chip.chip.ioapic.redirtbl[RTC as usize].bits = 0x41 };
+    bare.vm.exchange(number::SET_IRQCHIP, &mut chip)?;
+    let tick = || -> Result<i32, String> {
+        let mut status = 0;
+        for level in [1, 0] {
+            let mut irq = kvm_irq_level {
+                level,
+                ..Default::default()
+            };
+            irq.__bindgen_anon_1.irq = RTC;
+            bare.vm.exchange(number::IRQ_LINE_STATUS, &mut irq)?;
+            if level == 1 {
+                // SAFETY: That is what the ioctl answers.
+                status = unsafe { irq.__bindgen_anon_1.status };
+            }
+        }
+        Ok(status)
+    };
+    for _ in 0..2 {
+        equal("the first tick", tick()?, 1)?;
+        equal("before the handler", tick()?, 0)?;
+        equal("the handler's byte", bare.byte(), Ok(0x77))?;
+        equal("before the end", tick()?, 0)?;
+        // The handler ends it, and the guest halts; an MSI shows that.
+        vm_msi(&bare.vm, 0xfee0_0000, 0x43, 0)?;
+        equal("the MSI's byte", bare.byte(), Ok(0x77))?;
+    }
+    Ok(())
 }
 
 fn eoi(path: &str) -> Result<(), String> {
