@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::errno::Errno;
-use nix::fcntl::{fallocate, FallocateFlags, Flock, FlockArg};
+use nix::fcntl::{fallocate, FallocateFlags};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
@@ -19,6 +19,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::chain::{Chain, Failed, Served};
+use super::lock;
 use super::undo::Undo;
 use super::worker::QueueAccess;
 use super::{Device, Kind, QUEUE_SIZE};
@@ -78,7 +79,7 @@ impl fmt::Display for DiskFile {
 
 /// The device.
 pub(crate) struct Block {
-    file: Flock<File>,
+    file: File,
     sectors: u64,
     read_only: bool,
     /// The driver will never ask for a flush: each write is finished at once.
@@ -89,7 +90,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Opens the file. One that another machine of this program writes is refused (flock(2)).
+    /// Opens the file. One that another program uses is refused if one of both writes.
     pub(crate) fn open(disk: &DiskFile) -> Result<Self> {
         let failed = |error: io::Error| Error::File {
             what: "disk",
@@ -120,13 +121,9 @@ impl Block {
             path: disk.path.clone(),
             error,
         };
-        let lock = match disk.read_only {
-            true => FlockArg::LockSharedNonblock,
-            false => FlockArg::LockExclusiveNonblock,
-        };
-        let file = Flock::lock(file, lock).map_err(|(_, error)| match error {
-            Errno::EWOULDBLOCK => Error::DiskInUse(disk.path.clone()),
-            error => failed(error.into()),
+        lock::lock(&file, disk.read_only).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Error::DiskInUse(disk.path.clone()),
+            _ => failed(error),
         })?;
         Ok(Self {
             file,
@@ -148,7 +145,7 @@ impl Block {
             VIRTIO_BLK_T_IN => {
                 let count = chain.writable();
                 self.seek(sector, count)?;
-                chain.write_from(memory, &mut *self.file, count)?;
+                chain.write_from(memory, &mut self.file, count)?;
             }
             VIRTIO_BLK_T_GET_ID => {
                 let count = chain.writable().min(self.id.len() as u64) as usize;
@@ -164,7 +161,7 @@ impl Block {
                 let count = chain.readable();
                 let start = self.seek(sector, count)?;
                 self.write(start, count)?;
-                chain.read_to(memory, &mut *self.file, count)?;
+                chain.read_to(memory, &mut self.file, count)?;
                 self.written()?;
             }
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
@@ -248,9 +245,9 @@ impl Block {
         let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let zero = keep | FallocateFlags::FALLOC_FL_ZERO_RANGE;
         let punch = keep | FallocateFlags::FALLOC_FL_PUNCH_HOLE;
-        match stay.then(|| fallocate(&*self.file, zero, start, length)) {
+        match stay.then(|| fallocate(&self.file, zero, start, length)) {
             Some(Ok(())) => Ok(()),
-            None | Some(Err(Errno::EOPNOTSUPP)) => fallocate(&*self.file, punch, start, length),
+            None | Some(Err(Errno::EOPNOTSUPP)) => fallocate(&self.file, punch, start, length),
             Some(error) => error,
         }
     }

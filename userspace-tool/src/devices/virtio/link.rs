@@ -27,6 +27,12 @@ pub(crate) trait Link: Send {
     fn give(self: Box<Self>) -> Option<OwnedFd>;
     /// What becomes readable when there may be a frame; nothing if there will be none.
     fn source(&self) -> Option<BorrowedFd<'_>>;
+    /// What becomes writable when there is room for the rest of a frame; nothing if none waits.
+    fn sink(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Sends the rest of a frame, as far as there is room.
+    fn flush(&mut self) {}
 }
 
 /// A TAP device.
@@ -171,7 +177,7 @@ impl Stream {
     }
 
     /// Sends what is left of an earlier frame; says whether all of it has gone.
-    fn flush(&mut self) -> bool {
+    fn send_rest(&mut self) -> bool {
         while !self.output.is_empty() {
             let Some(mut socket) = self.socket.as_ref() else {
                 return false;
@@ -211,15 +217,15 @@ impl Link for Stream {
 
     fn send(&mut self, frame: &[u8]) {
         // In the middle of a frame, there is no room for another.
-        if self.flush() && self.socket.is_some() {
+        if self.send_rest() && self.socket.is_some() {
             self.output.extend((frame.len() as u32).to_be_bytes());
             self.output.extend(frame);
-            self.flush();
+            self.send_rest();
         }
     }
 
     fn receive(&mut self, frame: &mut [u8]) -> Option<usize> {
-        self.flush();
+        self.send_rest();
         loop {
             if let Some(length) = self.next(frame) {
                 return Some(length);
@@ -235,6 +241,14 @@ impl Link for Stream {
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    fn sink(&self) -> Option<BorrowedFd<'_>> {
+        self.source().filter(|_| !self.output.is_empty())
+    }
+
+    fn flush(&mut self) {
+        self.send_rest();
     }
 }
 
@@ -282,9 +296,11 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut link = Stream::new(ours).unwrap();
         let frame = [7; 1500];
+        assert!(link.sink().is_none());
         for _ in 0..1000 {
             link.send(&frame);
         }
+        assert_eq!(link.sink().is_some(), !link.output.is_empty());
         theirs.set_nonblocking(true).unwrap();
         let mut got = Vec::new();
         // What is left of the last frame goes when there is room.

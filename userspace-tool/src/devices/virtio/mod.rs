@@ -14,6 +14,7 @@ pub(crate) mod block;
 pub(crate) mod chain;
 pub(crate) mod entropy;
 pub(crate) mod link;
+mod lock;
 pub(crate) mod net;
 pub(crate) mod pci;
 pub(crate) mod undo;
@@ -86,4 +87,10 @@ pub(crate) trait Device: Send {
     }
     /// The source has input.
     fn input(&mut self, _queues: &mut [QueueAccess]) {}
+    /// What takes output of the device that waits for room; nothing while none waits.
+    fn sink(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// The sink has room.
+    fn output(&mut self) {}
 }

@@ -118,6 +118,14 @@ impl Device for Net {
         self.room.then(|| self.link.source()).flatten()
     }
 
+    fn sink(&self) -> Option<BorrowedFd<'_>> {
+        self.link.sink()
+    }
+
+    fn output(&mut self) {
+        self.link.flush();
+    }
+
     fn input(&mut self, queues: &mut [QueueAccess]) {
         let Some(queue) = queues.get_mut(RECEIVE) else {
             return;

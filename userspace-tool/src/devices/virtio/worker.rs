@@ -3,7 +3,7 @@
 //! The thread that serves a device's queues while its driver is there.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -238,7 +238,7 @@ impl Drop for Worker {
 
 /// Serves the queues until the end.
 fn serve(
-    device: &Shared<dyn Device>,
+    shared: &Shared<dyn Device>,
     queues: &mut [QueueAccess],
     doorbells: &[EventFd],
     end: &EventFd,
@@ -246,7 +246,7 @@ fn serve(
     // What the driver has put there before the thread was: as if all doorbells had been rung.
     let mut rung: Vec<usize> = (0..queues.len()).collect();
     loop {
-        let mut device = lock(device);
+        let mut device = lock(shared);
         for index in std::mem::take(&mut rung) {
             device.serve(index, queues);
         }
@@ -259,7 +259,10 @@ fn serve(
             true => PollTimeout::NONE,
             false => PollTimeout::ZERO,
         };
-        let ready = wait(device.source(), doorbells, end, timeout);
+        let streams = Streams::of(&*device);
+        // Others may look at the device meanwhile.
+        drop(device);
+        let ready = wait(streams, doorbells, end, timeout);
         if ready.end {
             return;
         }
@@ -269,6 +272,10 @@ fn serve(
             if !rung.contains(&index) {
                 rung.push(index);
             }
+        }
+        let mut device = lock(shared);
+        if ready.output {
+            device.output();
         }
         if ready.input {
             device.input(queues);
@@ -281,21 +288,42 @@ fn serve(
 struct Ready {
     end: bool,
     input: bool,
+    output: bool,
     doorbells: Vec<usize>,
 }
 
+/// What a device waits for besides doorbells: its source and its sink, by their numbers.
+struct Streams {
+    source: Option<RawFd>,
+    sink: Option<RawFd>,
+}
+
+impl Streams {
+    fn of(device: &dyn Device) -> Self {
+        let number = |stream: Option<BorrowedFd<'_>>| stream.map(|stream| stream.as_raw_fd());
+        Self {
+            source: number(device.source()),
+            sink: number(device.sink()),
+        }
+    }
+}
+
 /// Waits until something happens.
-fn wait(
-    source: Option<BorrowedFd<'_>>,
-    doorbells: &[EventFd],
-    end: &EventFd,
-    timeout: PollTimeout,
-) -> Ready {
+fn wait(streams: Streams, doorbells: &[EventFd], end: &EventFd, timeout: PollTimeout) -> Ready {
     let events = [end].into_iter().chain(doorbells).map(eventfd::borrow);
     let mut descriptors: Vec<_> = events
         .map(|event| PollFd::new(event, PollFlags::POLLIN))
         .collect();
-    descriptors.extend(source.map(|source| PollFd::new(source, PollFlags::POLLIN)));
+    let first = descriptors.len();
+    let both = [
+        (streams.source, PollFlags::POLLIN),
+        (streams.sink, PollFlags::POLLOUT),
+    ];
+    descriptors.extend(both.into_iter().filter_map(|(number, events)| {
+        // SAFETY: A device opens and closes its streams on this thread only, which does not now.
+        let stream = unsafe { BorrowedFd::borrow_raw(number?) };
+        Some(PollFd::new(stream, events))
+    }));
     match poll(&mut descriptors, timeout) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ready::default(),
@@ -313,7 +341,8 @@ fn wait(
     };
     Ready {
         end: ready(0),
-        input: ready(1 + doorbells.len()),
+        input: streams.source.is_some() && ready(first),
+        output: streams.sink.is_some() && ready(first + usize::from(streams.source.is_some())),
         doorbells: (0..doorbells.len())
             .filter(|index| ready(1 + index))
             .collect(),
