@@ -50,6 +50,11 @@ disk = ['disk.raw']
 /// Makes the machine.
 pub(crate) fn debian(args: &DebianArgs) -> Result<ExitCode> {
     let place = &args.destination;
+    // What Ctrl-C ends are the programs; this one then takes away what they have left.
+    for signal in [libc::SIGINT, libc::SIGHUP] {
+        vmm_sys_util::signal::register_signal_handler(signal, on_signal)
+            .map_err(|error| Error::system("sigaction", error))?;
+    }
     fs::create_dir(place).map_err(|error| failed(&format!("making {}", place.display()), error))?;
     let made = fill(args, place);
     if made.is_err() {
@@ -62,6 +67,9 @@ pub(crate) fn debian(args: &DebianArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Does nothing: programs that are started do not inherit it, and end.
+extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
 /// Fills the machine's directory.
 fn fill(args: &DebianArgs, place: &Path) -> Result<()> {
     let tree = place.join(TREE);
@@ -69,17 +77,15 @@ fn fill(args: &DebianArgs, place: &Path) -> Result<()> {
         "fetching and unpacking Debian's packages",
         &mut mmdebstrap(args, &tree)?,
     )?;
-    for (what, pattern) in [
-        (KERNEL, "./boot/vmlinuz-*"),
-        (INITRD, "./boot/initrd.img-*"),
+    let release = newest_kernel(&tree)?;
+    for (what, inside) in [
+        (KERNEL, format!("./boot/vmlinuz-{release}")),
+        (INITRD, format!("./boot/initrd.img-{release}")),
     ] {
         let path = place.join(what);
         let file = File::create(&path).map_err(|error| failed("writing the kernel", error))?;
         let mut tar = Command::new("tar");
-        tar.arg("-xOf")
-            .arg(&tree)
-            .args(["--wildcards", pattern])
-            .stdout(file);
+        tar.arg("-xOf").arg(&tree).arg(inside).stdout(file);
         step("taking the kernel", &mut tar)?;
     }
     let disk = place.join(DISK);
@@ -93,6 +99,30 @@ fn fill(args: &DebianArgs, place: &Path) -> Result<()> {
         text += "net = ['passt']\n";
     }
     fs::write(place.join(FILE_NAME), text).map_err(|error| failed("writing machine.toml", error))
+}
+
+/// The release of the newest kernel in the tree: a package of the user's may have brought another.
+fn newest_kernel(tree: &Path) -> Result<String> {
+    let mut tar = Command::new("tar");
+    let list = tar.arg("-tf").arg(tree).output();
+    let list = list.map_err(|error| failed("tar", error))?;
+    newest(&String::from_utf8_lossy(&list.stdout)).ok_or_else(|| {
+        let none = std::io::Error::from(std::io::ErrorKind::NotFound);
+        failed("finding a kernel in the tree", none)
+    })
+}
+
+/// The release of the newest kernel in a list of files.
+fn newest(list: &str) -> Option<String> {
+    let releases = list
+        .lines()
+        .filter_map(|line| line.strip_prefix("./boot/vmlinuz-"));
+    // As versions are compared: number by number.
+    let key = |release: &&str| -> Vec<u64> {
+        let parts = release.split(|c: char| !c.is_ascii_digit());
+        parts.filter_map(|part| part.parse().ok()).collect()
+    };
+    releases.max_by_key(key).map(str::to_owned)
 }
 
 /// The command that makes the system's tree, as an archive.
@@ -243,6 +273,14 @@ mod tests {
         assert!(version("mke2fs 1.48.0-rc1").unwrap() > [1, 47, 1]);
         assert_eq!(version(""), None);
         assert!(version("") < Some([0, 0, 0]));
+    }
+
+    #[test]
+    fn of_two_kernels_the_newest() {
+        let list = "./boot/\n./boot/vmlinuz-6.12.9-cloud-amd64\n./boot/config-7.0\n\
+            ./boot/vmlinuz-6.12.38+deb13-cloud-amd64\n";
+        assert_eq!(newest(list).unwrap(), "6.12.38+deb13-cloud-amd64");
+        assert_eq!(newest("./boot/\n"), None);
     }
 
     #[test]
