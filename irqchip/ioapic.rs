@@ -156,7 +156,7 @@ impl Ioapic {
     pub fn rtc_loses(&mut self) -> bool {
         self.rtc = self
             .rtc
-            .map(|lost| lost + 1)
+            .map(|lost| lost.saturating_add(1))
             .filter(|lost| *lost < MOST_TICKS);
         self.rtc.is_some()
     }

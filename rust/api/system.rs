@@ -9,7 +9,7 @@ use crate::api::regs;
 use crate::api::snapshot;
 use crate::api::sync_regs;
 use crate::api::vm;
-use crate::host::host;
+use crate::host::{host, Host};
 use crate::irq::vcpu_table::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::linux;
 use crate::memory::dirty_log;
@@ -118,7 +118,8 @@ pub(crate) fn check_extension(cap: usize) -> c_long {
         | uapi::KVM_CAP_DEVICE_CTRL
         | uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
         uapi::KVM_CAP_TSC_CONTROL | uapi::KVM_CAP_VM_TSC_CONTROL => {
-            host().is_some_and(|host| host.features.contains(SvmFeatures::TSC_RATE_MSR)) as c_long
+            let has_ratio = |host: &Host| host.features.contains(SvmFeatures::TSC_RATE_MSR);
+            c_long::from(host().is_some_and(has_ratio))
         }
         uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::MANUAL_LOG_FLAGS as c_long,
         uapi::KVM_CAP_DIRTY_LOG_RING | uapi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {

@@ -63,8 +63,8 @@ impl Read for Receiver<'_> {
             if let ControlMessageOwned::ScmRights(numbers) = message {
                 for number in numbers {
                     // SAFETY: The kernel has just given this descriptor to us alone.
-                    self.descriptors
-                        .push(unsafe { OwnedFd::from_raw_fd(number) });
+                    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+                    self.descriptors.push(descriptor);
                 }
             }
         }

@@ -272,8 +272,8 @@ impl Qemu {
         )
     }
 
-    /// Moves the guest to `to`, which was started with `-S`; it goes on there if nothing was lost on
-    /// the way: all of its memory and the registers of its CPUs are what they were when it stopped.
+    /// Moves the guest to `to`, which was started with `-S`. It goes on there if nothing was lost:
+    /// its memory and the registers of its CPUs are what they were when it stopped.
     pub(crate) fn move_to(&mut self, to: &mut Self, uri: &str) -> Result<Value, String> {
         let how = self.migrate(uri)?;
         let arrived = wait("the guest's arrival", || {
@@ -299,7 +299,7 @@ impl Qemu {
         const CHUNK: usize = 16 << 20;
         let mut pages = Vec::new();
         for start in (0..MEMORY_MIB << 20).step_by(CHUNK) {
-            let mut save = |qemu: &mut Self| -> Result<Vec<u8>, String> {
+            let save = |qemu: &mut Self| -> Result<Vec<u8>, String> {
                 let file = format!("/tmp/{}.memory", qemu.name);
                 let place = json!({ "val": start, "size": CHUNK, "filename": file });
                 qemu.ask("pmemsave", place)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Locks on a disk's file that QEMU respects, and whose QEMU's are respected here: bytes of the file
+//! Locks on a disk's file that QEMU respects, as QEMU's are respected here: bytes of the file
 //! stand for what a program does with it and for what it does not let others do (open file
 //! description locks, fcntl(2); QEMU's `block/file-posix.c` says which bytes).
 
