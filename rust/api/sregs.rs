@@ -14,7 +14,6 @@ use svm::state::MpState;
 use svm::state::{guest_cr0, guest_cr4, guest_efer, set_guest_cr0, set_guest_cr4, set_guest_efer};
 use svm::vmcb::Vmcb;
 use x86::cpu::GuestMemory;
-use x86::features::Feature;
 use x86::msr::Origin;
 use x86::regs::{Cr0, Cr4, Efer, SegAttr, SegReg, Segment};
 use x86::sregs::{self, is_valid_cr8, ControlRegs};
@@ -139,12 +138,7 @@ pub(crate) fn set(vcpu: &mut LockedVcpu, new: &uapi::kvm_sregs) -> Result {
         efer: Efer::from_bits_retain(new.efer),
         cs_l: new.cs.l != 0,
     };
-    let mut features = vcpu.state.features;
-    if vcpu.cpuid.is_empty() {
-        // Small VMMs set no list, and have their guests begin in long mode.
-        features.set |= Feature::LM | Feature::NX | Feature::SYSCALL;
-    }
-    if !sregs::valid(&regs, &features) {
+    if !sregs::valid(&regs, &vcpu.state.features) {
         return Err(EINVAL);
     }
     let platform = vcpu.guest(Sleep::Allowed).platform;
