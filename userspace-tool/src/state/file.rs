@@ -29,7 +29,7 @@ use crate::cli::MEMORY_LIMIT;
 use crate::memory::{self, GuestMemory};
 
 /// What the file begins with, and the version of all of it.
-const MAGIC: [u8; 8] = *b"PACIFICA";
+pub(crate) const MAGIC: [u8; 8] = *b"PACIFICA";
 const VERSION: u32 = 1;
 /// The size of the header: magic, version, checksum, place and length of the contents.
 const HEADER: usize = 32;
@@ -211,6 +211,10 @@ fn check<T>(contents: &Contents<T>, length: u64) -> Result<(), Wrong> {
         return Err(Wrong::Damaged("it has memory of another size"));
     }
     let count = contents.memory / CHUNK;
+    let numbers = contents.chunks.iter().map(|chunk| chunk.number);
+    if !numbers.is_sorted_by(|one, next| one < next) {
+        return Err(Wrong::Damaged("chunks of memory are not in their order"));
+    }
     for chunk in &contents.chunks {
         let there = chunk.at.checked_add(chunk.size);
         if chunk.number >= count || there.is_none_or(|end| end > length) {
@@ -438,6 +442,23 @@ mod tests {
             file.write_all_at(&[!byte[0]], at).unwrap();
             let error = contents.load(file, true).unwrap_err();
             assert!(matches!(error, Wrong::Damaged(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_chunk_comes_twice() {
+        let file = file();
+        let bytes = write(&file, Form::Compressed, (&guest(4 * MIB), 4 * MIB), ()).unwrap();
+        let mut good = vec![0; bytes as usize];
+        file.read_exact_at(&mut good, 0).unwrap();
+        for order in [&[0, 1][..], &[1, 0], &[0, 0], &[0, 1, 1]] {
+            let mut contents: Contents<()> = read(&file).unwrap();
+            contents.chunks = order.iter().map(|nth| contents.chunks[*nth]).collect();
+            let other = super::tests::file();
+            let text = serde_json::to_vec(&contents).unwrap();
+            other.write_all_at(&around(&good, &text), 0).unwrap();
+            let taken = read::<()>(&other).is_ok();
+            assert_eq!(taken, order == [0, 1], "{order:?}");
         }
     }
 
