@@ -57,12 +57,17 @@ pub(crate) struct State {
     scratch: u8,
     fifo: Vec<u8>,
     waiting: Vec<u8>,
+    /// How much input had come. A file has it not: there, none has come since.
+    #[serde(skip)]
+    taken: u64,
 }
 
 /// The port, with input that waits for room in its FIFO.
 pub(crate) struct Serial {
     port: vm_superio::Serial<InterruptLine, Drained, Output>,
     waiting: VecDeque<u8>,
+    /// How much input has come in all.
+    taken: u64,
 }
 
 impl Serial {
@@ -73,6 +78,7 @@ impl Serial {
         Ok(Self {
             port,
             waiting: VecDeque::new(),
+            taken: 0,
         })
     }
 
@@ -104,10 +110,12 @@ impl Serial {
             scratch: state.scratch,
             fifo: state.in_buffer,
             waiting: self.waiting.iter().copied().collect(),
+            taken: self.taken,
         }
     }
 
-    /// Puts a state in the place of its own. What waits behind it is input that has come since.
+    /// Puts a state in the place of its own. Behind what waits in it comes input that has come
+    /// since and waits still.
     pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
         let failed = |what| move |error| Error::system(what, error);
         let line = InterruptLine(self.interrupt().try_clone().map_err(failed("dup"))?);
@@ -129,9 +137,13 @@ impl Serial {
         let output = std::mem::replace(self.port.writer_mut(), Box::new(io::sink()));
         self.port = vm_superio::Serial::from_state(&port, line, drained, output)
             .map_err(|error| Error::system("eventfd", io::Error::other(format!("{error:?}"))))?;
-        let since = std::mem::take(&mut self.waiting);
+        let since = self.taken.saturating_sub(state.taken) as usize;
+        let before = self.waiting.len().saturating_sub(since);
+        let since = self.waiting.split_off(before);
         self.waiting = state.waiting.iter().copied().chain(since).collect();
         self.refill();
+        // There may be room for input again, and no read of the guest's says so.
+        self.port.events().in_buffer_empty();
         Ok(())
     }
 
@@ -143,6 +155,7 @@ impl Serial {
     /// Takes input for the guest.
     pub(crate) fn input(&mut self, bytes: &[u8]) {
         self.waiting.extend(bytes);
+        self.taken += bytes.len() as u64;
         self.refill();
     }
 
@@ -189,6 +202,32 @@ mod tests {
             }
         }
         assert_eq!(got, text);
+    }
+
+    #[test]
+    fn no_input_comes_twice_when_the_port_goes_back() {
+        let mut serial = Serial::new(Box::new(io::sink())).unwrap();
+        serial.input(&[1; 100]);
+        let state = serial.state();
+        for _ in 0..3 {
+            serial.restore(&state).unwrap();
+            assert_eq!(serial.waiting(), 100 - 64);
+        }
+        serial.input(&[2; 10]);
+        for _ in 0..3 {
+            serial.restore(&state).unwrap();
+            assert_eq!(serial.waiting(), 100 - 64 + 10);
+        }
+        // All is read but the end of what has come since.
+        for _ in 0..100 - 64 + 5 {
+            serial.waiting.pop_front();
+        }
+        serial.drained().unwrap().read().unwrap();
+        serial.restore(&state).unwrap();
+        assert_eq!(serial.waiting(), 100 - 64 + 5);
+        assert_eq!(serial.waiting.back(), Some(&2));
+        // It asks for more input.
+        serial.drained().unwrap().read().unwrap();
     }
 
     #[test]
