@@ -99,6 +99,14 @@ pub(crate) enum Error {
     /// Another program uses the disk, and one of both writes to it.
     #[error("the disk {} is in use by another program", .0.display())]
     DiskInUse(PathBuf),
+    /// A fork cannot have a disk of its own.
+    #[error("no copy of the disk {}: {reason}", path.display())]
+    NoCopy {
+        /// The disk.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A network device cannot be plugged in.
     #[error("cannot use the {what}: {error}")]
     Network {
@@ -246,6 +254,9 @@ impl Error {
             }
             Error::DiskInUse(_) => {
                 "End the other one. Several machines can have one disk if all say --disk FILE,ro.".into()
+            }
+            Error::NoCopy { .. } => {
+                "A machine can be forked whose disks are files, or are only read (--disk FILE,ro).".into()
             }
             Error::Network { .. } => {
                 "--net passt needs Debian's package passt, but no rights; --net tap=NAME needs a TAP device that is yours \

@@ -271,7 +271,11 @@ pub(crate) fn copy_disk(from: &File, to: &File) -> io::Result<()> {
     if unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd() as u64) }.is_ok() {
         return Ok(());
     }
-    let size = from.metadata()?.len() as i64;
+    let about = from.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let size = about.len() as i64;
     to.set_len(size.unsigned_abs())?;
     let mut at = 0;
     while at < size {
@@ -305,6 +309,12 @@ fn copy_range(from: &File, to: &File, start: i64, end: i64) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn what_is_no_file_is_not_copied() {
+        let (from, to) = (File::open("/dev/zero").unwrap(), File::open("/dev/null"));
+        assert!(copy_disk(&from, &to.unwrap()).is_err());
+    }
 
     #[test]
     fn a_copy_has_the_same_bytes_and_holes() {

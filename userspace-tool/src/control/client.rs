@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -179,11 +180,17 @@ impl Copies {
         if disk.read_only {
             return File::open(&disk.path).map_err(failed(&disk.path));
         }
+        let about = fs::metadata(&disk.path).map_err(failed(&disk.path))?;
+        if !about.is_file() {
+            let reason = "a disk of the host is not copied, and has one machine that writes to it";
+            let path = disk.path.clone();
+            return Err(Error::NoCopy { path, reason });
+        }
         let mut path = disk.path.clone().into_os_string();
         path.push(format!(".{name}"));
         disk.path = path.into();
         let mut options = File::options();
-        let options = options.read(true).write(true).create_new(true);
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&disk.path).map_err(failed(&disk.path))?;
         self.0.push(disk.path.clone());
         Ok(file)
