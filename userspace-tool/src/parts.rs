@@ -22,7 +22,7 @@ use crate::fork::{Child, Jobs};
 use crate::generation;
 use crate::layout::SCI_IRQ;
 use crate::memory::GuestMemory;
-use crate::outcome::Stop;
+use crate::outcome::{Outcome, Stop};
 use crate::state::file::{self, Form};
 use crate::state::{self, chips, vcpu};
 
@@ -207,36 +207,65 @@ impl Parts {
         let mut instant = lock(&self.instant);
         self.at_rest(|| {
             *instant = None;
-            for function in &self.functions {
-                let kept = lock(function).behind(|device| device.keep(true));
-                kept.map_err(|error| error.to_string())?;
+            let taken = self.instant();
+            if taken.is_err() {
+                // Without a snapshot no device keeps anything, and that cannot fail.
+                for function in &self.functions {
+                    let _ = lock(function).behind(|device| device.keep(false));
+                }
             }
-            // The module needs no more than all of memory.
-            let snapshot = Snapshot::take(&*self.vm, &self.memory, self.memory_size);
-            *instant = Some(Instant {
-                snapshot: snapshot.map_err(|error| error.to_string())?,
-                devices: self.state_of_devices(),
-            });
+            *instant = Some(taken?);
             Ok(())
         })
     }
 
-    /// Goes back to the snapshot; says how many pages of memory were put back. Processors rest.
-    pub(crate) fn reset(&self) -> std::result::Result<u64, String> {
+    /// This instant. Devices rest.
+    fn instant(&self) -> std::result::Result<Instant, String> {
+        for function in &self.functions {
+            let kept = lock(function).behind(|device| device.keep(true));
+            kept.map_err(|error| error.to_string())?;
+        }
+        // The module needs no more than all of memory.
+        let snapshot = Snapshot::take(&*self.vm, &self.memory, self.memory_size);
+        Ok(Instant {
+            snapshot: snapshot.map_err(|error| error.to_string())?,
+            devices: self.state_of_devices(),
+        })
+    }
+
+    /// Goes back to the snapshot; says how many pages of memory were put back. Processors rest. A
+    /// machine of which only a part has gone back is ended: it must not go on.
+    pub(crate) fn reset(&self, stop: &Stop) -> std::result::Result<u64, String> {
         let instant = lock(&self.instant);
         let instant = instant.as_ref().ok_or("there is no snapshot of it")?;
-        self.at_rest(|| {
-            let pages = instant.snapshot.reset(Time::GoesOn);
-            let pages = pages.map_err(|error| error.to_string())?;
-            for function in &self.functions {
-                let back = lock(function).behind(|device| device.go_back());
-                back.map_err(|error| error.to_string())?;
-            }
-            self.restore_devices(&instant.devices)
-                .and_then(|()| self.renew())
-                .map_err(|error| error.to_string())?;
-            Ok(pages)
-        })
+        self.rest();
+        let kept = |function: &Shared<VirtioPci>| lock(function).behind(|disk| disk.is_kept());
+        if !self.functions.iter().all(kept) {
+            self.go_on();
+            return Err("too much of a disk has changed since its snapshot".into());
+        }
+        let result = self.go_back(instant);
+        match &result {
+            Ok(_) => self.go_on(),
+            // Devices go on resting.
+            Err(reason) => stop.request(Outcome::Host(format!(
+                "the machine has gone back to its snapshot in part only: {reason}"
+            ))),
+        }
+        result
+    }
+
+    fn go_back(&self, instant: &Instant) -> std::result::Result<u64, String> {
+        let pages = instant.snapshot.reset(Time::GoesOn);
+        let pages = pages.map_err(|error| error.to_string())?;
+        for function in &self.functions {
+            let back = lock(function).behind(|device| device.go_back());
+            back.map_err(|error| format!("a disk: {error}"))?;
+        }
+        self.restore_devices(&instant.devices)
+            .and_then(|()| self.renew())
+            .map_err(|error| error.to_string())?;
+        Ok(pages)
     }
 }
 

@@ -240,7 +240,7 @@ impl Vm {
                     }
                 }
                 Request::Reset => {
-                    return match pause.paused(|| parts.reset()) {
+                    return match pause.paused(|| parts.reset(&stop)) {
                         Ok(pages) => Answer::Reset { pages },
                         Err(reason) => Answer::Error { reason },
                     }

@@ -191,10 +191,13 @@ impl Block {
         Ok(start)
     }
 
-    /// Something is about to be written.
+    /// Something is about to be written there, where the file's position is then.
     fn write(&mut self, start: u64, bytes: u64) -> io::Result<()> {
-        let undo = self.undo.as_mut();
-        undo.map_or(Ok(()), |undo| undo.keep(&self.file, start..start + bytes))
+        if let Some(undo) = &mut self.undo {
+            undo.keep(&self.file, start..start + bytes)?;
+            self.file.seek(SeekFrom::Start(start))?;
+        }
+        Ok(())
     }
 
     /// Something has been written.
@@ -324,6 +327,10 @@ impl Device for Block {
             true => Ok(()),
             false => copy_disk(&self.file, file),
         }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.undo.as_ref().is_none_or(Undo::is_whole)
     }
 
     fn go_back(&mut self) -> io::Result<()> {

@@ -77,6 +77,10 @@ pub(crate) trait Device: Send {
     fn keep(&mut self, _kept: bool) -> std::io::Result<()> {
         Ok(())
     }
+    /// Whether what is behind the device can go back.
+    fn is_kept(&self) -> bool {
+        true
+    }
     /// What is behind the device goes back to the snapshot.
     fn go_back(&mut self) -> std::io::Result<()> {
         Ok(())
