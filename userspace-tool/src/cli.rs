@@ -105,7 +105,8 @@ pub(crate) enum Command {
     ///
     /// It rests meanwhile, and goes on. The file has its memory, processors and devices, and not
     /// what is on its disks: they must be as they were when it is brought back. A file that is
-    /// there is replaced when the new one is whole, and not before.
+    /// there is replaced when the new one is whole, and not before; only one that is empty or was
+    /// saved so.
     Save {
         /// The machine's name
         name: String,
@@ -199,7 +200,8 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "net", value_name = "WHAT")]
     pub(crate) networks: Vec<Network>,
 
-    /// Where the first serial port goes: stdio, none, or a file for its output; without this, stdio
+    /// Where the first serial port goes: stdio, none, or a file, to whose end its output is added;
+    /// without this, stdio
     #[arg(long, value_name = "WHERE")]
     pub(crate) console: Option<ConsoleArg>,
 
@@ -259,12 +261,22 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Give the machine all that the file names: disks, networks, the console's file, the device
+    /// node, the kernel to start again with. Who has written the file has your rights then
+    #[arg(long)]
+    pub(crate) trust: bool,
+
+    /// A disk in the place of the machine's own, in their order; may be repeated. One that the guest
+    /// could only read stays so. Without --trust, all must be named
+    #[arg(short, long = "disk", value_name = "FILE[,ro]", value_hint = ValueHint::FilePath)]
+    pub(crate) disks: Vec<DiskFile>,
+
     /// A network in the place of the machine's own, in their order; may be repeated. The hardware
-    /// addresses stay
+    /// addresses stay. Without --trust, all must be named
     #[arg(short, long = "net", value_name = "WHAT")]
     pub(crate) networks: Vec<Network>,
 
-    /// Where the first serial port goes; without this, where it went
+    /// Where the first serial port goes; without this, stdio; with --trust, where it went
     #[arg(long, value_name = "WHERE")]
     pub(crate) console: Option<ConsoleArg>,
 
@@ -273,7 +285,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) summary: bool,
 
-    /// The hypervisor's device node; without this, the one that the machine had
+    /// The hypervisor's device node; without this, /dev/pacifica; with --trust, the one that the
+    /// machine had
     #[arg(long, value_name = "NODE", value_hint = ValueHint::FilePath)]
     pub(crate) device: Option<PathBuf>,
 }

@@ -95,7 +95,9 @@ impl Console {
             ConsoleArg::Stdio => ConsoleOutput::Stdout,
             ConsoleArg::None => ConsoleOutput::None,
             ConsoleArg::File(path) => {
-                ConsoleOutput::File(File::create(path).map_err(|error| Error::Console {
+                // What is there stays: a machine that comes back goes on with its log.
+                let file = File::options().append(true).create(true).open(path);
+                ConsoleOutput::File(file.map_err(|error| Error::Console {
                     what: path.display().to_string(),
                     error,
                 })?)
@@ -204,6 +206,21 @@ mod tests {
             .flat_map(|piece| escapes.feed(piece, &mut guest))
             .collect();
         (guest, actions)
+    }
+
+    #[test]
+    fn what_is_in_a_log_stays() {
+        let path = std::env::temp_dir().join(format!("pacifica-log-{}", std::process::id()));
+        for word in ["one ", "two"] {
+            let console = Console::open(&ConsoleArg::File(path.clone())).unwrap();
+            console
+                .writer()
+                .unwrap()
+                .write_all(word.as_bytes())
+                .unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"one two");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

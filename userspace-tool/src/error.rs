@@ -185,6 +185,14 @@ pub(crate) enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A machine that was saved wants what the user has not allowed.
+    #[error("cannot restore {}: it wants {wants}", path.display())]
+    Consent {
+        /// The file.
+        path: PathBuf,
+        /// What it wants.
+        wants: String,
+    },
     /// A state cannot be put back.
     #[error("the state is not this machine's: {0}")]
     State(String),
@@ -275,6 +283,11 @@ impl Error {
             Error::Console { .. } => "Choose another with --console: stdio, none, or a file.".into(),
             Error::Saved { .. } | Error::State(_) => {
                 "`pacifica save` writes such files. One that is damaged cannot be mended.".into()
+            }
+            Error::Consent { .. } => {
+                "Name all disks with --disk FILE[,ro] and all networks with --net WHAT, in their order; or say --trust if \
+                 you know who has written the file."
+                    .into()
             }
             Error::Write { .. } => "Name another file; a file that was there is as it was.".into(),
             Error::System { .. } => "`pacifica check` looks at the host; as root more is allowed.".into(),

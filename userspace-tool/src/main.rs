@@ -26,6 +26,7 @@ mod parts;
 mod run;
 mod state;
 mod summary;
+mod trust;
 mod vcpu;
 mod vm;
 

@@ -29,6 +29,7 @@ use crate::memory;
 use crate::outcome::{self, Outcome, Stop};
 use crate::state::{self, State};
 use crate::summary::Summary;
+use crate::trust;
 use crate::vm::{Forked, Origin, Vm};
 
 /// The signals that end the program.
@@ -101,14 +102,7 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode> {
             "it has memory of another size than its machine".into(),
         ));
     }
-    if args.networks.len() > machine.devices.networks.len() {
-        return Err(wrong("its machine has fewer networks".into()));
-    }
-    for (own, new) in machine.devices.networks.iter_mut().zip(&args.networks) {
-        own.plug = new.plug.clone();
-    }
-    machine.console = args.console.clone().unwrap_or(machine.console);
-    machine.device = args.device.clone().unwrap_or(machine.device);
+    trust::allow(&mut machine, args)?;
     let memory = contents.load(file, args.check);
     let memory = memory.map_err(|error| wrong(error.to_string()))?;
     let origin = Origin::Saved(Box::new(contents.state), memory);

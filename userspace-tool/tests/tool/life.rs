@@ -212,6 +212,8 @@ fn leave(mut machine: Child, round: usize) {
 fn linux_with_a_disk_and_a_network_comes_back_on_either_device() {
     let place = Place::new("worker", WORKER);
     let (name, file, own) = (name("worker"), place.path("file"), device());
+    let disk = place.path("disk.raw");
+    let net = format!("socket={}", place.path("socket"));
     let mut machine = worker(&place, &name, &Neighbour::default());
     tell(&mut machine, "first\n");
     expect(&mut machine, "round 1: first");
@@ -232,7 +234,15 @@ fn linux_with_a_disk_and_a_network_comes_back_on_either_device() {
         say(&["pause", &name]);
         say(&["save", &name, &file]);
         end(machine);
-        machine = restore(&file, &name, device);
+        // The file alone decides nothing about disks and networks.
+        let said = fail(&["restore", &file, "--device", device, "--disk", &disk]);
+        assert!(said.contains(&net) && said.contains("--trust"), "{said}");
+        let words = ["restore", &file, "--name", &name, "--device", device];
+        let mut command = program();
+        machine = start(match nth {
+            0 => command.args(words).args(["--disk", &disk, "--net", &net]),
+            _ => command.args(words).arg("--trust"),
+        });
         expect(&mut machine, &format!("round {}: on", nth + 2));
     }
     leave(machine, count + 2);
