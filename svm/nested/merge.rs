@@ -94,6 +94,9 @@ impl Nested {
         merged.apply(vmcb);
         if self.in_cpu == Some(merged) {
             vmcb.restore_clean(clean);
+        } else {
+            // V_TPR may be as it was in between, and another one in the CPU.
+            vmcb.set_all_dirty();
         }
         self.own = Some(own);
     }

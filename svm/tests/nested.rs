@@ -884,6 +884,32 @@ fn clean_bits_over_an_exit() {
     assert_eq!(machine.vmcb.clean(), Clean::default(), "the outer guest");
 }
 
+/// The inner guest's task priority becomes what ours is: the CPU has another one, and is told.
+#[test]
+fn a_priority_that_becomes_ours_is_no_clean_one() {
+    let mut machine = outer();
+    machine.host = NRIPS | SvmFeatures::VMCB_CLEAN;
+    machine.set_low(
+        at::INT_CONTROL,
+        VirtualInterrupt::V_INTR_MASKING.bits() | 13,
+    );
+    machine.vmrun();
+    machine.run();
+    machine.vmcb.set_clean();
+    assert_eq!(machine.vmcb.v_tpr(), 0);
+    // The module executes the MOV to CR8.
+    machine.state.regs.set(gpr::RBX, 0);
+    machine.host |= SvmFeatures::DECODE_ASSISTS;
+    poke(&mut machine.vmcb, NRIP, INNER + 4);
+    let mov = 1 << 63 | 3;
+    assert_eq!(machine.exit(ExitCode(0x18), mov, 0), Action::Resume);
+    assert_eq!(machine.vmcb.rip(), INNER + 4);
+    let nested = machine.nested.as_deref_mut().expect("it has SVM");
+    nested.merge(&mut machine.vmcb);
+    assert_eq!(machine.vmcb.v_tpr(), 0);
+    assert!(!machine.vmcb.clean().contains(Clean::INTERRUPT));
+}
+
 /// NMIs that were masked when VMRUN came stay so for the outer guest, and are no exit.
 #[test]
 fn masked_nmis_of_the_outer_guest_are_saved() {
