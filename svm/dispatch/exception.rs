@@ -71,9 +71,12 @@ fn fix_vmcall<P: Platform>(guest: &mut Guest<'_, P>) -> Result<bool, Stop> {
     }
 }
 
-/// IRET with NMIs masked: it has not been executed yet, and NMIs stay masked until it has.
+/// IRET with NMIs masked: it has not been executed yet, and NMIs stay masked until it has. A CPU
+/// with virtual NMIs sees it, and it exits only to end what was entered briefly.
 pub(super) fn iret<P: Platform>(guest: &mut Guest<'_, P>) -> Action {
-    guest.state.events.iret_at = Some(guest.vmcb.rip());
+    if !guest.vmcb.has_virtual_nmis() {
+        guest.state.events.iret_at = Some(guest.vmcb.rip());
+    }
     Action::Resume
 }
 

@@ -827,6 +827,22 @@ fn virtual_nmis_need_no_window() {
     assert!(!machine.state.events.nmi_masked);
 }
 
+/// An IRET exits for another reason than the mask, which the CPU has.
+#[test]
+fn an_iret_that_exits_ends_no_virtual_mask() {
+    let mut machine = with_virtual_nmis();
+    machine.state.events.set_nmi_masked(true);
+    machine.prepare();
+    machine.exit(ExitCode::IRET, 0, 0);
+    machine.prepare();
+    // An exception before the IRET is done, say: RIP is elsewhere.
+    machine.vmcb.set_rip(CODE + 0x100);
+    exit_during(&mut machine, None);
+    assert!(machine.state.events.nmi_masked);
+    machine.prepare();
+    assert_eq!(virtual_nmi(&machine), (false, true));
+}
+
 #[test]
 fn a_virtual_nmi_that_is_cut_short_comes_again() {
     let mut machine = with_virtual_nmis();
