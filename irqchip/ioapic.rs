@@ -127,6 +127,8 @@ pub struct Ioapic {
     storms: Storms<PINS>,
     /// The real-time clock's interrupt is on its way, and so many ticks came meanwhile.
     rtc: Option<u32>,
+    /// A LAPIC has taken its interrupt since [`Self::rtc_loses`].
+    rtc_taken: bool,
 }
 
 impl Default for Ioapic {
@@ -148,12 +150,14 @@ impl Ioapic {
             waiting: 0,
             storms: Storms::NONE,
             rtc: None,
+            rtc_taken: false,
         }
     }
 
     /// Whether a tick of the real-time clock is lost, because the interrupt of the last one has not
     /// ended. It is asked by a VMM that sends what is lost again (`KVM_IRQ_LINE_STATUS`).
     pub fn rtc_loses(&mut self) -> bool {
+        self.rtc_taken = false;
         self.rtc = self
             .rtc
             .map(|lost| lost.saturating_add(1))
@@ -161,10 +165,15 @@ impl Ioapic {
         self.rtc.is_some()
     }
 
-    /// A tick of the real-time clock went through.
+    /// A tick of the real-time clock went through. It is to end if it went through here: a PIC that
+    /// took it tells of no end.
     pub fn rtc_sent(&mut self) {
-        let entry = self.table.get(usize::from(RTC_PIN));
-        self.rtc = entry.filter(|entry| !entry.is_masked()).map(|_| 0);
+        self.rtc = self.rtc_taken.then_some(0);
+    }
+
+    /// A local APIC was reset: the real-time clock's interrupt may never end.
+    pub fn forget_rtc(&mut self) {
+        self.rtc = None;
     }
 
     /// `source` drives `level` into `pin`.
@@ -200,6 +209,7 @@ impl Ioapic {
         if !entry.is_level() && !rises || waits {
             Delivery::Coalesced
         } else if self.service(index, send) {
+            self.rtc_taken |= pin == RTC_PIN;
             Delivery::Delivered
         } else {
             Delivery::Ignored

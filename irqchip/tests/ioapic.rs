@@ -303,17 +303,30 @@ fn saved_state() {
 fn ticks_of_the_clock_are_counted() {
     let mut ioapic = Ioapic::new();
     let mut bus = Bus::default();
-    ioapic.rtc_sent();
-    assert!(!ioapic.rtc_loses(), "the pin is masked");
-    program(&mut ioapic, &mut bus, 8, 0x38);
-    for end in 0..3 {
+    let tick = |ioapic: &mut Ioapic, bus: &mut Bus| {
         assert!(!ioapic.rtc_loses());
+        ioapic.set_pin(8, A, true, &mut bus.send());
+        ioapic.set_pin(8, A, false, &mut bus.send());
+        // The PIC took it, if this did not.
         ioapic.rtc_sent();
+    };
+    for _ in 0..2 {
+        tick(&mut ioapic, &mut bus);
+        assert!(!ioapic.rtc_loses(), "the pin is masked");
+    }
+    program(&mut ioapic, &mut bus, 8, 0x38);
+    ioapic.set_pin(8, A, true, &mut |_| false);
+    ioapic.set_pin(8, A, false, &mut |_| false);
+    ioapic.rtc_sent();
+    assert!(!ioapic.rtc_loses(), "no LAPIC took it");
+    for end in 0..4 {
+        tick(&mut ioapic, &mut bus);
         ioapic.eoi(0x39, &mut bus.send());
         assert!(ioapic.rtc_loses() && ioapic.rtc_loses());
         match end {
             0 => ioapic.eoi(0x38, &mut bus.send()),
             1 => program(&mut ioapic, &mut bus, 8, 0x38),
+            2 => ioapic.forget_rtc(),
             _ => assert_eq!((0..2000).position(|_| !ioapic.rtc_loses()), Some(997)),
         }
         assert!(!ioapic.rtc_loses());

@@ -227,6 +227,7 @@ fn set_lapic(vcpu: &mut LockedVcpu, arg: UserArg) -> Result {
         .vm
         .vcpu_table
         .publish_apic(&vcpu.platform.mailbox, lapic.snapshot());
+    vcpu.platform.vm.irqchip.lapic_was_set();
     vcpu.platform.mailbox.request(Requests::EXTINT);
     touch_time(vcpu);
     Ok(())

@@ -417,6 +417,13 @@ impl Irqchip {
         delivery
     }
 
+    /// A LAPIC was reset, or set: what it had in service may never end.
+    pub(crate) fn lapic_was_set(&self) {
+        if self.is_full() {
+            self.devices().ioapic.forget_rtc();
+        }
+    }
+
     /// An irqfd was written: an edge.
     pub(crate) fn pulse_gsi(&self, gsi: u32) {
         let mut held = self.devices();

@@ -313,6 +313,7 @@ impl Platform for VcpuPlatform {
     fn init_apic(&mut self) {
         if let Some(lapic) = self.apic.kernel_mut() {
             lapic.init();
+            self.vm.irqchip.lapic_was_set();
             self.apic_effect(Effect::Routing);
         }
     }
