@@ -39,14 +39,20 @@ impl Scale {
         }
     }
 
-    /// Nanoseconds in `ticks`, as a guest computes them.
+    /// Nanoseconds in `ticks`, as a guest computes them; but where its numbers overflow, these do
+    /// not: more than can be told are as many as can.
     pub const fn ns(&self, ticks: u64) -> u64 {
-        let shifted = if self.shift < 0 {
-            ticks >> (self.shift.unsigned_abs() & 63)
+        let shift = (self.shift.unsigned_abs() & 31) as u32;
+        let (ticks, left) = if self.shift < 0 {
+            (ticks >> shift, 0)
         } else {
-            ticks << (self.shift.unsigned_abs() & 63)
+            (ticks, shift)
         };
-        ((shifted as u128 * self.mul as u128) >> 32) as u64
+        let ns = ((ticks as u128 * self.mul as u128) << left) >> 32;
+        if ns > u64::MAX as u128 {
+            return u64::MAX;
+        }
+        ns as u64
     }
 }
 

@@ -63,6 +63,11 @@ fn well_known_rates() {
     assert_eq!(scale.ns(123_456_789), 123_456_789);
     // Two: half.
     assert_eq!(Scale::new(2_000_000).ns(2_000_000_000), 1_000_000_000);
+    // A deadline that is far away stays so, at rates below a gigahertz, too.
+    let scale = Scale::new(500_000);
+    assert_eq!(scale.ns(1 << 62), 1 << 63);
+    assert_eq!(scale.ns(1 << 63), u64::MAX);
+    assert_eq!(Scale::new(1).ns(u64::MAX), u64::MAX);
     // Out of range, but no panic.
     for khz in [0, 1, 2, u32::MAX] {
         let scale = Scale::new(khz);
