@@ -102,6 +102,9 @@ pub struct RegAccess {
     /// What a CPU with decode assists says: the general-purpose register of a MOV. `None` for
     /// LMSW, SMSW and CLTS. Always `None` for CRs, and meaningless for DRs, without the feature.
     pub gpr: Option<u8>,
+    /// What the emulator says: RIP behind the instruction, which is the MOV of `gpr`, or CLTS. It
+    /// has been checked, and is not read again.
+    pub next: Option<u64>,
 }
 
 /// An access to I/O ports (APM vol. 2, 15.10.2).
@@ -413,6 +416,7 @@ impl RegAccess {
             register: (n % Self::REGISTERS) as u8,
             write: n >= Self::REGISTERS,
             gpr: (info1 & Self::IS_MOV != 0).then_some((info1 & Self::GPR) as u8),
+            next: None,
         }
     }
 }

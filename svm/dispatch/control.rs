@@ -72,7 +72,7 @@ pub fn set_control_regs<P: Platform>(guest: &mut Guest<'_, P>, regs: &ControlReg
 /// MOV CRn, LMSW, SMSW, CLTS.
 pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Result<Action, Stop> {
     if let Some(gpr) = access.gpr {
-        let next = next_rip(guest, Opcode::ANY)?;
+        let next = behind(guest, access)?;
         return move_cr(
             guest,
             Move {
@@ -82,6 +82,10 @@ pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
                 next,
             },
         );
+    }
+    // Of those without a register, the emulator leaves only CLTS to this.
+    if let Some(next) = access.next {
+        return clts(guest, next);
     }
     let insn = fetch(guest, &[])?;
     let next = insn.next_rip(guest.vmcb.rip());
@@ -99,9 +103,21 @@ pub(super) fn cr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Re
     if insn.is_smsw() || insn.is_lmsw() {
         return emulate(guest, None);
     }
-    if !insn.is_clts() {
-        return Err(Stop::Unhandled);
+    match insn.is_clts() {
+        true => clts(guest, next),
+        false => Err(Stop::Unhandled),
     }
+}
+
+/// RIP behind the MOV.
+fn behind<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Result<u64, Stop> {
+    match access.next {
+        Some(next) => Ok(next),
+        None => next_rip(guest, Opcode::ANY),
+    }
+}
+
+fn clts<P: Platform>(guest: &mut Guest<'_, P>, next: u64) -> Result<Action, Stop> {
     if guest.cpl() != 0 {
         return Err(Exception::GP0.into());
     }
@@ -233,12 +249,14 @@ const DR6_BD: u64 = 1 << 13;
 /// MOV DRn (APM vol. 2, 13.1.1).
 pub(super) fn dr<P: Platform>(guest: &mut Guest<'_, P>, access: RegAccess) -> Result<Action, Stop> {
     let operand = match access.gpr {
-        Some(gpr) if guest.host.contains(SvmFeatures::DECODE_ASSISTS) => Move {
-            register: access.register,
-            gpr,
-            write: access.write,
-            next: next_rip(guest, Opcode::ANY)?,
-        },
+        Some(gpr) if access.next.is_some() || guest.host.contains(SvmFeatures::DECODE_ASSISTS) => {
+            Move {
+                register: access.register,
+                gpr,
+                write: access.write,
+                next: behind(guest, access)?,
+            }
+        }
         _ => {
             let insn = fetch(guest, &[])?;
             let operand = insn.mov_dr_operand().ok_or(Stop::Unhandled)?;

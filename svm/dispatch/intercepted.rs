@@ -10,17 +10,11 @@ use crate::exit::{Exit, ExitCode, RegAccess};
 use crate::nested::{self, emulated};
 use crate::watched::Watched;
 use x86::cpu::Stop;
-use x86::decode::{Insn, Map};
+use x86::decode::{CrAccess, Insn, Map};
 
 /// The exit that the CPU would make of the instruction, if it is one that is always intercepted, or
 /// whose handler does what the CPU would do. All others the emulator executes.
-fn exit_of(code: ExitCode, insn: &Insn) -> Option<Exit> {
-    // The handlers of these look at the instruction themselves.
-    let register = RegAccess {
-        register: 0,
-        write: false,
-        gpr: None,
-    };
+fn exit_of(code: ExitCode, insn: &Insn, next: u64) -> Option<Exit> {
     Some(match code {
         ExitCode::HLT => Exit::Hlt,
         ExitCode::PAUSE => Exit::Pause,
@@ -48,10 +42,24 @@ fn exit_of(code: ExitCode, insn: &Insn) -> Option<Exit> {
         | ExitCode::INVLPGA) => Exit::SvmInstruction(code),
         // SMSW and LMSW have an operand in memory.
         _ if insn.is(Map::TwoByte, 0x01) => return None,
-        code if code.within(ExitCode::CR0_READ, ExitCode::CR15_WRITE) => Exit::Cr(register),
-        code if code.within(ExitCode::DR0_READ, ExitCode::DR15_WRITE) => Exit::Dr(register),
+        code if code.within(ExitCode::CR0_READ, ExitCode::CR15_WRITE) => {
+            Exit::Cr(access(insn.mov_cr_operand(), next))
+        }
+        code if code.within(ExitCode::DR0_READ, ExitCode::DR15_WRITE) => {
+            Exit::Dr(access(insn.mov_dr_operand(), next))
+        }
         _ => return None,
     })
+}
+
+/// The access of a MOV; CLTS has no operand.
+fn access(operand: Option<CrAccess>, next: u64) -> RegAccess {
+    RegAccess {
+        register: operand.map_or(0, |operand| operand.register),
+        write: operand.is_none_or(|operand| operand.write),
+        gpr: operand.map(|operand| operand.gpr),
+        next: Some(next),
+    }
 }
 
 /// Handles the instruction if it is such a one.
@@ -68,7 +76,7 @@ pub(super) fn intercepted<P: Platform>(
             Err(stop) => return Some(Err(stop)),
         }
     }
-    let exit = exit_of(watched.code, insn)?;
+    let exit = exit_of(watched.code, insn, insn.next_rip(guest.vmcb.rip()))?;
     if let Err(exception) = watched.first.check(guest) {
         return Some(Err(exception.into()));
     }

@@ -51,14 +51,17 @@ pub(crate) fn outer_exit<P: Platform>(
 /// Whether the instruction, a write of CR0, is one for the intercept of selected writes: a MOV that
 /// changes more than TS and MP, and LMSW in any case (APM vol. 2, 15.9).
 pub(super) fn selects_cr0<P: Platform>(guest: &Guest<'_, P>, insn: &Insn) -> bool {
-    const OTHERS: Cr0 = Cr0::TS.union(Cr0::MP);
     match insn.mov_cr_operand() {
         None => insn.is_lmsw(),
-        Some(operand) => {
-            let new = guest.gpr(operand.gpr) & width(guest);
-            (guest.cr0().bits() ^ new) & !OTHERS.bits() != 0
-        }
+        Some(operand) => changes_selected(guest, operand.gpr),
     }
+}
+
+/// Whether a MOV of this register to CR0 changes more than TS and MP.
+pub(super) fn changes_selected<P: Platform>(guest: &Guest<'_, P>, gpr: u8) -> bool {
+    const OTHERS: Cr0 = Cr0::TS.union(Cr0::MP);
+    let new = guest.gpr(gpr) & width(guest);
+    (guest.cr0().bits() ^ new) & !OTHERS.bits() != 0
 }
 
 /// EXITINFO1 and 2, or nothing if a map of the outer guest's lets the access pass.

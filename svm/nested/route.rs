@@ -9,7 +9,7 @@ use crate::cpu::Guest;
 use crate::dispatch::{Action, Platform};
 use crate::exit::{Exit, ExitCode};
 use crate::msrpm;
-use crate::nested::emulated::selects_cr0;
+use crate::nested::emulated::{changes_selected, selects_cr0};
 use crate::nested::{leave, InnerExit, Told};
 use x86::cpu::{MemError, Stop};
 use x86::emulate::fetch;
@@ -90,13 +90,19 @@ fn belongs_to_outer<P: Platform>(
         Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init | Exit::Vintr => false,
         Exit::Exception { vector, .. } => wanted && !is_debuggers(guest, vector),
         // Ours is of all writes, the outer guest's of some.
-        Exit::Cr(_)
+        Exit::Cr(access)
             if !wanted
                 && code == ExitCode::CR0_WRITE
                 && nested.intercepts(ExitCode::CR0_SEL_WRITE) =>
         {
-            let insn = fetch(guest, &[])?;
-            return Ok(selects_cr0(guest, &insn).then_some(ExitCode::CR0_SEL_WRITE));
+            let selects = match access.gpr {
+                Some(gpr) => changes_selected(guest, gpr),
+                None => {
+                    let insn = fetch(guest, &[])?;
+                    selects_cr0(guest, &insn)
+                }
+            };
+            return Ok(selects.then_some(ExitCode::CR0_SEL_WRITE));
         }
         Exit::Cr0SelWrite(_) if !wanted && nested.intercepts(ExitCode::CR0_WRITE) => {
             return Ok(Some(ExitCode::CR0_WRITE));

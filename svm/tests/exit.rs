@@ -52,6 +52,7 @@ fn ports() {
 #[test]
 fn registers() {
     let mov = |register, write, gpr| RegAccess {
+        next: None,
         register,
         write,
         gpr,

@@ -332,6 +332,56 @@ fn selected_writes_of_cr0_that_all_exit() {
     }
 }
 
+/// What the CPU tells of such a write counts, not what another vCPU has made of the instruction.
+#[test]
+fn selected_writes_of_cr0_are_as_the_cpu_tells() {
+    let clts = &[0x0f, 0x06, 0x90][..];
+    for (value, expected) in [
+        (0x8001_0031 ^ 0b1010, None),
+        (0x8001_0031 | 1 << 30, Some(0x65)),
+    ] {
+        let mut machine = at(clts, &[0x65], ASSISTS);
+        machine.state.regs.set(gpr::RBX, value);
+        machine.vmcb.set_next_rip(INNER + 3);
+        let action = machine.exit(ExitCode::CR0_WRITE, MOV | 3, 0);
+        assert_eq!(action, Action::Resume);
+        assert_eq!(machine.is_inside(), expected.is_none(), "{value:x}");
+        if let Some(expected) = expected {
+            assert_eq!(machine.field(at::EXITCODE), expected);
+        }
+    }
+}
+
+/// Another vCPU changes the instruction at some point between the check of the outer guest's
+/// intercepts and the execution: what was checked is executed.
+#[test]
+fn what_was_checked_is_executed() {
+    const CR3_WRITE: u64 = 0x13;
+    const DR7_WRITE: u64 = 0x37;
+    for (code, other) in [
+        // MOV to CR2 or CR3, to DR0 or DR7; CLTS or MOV to CR3; all of RBX.
+        (&[0x0f, 0x22, 0xd3][..], (2, 0xdb)),
+        (&[0x0f, 0x23, 0xc3], (2, 0xfb)),
+        (&[0x0f, 0x06, 0xdb], (1, 0x22)),
+    ] {
+        for host in [SvmFeatures::empty(), SvmFeatures::NRIPS, ASSISTS] {
+            let run = |change| {
+                let mut machine = at(code, &[CR3_WRITE, DR7_WRITE], host);
+                machine.state.regs.set(gpr::RBX, 0x8018);
+                machine.world.reads = 0;
+                machine.world.change = change;
+                assert_eq!(emulate(&mut machine), Action::Resume);
+                let untouched = machine.vmcb.cr3() == 0x8000 && machine.vmcb.dr7() == 0x400;
+                assert!(!machine.is_inside() || untouched, "{code:02x?} {change:?}");
+                machine.world.reads
+            };
+            for reads in 1..=run(None) {
+                run(Some((reads, INNER as usize + other.0, other.1)));
+            }
+        }
+    }
+}
+
 /// The exit must wait for a page of the outer guest: nothing has happened then.
 #[test]
 fn an_exit_that_must_wait() {

@@ -47,6 +47,8 @@ pub struct World {
     pub read_only: bool,
     /// Another CPU writes this byte before the next write near to it.
     pub race: Option<(usize, u8)>,
+    /// Another CPU writes this byte right before so many reads are done.
+    pub change: Option<(u32, usize, u8)>,
     /// What memory answers to a nested fault.
     pub fault: Result<(), MemError>,
     pub requests: Requests,
@@ -78,6 +80,7 @@ impl Default for World {
             would_sleep: false,
             read_only: false,
             race: None,
+            change: None,
             fault: Err(MemError::Unbacked),
             requests: Requests::empty(),
             apic_inits: 0,
@@ -127,6 +130,9 @@ impl World {
 impl GuestMemory for World {
     fn read_gpa(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), MemError> {
         self.reads += 1;
+        if let Some((_, at, byte)) = self.change.filter(|(reads, ..)| *reads == self.reads) {
+            self.ram[at] = byte;
+        }
         let range = self.range(gpa, buf.len())?;
         buf.copy_from_slice(&self.ram[range]);
         Ok(())
