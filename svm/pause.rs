@@ -41,10 +41,13 @@ impl PauseFilter {
         } else {
             old.saturating_add(self.grow)
         };
-        if new > self.max {
-            self.max
-        } else {
+        if new < self.max {
             new
+        } else if self.max < self.count {
+            // The parameters contradict each other.
+            self.count
+        } else {
+            self.max
         }
     }
 

@@ -46,6 +46,16 @@ fn factors_are_below_the_count_and_sums_from_there_on() {
     );
 }
 
+#[test]
+fn the_least_is_more_than_the_most() {
+    let filter = PauseFilter {
+        count: 100,
+        max: 50,
+        ..PauseFilter::DEFAULT
+    };
+    assert_eq!((filter.grown(100), filter.shrunk(100)), (100, 100));
+}
+
 proptest! {
     #[test]
     fn it_stays_between_the_least_and_the_most(
