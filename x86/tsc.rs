@@ -102,4 +102,11 @@ impl TscOrigin {
     pub const fn offset(&self, ratio: TscRatio) -> u64 {
         self.guest.wrapping_sub(ratio.scale_signed(self.host))
     }
+
+    /// The offset for a TSC that is as far from the others as with `old` and `offset`, at another
+    /// rate.
+    pub const fn at_ratio(&self, ratio: TscRatio, old: TscRatio, offset: u64) -> u64 {
+        let ahead = offset.wrapping_sub(self.offset(old));
+        self.offset(ratio).wrapping_add(ahead)
+    }
 }

@@ -8,6 +8,8 @@ use crate::host::{Host, PerCpu, MSR_DEBUG_CTL, MSR_TSC_AUX, MSR_TSC_RATIO};
 use crate::linux::{self, IrqsOff};
 use crate::vcpu::inner;
 use crate::vcpu::LockedVcpu;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use kernel::prelude::*;
 use svm::asid;
 use svm::debug_ctl;
 use svm::exit::Exit;
@@ -94,9 +96,14 @@ pub(crate) fn enter_context(
 /// It stays in the CPU until another guest needs another one.
 #[cold]
 fn set_tsc_ratio(local: &mut PerCpu, ratio: TscRatio) {
+    static SAID: AtomicBool = AtomicBool::new(false);
     // SAFETY: It acts on guests only.
     if unsafe { linux::wrmsr(MSR_TSC_RATIO, ratio.bits()) }.is_ok() {
         local.tsc_ratio = ratio;
+    } else if !SAID.swap(true, Relaxed) {
+        pr_warn!(
+            "a CPU refuses a TSC ratio: guests' TSCs run at another rate than they are told\n"
+        );
     }
 }
 

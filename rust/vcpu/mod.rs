@@ -283,5 +283,7 @@ impl Vcpu {
     pub(crate) fn discard(&self) {
         self.vm.vcpus.remove(self);
         self.vm.vcpu_table.withdraw(&self.mailbox);
+        // The others' clocks may match again.
+        self.vm.vcpu_table.update_clocks();
     }
 }

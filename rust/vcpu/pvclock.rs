@@ -28,13 +28,13 @@ pub(crate) fn its_tsc(vcpu: &LockedVcpu) -> Tsc {
     }
 }
 
-/// Tells the other vCPUs if this one's TSC is another now: their clocks may have been the same as
-/// its clock, or become so. Not in the guest.
+/// This vCPU's TSC may be another now: the others' clocks may have been the same as its clock, or
+/// become so. Not in the guest.
 pub(crate) fn publish(vcpu: &LockedVcpu) {
     let (tsc, platform) = (its_tsc(vcpu), &vcpu.platform);
     if platform.mailbox.tsc() != tsc {
-        platform.mailbox.set_tsc(tsc);
-        platform.vm.vcpu_table.update_clocks();
+        let vm = &platform.vm;
+        vm.clock.publish_tsc(&platform.mailbox, tsc, &vm.vcpu_table);
     }
 }
 
@@ -65,12 +65,14 @@ pub(crate) fn attribute(vcpu: &mut LockedVcpu, cmd: u32, arg: UserArg) -> Result
 }
 
 /// KVM_SET_TSC_KHZ: the guest's TSC runs at this rate, as if it had since the VM was made or its
-/// TSC was set.
+/// TSC was set. What it differs from the other vCPUs' stays.
 pub(crate) fn set_khz(vcpu: &mut LockedVcpu, khz: usize) -> Result {
     let vm = &vcpu.platform.vm;
     let rate = rate(khz, vm.features)?;
-    if vcpu.platform.tsc_rate.ratio != rate.ratio {
-        vcpu.vmcb.set_tsc_offset(vm.clock.tsc_offset(rate));
+    let old = vcpu.platform.tsc_rate;
+    if old.ratio != rate.ratio {
+        let offset = vm.clock.rated_offset(rate, old, vcpu.vmcb.tsc_offset());
+        vcpu.vmcb.set_tsc_offset(offset);
         touch_time(vcpu);
     }
     vcpu.platform.tsc_rate = rate;

@@ -3,11 +3,13 @@
 //! The clock of a VM, and the TSC that its vCPUs share (Documentation/virt/kvm/api.rst).
 
 use crate::host;
+use crate::irq::mailbox::{Mailbox, Tsc};
 use crate::irq::vcpu_table::VcpuTable;
 use crate::linux::{self, IrqLock};
 use crate::uapi::{self, UserArg};
 use kernel::ffi::c_long;
 use kernel::prelude::*;
+use kernel::sync::Mutex;
 use svm::features::SvmFeatures;
 use x86::pvclock::Scale;
 use x86::tsc::{TscOrigin, TscRate};
@@ -21,6 +23,9 @@ use x86::tsc::{TscOrigin, TscRate};
 pub(crate) struct VmClock {
     #[pin]
     state: IrqLock<State>,
+    /// Held while a vCPU publishes its TSC.
+    #[pin]
+    publishing: Mutex<()>,
 }
 
 #[derive(Clone, Copy)]
@@ -110,7 +115,10 @@ impl VmClock {
             tsc_lost: host::tsc_lost(),
             tsc_is_set: false,
         };
-        pin_init!(Self { state <- IrqLock::new(state, c"pacifica_clock", kernel::static_lock_class!()) })
+        pin_init!(Self {
+            state <- IrqLock::new(state, c"pacifica_clock", kernel::static_lock_class!()),
+            publishing <- kernel::new_mutex!((), "pacifica::publishing"),
+        })
     }
 
     /// The rate of a new vCPU's TSC.
@@ -126,6 +134,15 @@ impl VmClock {
     /// The offset of a TSC of this rate that begins with all others.
     pub(crate) fn tsc_offset(&self, rate: TscRate) -> u64 {
         self.state.lock().tsc_offset(rate)
+    }
+
+    /// The offset of a TSC that had the rate `old` and this offset, and gets another rate: what it
+    /// is ahead of the others stays.
+    pub(crate) fn rated_offset(&self, rate: TscRate, old: TscRate, offset: u64) -> u64 {
+        let mut state = self.state.lock();
+        // What the host's TSC has lost is in the origin then.
+        state.tsc_offset(rate);
+        state.origin.at_ratio(rate.ratio, old.ratio, offset)
     }
 
     /// The VMM sets a vCPU's TSC offset, and the coming ones follow.
@@ -145,6 +162,17 @@ impl VmClock {
             state.set_tsc_offset(rate, offset);
         }
         state.tsc_offset(rate)
+    }
+
+    /// A vCPU has another TSC. All write their clocks anew if what these say of the TSCs is another
+    /// now: that they are the same. One vCPU at a time, so that each sees what it changes.
+    pub(crate) fn publish_tsc(&self, mailbox: &Mailbox, tsc: Tsc, vcpus: &VcpuTable) {
+        let _guard = self.publishing.lock();
+        let matched = vcpus.clocks_match();
+        mailbox.set_tsc(tsc);
+        if linux::tsc_stable() && vcpus.clocks_match() != matched {
+            vcpus.update_clocks();
+        }
     }
 
     /// The guest's time at an instant not long ago.

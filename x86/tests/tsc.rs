@@ -52,6 +52,11 @@ proptest! {
         // The offset that the VMM sets is the offset that it reads.
         let offset = origin.offset(ratio);
         prop_assert_eq!(TscOrigin::of(ratio, offset, host + later).offset(ratio), offset);
+        // At another rate it is as far from the others as before.
+        let ahead = later ^ guest;
+        let old = origin.offset(TscRatio::ONE).wrapping_add(ahead);
+        let moved = origin.at_ratio(ratio, TscRatio::ONE, old);
+        prop_assert_eq!(ratio.scale(host).wrapping_add(moved), guest.wrapping_add(ahead));
         // The host's TSC has gone back: the guest's has not, and counts on at its rate.
         let back = TscOrigin { host: host.wrapping_sub(lost), guest };
         let now = host.saturating_sub(lost);
