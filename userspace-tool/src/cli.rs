@@ -266,8 +266,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) trust: bool,
 
-    /// A disk in the place of the machine's own, in their order; may be repeated. One that the guest
-    /// could only read stays so. Without --trust, all must be named
+    /// A disk in the place of the machine's own, in their order; may be repeated. One that the
+    /// guest could only read stays so. Without --trust, all must be named
     #[arg(short, long = "disk", value_name = "FILE[,ro]", value_hint = ValueHint::FilePath)]
     pub(crate) disks: Vec<DiskFile>,
 

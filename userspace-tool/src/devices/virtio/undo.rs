@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! What a disk had before it was written to, so that it can go back with its machine: a snapshot
-//! keeps it in memory (memfd), in units of 64 KiB; of a unit of zeros, only that it is one. The file
-//! of the disk is always the newest; that is why no overlay of qcow2 or of a crate does this.
+//! keeps it in memory (memfd), in units of 64 KiB; of a unit of zeros, only that it is one. The
+//! disk's file is always the newest; that is why no overlay of qcow2 or of a crate does this.
 
 use std::fs::File;
 use std::io;
